@@ -1,0 +1,57 @@
+"""Every error a user can meet. A message says what was tried, what was found and what to do."""
+
+
+class FlannelError(Exception):
+    """Base of all of them: the program prints the message as one line and exits with 1."""
+
+
+class UsageError(FlannelError):
+    """A flag, an environment variable or an argument is wrong."""
+
+
+class NetworkConfigError(FlannelError):
+    """The network config in etcd is missing or invalid; the daemon says so and waits for a good one."""
+
+
+class BackendTypeError(FlannelError):
+    """The network config names a backend other than udp."""
+
+
+class LeaseDecodeError(FlannelError):
+    """A key or value under ``<prefix>/subnets/`` is not a lease; it is skipped with one warning."""
+
+
+class NetworkExhaustedError(FlannelError):
+    """No subnet between SubnetMin and SubnetMax is free."""
+
+
+class ReservationError(FlannelError):
+    """The subnet an operator reserved for this host does not fit the network config."""
+
+
+class LeaseLostError(FlannelError):
+    """Our lease was revoked or taken over: forwarding stops and the program exits with 1."""
+
+
+class EtcdError(FlannelError):
+    """An etcd call failed (unreachable, refused, TLS, login, deadline); worth another try later."""
+
+
+class CertificateError(FlannelError):
+    """A certificate or key file cannot be read or used."""
+
+
+class InterfaceError(FlannelError):
+    """No external interface or address fits the flags."""
+
+
+class DeviceError(FlannelError):
+    """The TUN device, a route or the UDP socket could not be set up."""
+
+
+class SubnetFileError(FlannelError):
+    """subnet.env or a docker options file cannot be read, understood or written."""
+
+
+class LabError(FlannelError):
+    """The lab could not be built: a missing program, right or kernel feature."""
