@@ -1,0 +1,60 @@
+"""JSON objects read the way flannel's Go ``encoding/json`` reads them (pure)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+MAX_DIGITS = 20  # of an integer in Go
+SHOWN_CHARACTERS = 80
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The object in ``text`` with case-folded names, at every level.
+
+    As in Go, names match in any case, the last of several equal names wins, a null is as good as
+    an absent name, and bytes that are not UTF-8 become U+FFFD. Raises ValueError with a reason
+    that fits in brackets.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="replace")
+    try:
+        value = _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise ValueError(f"it is not JSON: {error.msg} at {where}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it is {shown(value)}, not an object")
+    return value
+
+
+def shown(value: object) -> str:
+    """A parsed value as an operator wrote it, on one line and short enough for a message."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
+        return json.dumps(value[:SHOWN_CHARACTERS]) + "..."
+    return json.dumps(value)
+
+
+def _fold(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name.casefold(): value for name, value in pairs if value is not None}
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it is not JSON: {name} is not a number")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_fold, parse_int=_integer, parse_constant=_refuse_constant
+)
