@@ -1,0 +1,94 @@
+"""The compiled extension ``flannel_udp._pump``: cffi in API mode over the C files in csrc/."""
+
+from pathlib import Path
+
+from cffi import FFI
+
+CSRC = Path("csrc")
+SOURCES = (
+    "filter",
+    "icmp",
+    "packet",
+    "peer_table",
+    "route_set",
+    "route_table",
+    "tun_device",
+    "tunpump",
+    "udp_socket",
+    "worker",
+)
+
+ffi = FFI()
+
+ffi.cdef(
+    """
+    struct pump_config {
+        int tun_fd, udp_fd;
+        uint32_t network, network_length, subnet, subnet_length, public_ip, tun_address;
+        int check_source;
+    };
+    struct pump_route { uint32_t prefix, length, public_ip; };
+    struct pump_peer_stats {
+        uint32_t public_ip;
+        uint64_t sent_packets, sent_bytes, received_packets, received_bytes, dropped_packets;
+    };
+    struct refusal { uint32_t outer_source, inner_source, inner_destination, reason; };
+    struct pump;
+
+    int pump_create(const struct pump_config *config, struct pump **out);
+    int pump_start(struct pump *pump);
+    void pump_stop(struct pump *pump);
+    void pump_free(struct pump *pump);
+    int pump_replace(struct pump *pump, const struct pump_route *routes, size_t count);
+    int pump_update(struct pump *pump, const struct pump_route *changes, size_t count);
+    const char *pump_stat_name(unsigned stat);
+    void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity);
+    size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t capacity);
+    uint32_t pump_lookup(struct pump *pump, uint32_t address);
+    int pump_event_fd(const struct pump *pump);
+    int pump_next_refusal(struct pump *pump, struct refusal *refusal);
+    int pump_failure(const struct pump *pump);
+
+    #define TUN_NAME_SIZE ...
+    int tun_device_open(const char *pattern, char *name);
+    int udp_socket_open(uint32_t address, uint16_t port);
+
+    /* The pure parts, for the tests and the benchmarks. */
+    #define ROUTE_NONE ...
+    struct route_table;
+    int route_table_create(struct route_table **out);
+    void route_table_free(struct route_table *table);
+    uint32_t route_table_lookup(const struct route_table *table, uint32_t address);
+    int route_table_insert(struct route_table *table, uint32_t prefix, uint8_t length,
+                           uint32_t next_hop, uint32_t *previous);
+    int route_table_remove(struct route_table *table, uint32_t prefix, uint8_t length,
+                           uint32_t *previous);
+    void route_table_reclaim(struct route_table *table);
+    size_t route_table_count(const struct route_table *table);
+
+    #define ICMP_REPLY_MAX ...
+    struct packet { ...; };
+    int packet_parse(struct packet *packet, const uint8_t *bytes, size_t length);
+    _Bool icmp_may_answer(const struct packet *packet);
+    size_t icmp_net_unreachable(uint8_t *reply, uint32_t source, const struct packet *packet);
+    uint16_t checksum_of(const void *bytes, size_t length);
+    """
+)
+
+ffi.set_source(
+    "flannel_udp._pump",
+    """
+    #include "checksum.h"
+    #include "icmp.h"
+    #include "route_table.h"
+    #include "tun_device.h"
+    #include "tunpump.h"
+    #include "udp_socket.h"
+    """,
+    sources=[str(CSRC / f"{name}.c") for name in SOURCES],
+    include_dirs=[str(CSRC)],
+    depends=[str(header) for header in sorted(CSRC.glob("*.h"))],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=["-std=gnu11", "-O3", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"],
+    libraries=["pthread"],
+)

@@ -1,0 +1,71 @@
+/* packet.h - one inner IPv4 packet, read byte by byte from a buffer of known length (RFC 791). */
+#ifndef FLANNEL_UDP_PACKET_H
+#define FLANNEL_UDP_PACKET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { IPV4_MIN_HEADER = 20, PACKET_MAX = 65535 };
+
+enum packet_fault {
+    PACKET_OK,
+    PACKET_NOT_IP,       /* empty, or a version that is neither 4 nor 6 */
+    PACKET_IPV6,         /* the overlay carries IPv4 */
+    PACKET_BAD_HEADER,   /* header length below 20 or beyond the buffer */
+    PACKET_BAD_LENGTH,   /* total length unequal to the buffer's */
+};
+
+struct packet {
+    const uint8_t *bytes;
+    size_t length;
+    size_t header_length; /* 20..60, within length */
+    uint32_t source;      /* host byte order, like destination */
+    uint32_t destination;
+    uint8_t protocol;
+    bool later_fragment; /* not the first: it carries no transport header */
+};
+
+static inline uint16_t read_u16(const uint8_t *at)
+{
+    return (uint16_t)(at[0] << 8 | at[1]);
+}
+
+static inline uint32_t read_u32(const uint8_t *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+static inline void write_u16(uint8_t *at, uint16_t value)
+{
+    at[0] = (uint8_t)(value >> 8);
+    at[1] = (uint8_t)value;
+}
+
+static inline void write_u32(uint8_t *at, uint32_t value)
+{
+    write_u16(at, (uint16_t)(value >> 16));
+    write_u16(at + 2, (uint16_t)value);
+}
+
+/* Fills *packet from a buffer that must hold exactly one packet. On a fault *packet is not to be used. */
+enum packet_fault packet_parse(struct packet *packet, const uint8_t *bytes, size_t length);
+
+static inline bool address_is_multicast(uint32_t address)
+{
+    return address >> 28 == 0xe;
+}
+
+static inline bool address_is_loopback(uint32_t address)
+{
+    return address >> 24 == 127;
+}
+
+/* An address one host may answer to (RFC 1122 3.2.1.3): not this-network, loopback, multicast or broadcast. */
+static inline bool address_is_unicast(uint32_t address)
+{
+    return address >> 24 != 0 && !address_is_loopback(address) && !address_is_multicast(address) &&
+           address != UINT32_MAX;
+}
+
+#endif

@@ -1,0 +1,89 @@
+/* route_table.h - longest prefix match over IPv4, one writer, any number of readers without a lock.
+ *
+ * A trie with strides of 16, 8 and 8 bits. An entry is one 64-bit word: either the winning route for all
+ * addresses below it (next hop and prefix length), or a pointer to a node of 256 entries. Shorter routes are
+ * pushed down to the leaves, so a lookup reads one to three words and never turns back.
+ *
+ * A change stores single entries in place. Every address therefore moves from its old next hop to its new
+ * one in one atomic store, with nothing in between and nothing copied. A node that a change takes out may
+ * still be under a reader's eyes: it is retired, and freed by the second route_table_reclaim after.
+ */
+#ifndef FLANNEL_UDP_ROUTE_TABLE_H
+#define FLANNEL_UDP_ROUTE_TABLE_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "route_set.h"
+
+#define ROUTE_NONE UINT32_MAX /* no next hop */
+
+enum { ROUTE_ROOT_ENTRIES = 1 << 16, ROUTE_NODE_ENTRIES = 1 << 8 };
+
+struct route_node {
+    _Atomic uint64_t entries[ROUTE_NODE_ENTRIES];
+    size_t routes; /* that end in this node or below it: the writer frees a node that has none */
+    struct route_node *next;
+};
+
+struct route_table {
+    struct route_set set;
+    uint32_t generation;
+    struct route_node *retired;   /* since the last reclaim */
+    struct route_node *condemned; /* before the last reclaim */
+    _Atomic uint64_t root[ROUTE_ROOT_ENTRIES];
+};
+
+#define ROUTE_CHILD_BIT UINT64_C(1)
+
+/* The netmask of a prefix length 0..32, host byte order. */
+static inline uint32_t route_mask(uint8_t length)
+{
+    return length == 0 ? 0 : UINT32_MAX << (32 - length);
+}
+
+static inline struct route_node *route_entry_child(uint64_t entry)
+{
+    return (struct route_node *)(uintptr_t)(entry & ~ROUTE_CHILD_BIT);
+}
+
+/* The next hop of the longest prefix that holds the address (host byte order), ROUTE_NONE if none does. */
+static inline uint32_t route_table_lookup(const struct route_table *table, uint32_t address)
+{
+    /* acquire: pairs with the writer's release store, so a node is seen filled before it is seen at all */
+    uint64_t entry = atomic_load_explicit(&table->root[address >> 16], memory_order_acquire);
+    if (entry & ROUTE_CHILD_BIT) {
+        const struct route_node *node = route_entry_child(entry);
+        entry = atomic_load_explicit(&node->entries[(address >> 8) & 0xff], memory_order_acquire);
+        if (entry & ROUTE_CHILD_BIT) {
+            node = route_entry_child(entry);
+            entry = atomic_load_explicit(&node->entries[address & 0xff], memory_order_acquire);
+        }
+    }
+    return (uint32_t)(entry >> 32);
+}
+
+/* An empty table in *out. 0 or -ENOMEM. */
+int route_table_create(struct route_table **out);
+
+/* Frees the table and all it holds; no reader may be left. NULL is fine. */
+void route_table_free(struct route_table *table);
+
+/* Adds prefix/length or changes its next hop. Stamps the route with the current generation.
+ * *previous is the next hop it had, ROUTE_NONE if it is new.
+ * 0; -EINVAL for host bits, a length above 32 or the next hop ROUTE_NONE; -ENOMEM. On error nothing has changed. */
+int route_table_insert(struct route_table *table, uint32_t prefix, uint8_t length, uint32_t next_hop,
+                       uint32_t *previous);
+
+/* Removes prefix/length. *previous is the next hop it had. 0, -EINVAL, or -ENOENT if it is not there. */
+int route_table_remove(struct route_table *table, uint32_t prefix, uint8_t length, uint32_t *previous);
+
+/* Frees the nodes condemned at the last call and condemns those retired since: two calls with a grace
+ * period (every reader quiescent once) between them make a retired node safe to free. */
+void route_table_reclaim(struct route_table *table);
+
+/* The number of routes. */
+size_t route_table_count(const struct route_table *table);
+
+#endif

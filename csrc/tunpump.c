@@ -1,0 +1,377 @@
+/* tunpump.c - the packet pump: life cycle, routes, counters.
+ *
+ * THEORY OF OPERATION
+ *
+ * A pump joins a TUN device and a UDP socket. Packets that our kernel routes into the TUN are looked up in the
+ * route table and leave as one datagram each to the public address of the host that leases their destination
+ * (no overlay header). Datagrams that arrive are checked and their packets written to the TUN, where our kernel
+ * routes them on. Nothing but packet_parse, the filter and the table lies between the two descriptors.
+ *
+ * One native thread, the worker (worker.c), does all of it. It sleeps in epoll_wait on the TUN, the socket and
+ * an eventfd. Each wake-up serves at most one batch of either direction, so neither starves the other. A full
+ * socket pauses TUN reads: the unsent rest of the batch stays in the outbox until the socket is writable.
+ *
+ * The controlling thread (Python) changes routes while packets flow. It is the only writer, under `lock`; the
+ * worker takes no lock. The route table changes entry by entry, each with one atomic store (route_table.h).
+ * The order of a batch of changes keeps every address on its old or its new next hop throughout: first the new
+ * routes, longest first, so a short one never shows where a longer new one is about to stand; then the
+ * withdrawn ones, shortest first, so nothing older shows through.
+ *
+ * What a change takes out (trie nodes, peer slots) may still be in the worker's hands. The worker counts its
+ * passes: odd while it may hold such pointers, even while it sleeps. Memory is freed one grace period later:
+ * once the worker was seen asleep, or its count has moved, after the change was published. Nobody waits for
+ * that; the next change looks whether it has come.
+ *
+ * Nothing here prints, exits or is global. Errors are -errno. A pump whose device or socket is lost stops,
+ * keeps the reason in `failure` and makes the event descriptor readable; it never spins.
+ *
+ * GLOSSARY (smallest to largest)
+ *   packet     one inner IPv4 packet, as a container sent it
+ *   message    one packet with its destination, on its way to the socket
+ *   datagram   one outer UDP payload: exactly one packet
+ *   batch      what one turn of one direction reads and sends
+ *   peer       a host that holds a lease, known by its PublicIP
+ *   route      a leased subnet and its peer (the next hop)
+ *   own        our lease, our PublicIP, our Network
+ */
+#include "tunpump.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "udp_socket.h"
+
+struct pump {
+    pthread_mutex_t lock; /* one writer at a time */
+    struct filter_identity own;
+    struct route_table *routes; /* prefix -> slot in peers */
+    struct peer_table *peers;
+    uint_fast64_t grace_passes; /* the worker's passes when the last grace period began */
+    struct worker worker;
+};
+
+/* ---- life cycle ---- */
+
+static bool config_is_valid(const struct pump_config *config)
+{
+    return config->network_length <= 32 && config->subnet_length <= 32 &&
+           (config->network & ~route_mask((uint8_t)config->network_length)) == 0 &&
+           (config->subnet & ~route_mask((uint8_t)config->subnet_length)) == 0;
+}
+
+int pump_create(const struct pump_config *config, struct pump **out)
+{
+    if (!config_is_valid(config))
+        return -EINVAL;
+    struct pump *pump = calloc(1, sizeof *pump);
+    if (pump == NULL)
+        return -ENOMEM;
+    pump->worker.epoll_fd = pump->worker.wake_fd = pump->worker.event_fd = -1;
+    pump->own = (struct filter_identity){
+        .network = config->network,
+        .network_mask = route_mask((uint8_t)config->network_length),
+        .subnet = config->subnet,
+        .subnet_mask = route_mask((uint8_t)config->subnet_length),
+        .public_ip = config->public_ip,
+        .check_source = config->check_source != 0,
+    };
+    int error = -pthread_mutex_init(&pump->lock, NULL);
+    if (error < 0) {
+        free(pump);
+        return error;
+    }
+    error = route_table_create(&pump->routes);
+    if (error == 0)
+        error = peer_table_create(&pump->peers);
+    if (error == 0) {
+        pump->worker.own = &pump->own;
+        pump->worker.routes = pump->routes;
+        pump->worker.peers = pump->peers;
+        pump->worker.tun_address = config->tun_address;
+        pump->worker.tun_fd = config->tun_fd;
+        pump->worker.udp_fd = config->udp_fd;
+        error = worker_init(&pump->worker);
+    }
+    if (error < 0) {
+        pump_free(pump);
+        return error;
+    }
+    *out = pump;
+    return 0;
+}
+
+int pump_start(struct pump *pump)
+{
+    pthread_mutex_lock(&pump->lock);
+    /* relaxed: only the callers of start and stop touch it, and they hold the lock */
+    bool stopped = atomic_load_explicit(&pump->worker.stop, memory_order_relaxed);
+    int error = pump->worker.started || stopped ? -EALREADY : worker_start(&pump->worker);
+    pthread_mutex_unlock(&pump->lock);
+    return error;
+}
+
+void pump_stop(struct pump *pump)
+{
+    pthread_mutex_lock(&pump->lock);
+    worker_stop(&pump->worker);
+    pthread_mutex_unlock(&pump->lock);
+}
+
+void pump_free(struct pump *pump)
+{
+    if (pump == NULL)
+        return;
+    worker_stop(&pump->worker);
+    worker_destroy(&pump->worker);
+    route_table_free(pump->routes);
+    peer_table_free(pump->peers);
+    pthread_mutex_destroy(&pump->lock);
+    free(pump);
+}
+
+/* ---- routes ---- */
+
+static void grace_begin(struct pump *pump)
+{
+    /* A read-modify-write, so that it is ordered against the worker's: if ours comes first, the worker's next
+     * pass synchronises with it and sees every change; if the worker's came first, we see it is active. */
+    pump->grace_passes = atomic_fetch_add_explicit(&pump->worker.passes, 0, memory_order_acq_rel);
+}
+
+static bool grace_is_over(struct pump *pump)
+{
+    if (pump->grace_passes % 2 == 0)
+        return true; /* it was asleep, and wakes up to the changed tables */
+    /* acquire: the worker's last use of the old pointers happened before the count moved */
+    return atomic_load_explicit(&pump->worker.passes, memory_order_acquire) != pump->grace_passes;
+}
+
+static void reclaim(struct pump *pump)
+{
+    if (!grace_is_over(pump))
+        return;
+    route_table_reclaim(pump->routes);
+    peer_table_reclaim(pump->peers);
+    grace_begin(pump);
+}
+
+/* New routes before withdrawn ones; new ones longest first, withdrawn ones shortest first. */
+static int compare_changes(const void *left, const void *right)
+{
+    const struct pump_route *a = left, *b = right;
+    bool a_withdraws = a->public_ip == 0, b_withdraws = b->public_ip == 0;
+    if (a_withdraws != b_withdraws)
+        return a_withdraws ? 1 : -1;
+    if (a->length == b->length)
+        return 0;
+    bool a_first = a_withdraws ? a->length < b->length : a->length > b->length;
+    return a_first ? -1 : 1;
+}
+
+static int add_route(struct pump *pump, const struct pump_route *route)
+{
+    uint32_t slot, previous;
+    int error = peer_table_acquire(pump->peers, route->public_ip, &slot);
+    if (error < 0)
+        return error;
+    error = route_table_insert(pump->routes, route->prefix, (uint8_t)route->length, slot, &previous);
+    if (error < 0)
+        peer_table_release(pump->peers, slot);
+    else if (previous != ROUTE_NONE)
+        peer_table_release(pump->peers, previous);
+    return error;
+}
+
+static void withdraw_route(struct pump *pump, uint32_t prefix, uint8_t length)
+{
+    uint32_t previous;
+    if (route_table_remove(pump->routes, prefix, length, &previous) == 0)
+        peer_table_release(pump->peers, previous);
+}
+
+static int check_routes(const struct pump_route *routes, size_t count, bool may_withdraw)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (routes[i].length > 32 || (routes[i].prefix & ~route_mask((uint8_t)routes[i].length)) != 0 ||
+            (routes[i].public_ip == 0 && !may_withdraw))
+            return -EINVAL;
+    }
+    return 0;
+}
+
+/* Applies sorted changes. 0, -ENOMEM or -ENOSPC. */
+static int apply(struct pump *pump, const struct pump_route *changes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (changes[i].public_ip == 0) {
+            withdraw_route(pump, changes[i].prefix, (uint8_t)changes[i].length);
+            continue;
+        }
+        int error = add_route(pump, &changes[i]);
+        if (error < 0)
+            return error;
+    }
+    return 0;
+}
+
+/* A sorted copy of the changes. NULL when out of memory. */
+static struct pump_route *sorted_copy(const struct pump_route *changes, size_t count)
+{
+    struct pump_route *copy = malloc((count + 1) * sizeof *copy);
+    if (copy == NULL)
+        return NULL;
+    if (count != 0)
+        memcpy(copy, changes, count * sizeof *copy);
+    qsort(copy, count, sizeof *copy, compare_changes);
+    return copy;
+}
+
+int pump_update(struct pump *pump, const struct pump_route *changes, size_t count)
+{
+    int error = check_routes(changes, count, true);
+    if (error < 0)
+        return error;
+    struct pump_route *sorted = sorted_copy(changes, count);
+    if (sorted == NULL)
+        return -ENOMEM;
+    pthread_mutex_lock(&pump->lock);
+    error = apply(pump, sorted, count);
+    reclaim(pump);
+    pthread_mutex_unlock(&pump->lock);
+    free(sorted);
+    return error;
+}
+
+/* Withdraws every route that the current generation has not stamped. 0 or -ENOMEM. */
+static int withdraw_stale(struct pump *pump)
+{
+    const struct route_set *set = &pump->routes->set;
+    struct pump_route *stale = malloc((set->count + 1) * sizeof *stale);
+    if (stale == NULL)
+        return -ENOMEM;
+    size_t count = 0;
+    for (size_t i = 0; i < set->capacity; i++) {
+        const struct route_item *item = &set->items[i];
+        if (item->used && item->generation != pump->routes->generation)
+            stale[count++] = (struct pump_route){.prefix = item->prefix, .length = item->length};
+    }
+    qsort(stale, count, sizeof *stale, compare_changes);
+    int error = apply(pump, stale, count);
+    free(stale);
+    return error;
+}
+
+int pump_replace(struct pump *pump, const struct pump_route *routes, size_t count)
+{
+    int error = check_routes(routes, count, false);
+    if (error < 0)
+        return error;
+    struct pump_route *sorted = sorted_copy(routes, count);
+    if (sorted == NULL)
+        return -ENOMEM;
+    pthread_mutex_lock(&pump->lock);
+    pump->routes->generation++;
+    error = apply(pump, sorted, count);
+    if (error == 0)
+        error = withdraw_stale(pump);
+    reclaim(pump);
+    pthread_mutex_unlock(&pump->lock);
+    free(sorted);
+    return error;
+}
+
+uint32_t pump_lookup(struct pump *pump, uint32_t address)
+{
+    pthread_mutex_lock(&pump->lock);
+    uint32_t slot = route_table_lookup(pump->routes, address);
+    uint32_t public_ip = slot == ROUTE_NONE ? 0 : peer_table_at(pump->peers, slot)->address;
+    pthread_mutex_unlock(&pump->lock);
+    return public_ip;
+}
+
+/* ---- counters and events ---- */
+
+static uint64_t thread_cpu_ns(const struct worker *worker)
+{
+    clockid_t clock;
+    struct timespec used;
+    if (!worker->started || pthread_getcpuclockid(worker->thread, &clock) != 0 ||
+        clock_gettime(clock, &used) < 0)
+        return 0;
+    return (uint64_t)used.tv_sec * UINT64_C(1000000000) + (uint64_t)used.tv_nsec;
+}
+
+const char *pump_stat_name(unsigned stat)
+{
+    static const char *const names[PUMP_STAT_COUNT] = {
+#define PUMP_NAME(name) [PUMP_STAT_##name] = #name,
+        WORKER_COUNTERS(PUMP_NAME) PUMP_GAUGES(PUMP_NAME)
+#undef PUMP_NAME
+#define PUMP_NAME(upper, lower) [PUMP_STAT_FIRST_DROP + DROP_##upper] = "drop_" #lower,
+        FILTER_DROPS(PUMP_NAME)
+#undef PUMP_NAME
+    };
+    return stat < PUMP_STAT_COUNT ? names[stat] : NULL;
+}
+
+void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity)
+{
+    uint64_t all[PUMP_STAT_COUNT];
+    pthread_mutex_lock(&pump->lock);
+    const struct worker_counters *counters = &pump->worker.counters;
+#define PUMP_COPY(name) all[PUMP_STAT_##name] = counter_read(&counters->name);
+    WORKER_COUNTERS(PUMP_COPY)
+#undef PUMP_COPY
+    for (size_t i = 0; i < DROP_COUNT; i++)
+        all[PUMP_STAT_FIRST_DROP + i] = counter_read(&counters->drops[i]);
+    all[PUMP_STAT_udp_overflows] = udp_socket_overflows(pump->worker.udp_fd);
+    all[PUMP_STAT_cpu_ns] = thread_cpu_ns(&pump->worker);
+    all[PUMP_STAT_routes] = route_table_count(pump->routes);
+    pthread_mutex_unlock(&pump->lock);
+    memcpy(values, all, (capacity < PUMP_STAT_COUNT ? capacity : PUMP_STAT_COUNT) * sizeof *values);
+}
+
+size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t capacity)
+{
+    pthread_mutex_lock(&pump->lock);
+    size_t count = 0;
+    for (uint32_t slot = 0; slot < pump->peers->slots; slot++) {
+        const struct peer *peer = peer_table_at(pump->peers, slot);
+        if (peer->references == 0)
+            continue;
+        if (count < capacity) {
+            peers[count] = (struct pump_peer_stats){
+                .public_ip = peer->address,
+                .sent_packets = counter_read(&peer->sent_packets),
+                .sent_bytes = counter_read(&peer->sent_bytes),
+                .received_packets = counter_read(&peer->received_packets),
+                .received_bytes = counter_read(&peer->received_bytes),
+                .dropped_packets = counter_read(&peer->dropped_packets),
+            };
+        }
+        count++;
+    }
+    pthread_mutex_unlock(&pump->lock);
+    return count;
+}
+
+int pump_event_fd(const struct pump *pump)
+{
+    return pump->worker.event_fd;
+}
+
+int pump_next_refusal(struct pump *pump, struct refusal *refusal)
+{
+    pthread_mutex_lock(&pump->lock);
+    bool taken = worker_next_refusal(&pump->worker, refusal);
+    pthread_mutex_unlock(&pump->lock);
+    return taken ? 1 : 0;
+}
+
+int pump_failure(const struct pump *pump)
+{
+    /* acquire: pairs with the release in worker_main */
+    return atomic_load_explicit(&pump->worker.failure, memory_order_acquire);
+}

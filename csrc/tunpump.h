@@ -1,0 +1,93 @@
+/* tunpump.h - the packet pump: a native thread that carries packets between a TUN device and a UDP socket.
+ *
+ * Read the essay on top of tunpump.c first. All addresses are IPv4 in host byte order.
+ */
+#ifndef FLANNEL_UDP_TUNPUMP_H
+#define FLANNEL_UDP_TUNPUMP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "filter.h"
+#include "worker.h"
+
+struct pump;
+
+struct pump_config {
+    int tun_fd, udp_fd;       /* borrowed until pump_free; both non-blocking */
+    uint32_t network;         /* the overlay's Network */
+    uint32_t network_length;  /* prefix length 0..32 */
+    uint32_t subnet;          /* our lease */
+    uint32_t subnet_length;   /* prefix length 0..32 */
+    uint32_t public_ip;       /* our PublicIP */
+    uint32_t tun_address;     /* the TUN device's own address, source of ICMP replies */
+    int check_source;         /* 0: accept packets whose outer source is no lease's PublicIP */
+};
+
+struct pump_route {
+    uint32_t prefix, length; /* length 0..32, host bits zero */
+    uint32_t public_ip;      /* the peer that leases it; 0 withdraws the route (in pump_update only) */
+};
+
+/* The statistics of a pump, an array of 64-bit values: the worker's counters, then these, then one "drop_<reason>"
+ * for each refusal of filter.h. */
+#define PUMP_GAUGES(X)                                                                                       \
+    X(udp_overflows) /* datagrams the kernel dropped before we could read them */                            \
+    X(cpu_ns)        /* CPU time of the worker thread */                                                     \
+    X(routes)        /* in the table now */
+
+enum pump_stat {
+#define PUMP_STAT(name) PUMP_STAT_##name,
+    WORKER_COUNTERS(PUMP_STAT) PUMP_GAUGES(PUMP_STAT)
+#undef PUMP_STAT
+    PUMP_STAT_FIRST_DROP,
+    PUMP_STAT_COUNT = PUMP_STAT_FIRST_DROP + DROP_COUNT,
+};
+
+/* The name of a statistic; NULL from PUMP_STAT_COUNT on. */
+const char *pump_stat_name(unsigned stat);
+
+struct pump_peer_stats {
+    uint32_t public_ip;
+    uint64_t sent_packets, sent_bytes, received_packets, received_bytes, dropped_packets;
+};
+
+/* A pump that does not run yet, in *out. 0, -EINVAL for an impossible config, -ENOMEM or another -errno. */
+int pump_create(const struct pump_config *config, struct pump **out);
+
+/* Starts carrying packets. 0, -EALREADY, or -errno. */
+int pump_start(struct pump *pump);
+
+/* Stops for good and waits for the worker; fine at any time. */
+void pump_stop(struct pump *pump);
+
+/* Stops and frees the pump; the descriptors stay open. NULL is fine. */
+void pump_free(struct pump *pump);
+
+/* Makes these the routes, each prefix at most once. While it runs every address keeps its old next hop or has
+ * its new one. 0; -EINVAL for a bad route, and then nothing has changed; -ENOMEM or -ENOSPC: part of it is done. */
+int pump_replace(struct pump *pump, const struct pump_route *routes, size_t count);
+
+/* Adds, changes and withdraws (public_ip 0) routes, each prefix at most once; the others stay. Errors as
+ * pump_replace; withdrawing a route that is not there is fine. */
+int pump_update(struct pump *pump, const struct pump_route *changes, size_t count);
+
+/* The statistics now: values[] has room for `capacity` of them, of which the first PUMP_STAT_COUNT are written. */
+void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity);
+
+/* Up to `capacity` peers with their counters. How many there are, which may be more than capacity. */
+size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t capacity);
+
+/* The next hop of an address as the worker sees it, 0 if there is none. */
+uint32_t pump_lookup(struct pump *pump, uint32_t address);
+
+/* Becomes readable when there is a refusal to log or the worker has failed; reading it (8 bytes) resets it. */
+int pump_event_fd(const struct pump *pump);
+
+/* The oldest unread refusal. 1 if there was one, else 0. */
+int pump_next_refusal(struct pump *pump, struct refusal *refusal);
+
+/* 0 while the worker is well, else the -errno that ended it. */
+int pump_failure(const struct pump *pump);
+
+#endif

@@ -1,0 +1,94 @@
+/* worker.h - the thread that moves packets: one TUN queue, one UDP socket, one epoll set.
+ *
+ * tunpump.c sets a worker up, starts and stops it; everything in between happens in worker.c.
+ */
+#ifndef FLANNEL_UDP_WORKER_H
+#define FLANNEL_UDP_WORKER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "filter.h"
+#include "icmp.h"
+#include "peer_table.h"
+#include "route_table.h"
+
+/* What the worker counts, in the order the statistics show it. Bytes are those of inner packets. */
+#define WORKER_COUNTERS(X)                                                                                   \
+    X(tun_read_packets)                                                                                      \
+    X(tun_read_bytes)                                                                                        \
+    X(udp_sent_packets)                                                                                      \
+    X(udp_sent_bytes)                                                                                        \
+    X(udp_received_packets)                                                                                  \
+    X(udp_received_bytes)                                                                                    \
+    X(tun_written_packets)                                                                                   \
+    X(tun_written_bytes)                                                                                     \
+    X(icmp_replies)    /* net unreachable written to the TUN */                                              \
+    X(icmp_suppressed) /* not written: RFC 1122 forbids one, or the rate limit */                            \
+    X(send_pauses)     /* times the socket was full and TUN reads paused */                                  \
+    X(receive_errors)  /* errors the socket reported instead of a datagram */                                \
+    X(wakeups)
+
+struct worker_counters {
+#define WORKER_FIELD(name) counter name;
+    WORKER_COUNTERS(WORKER_FIELD)
+#undef WORKER_FIELD
+    counter drops[DROP_COUNT];
+};
+
+/* The first refusal of an outer source, for the log. */
+struct refusal {
+    uint32_t outer_source, inner_source, inner_destination; /* host byte order; inner ones 0 if not parsed */
+    uint32_t reason;                                        /* enum filter_drop */
+};
+
+enum { REFUSAL_RING = 64, REFUSAL_SEEN = 256 };
+
+struct worker_buffers;
+
+struct worker {
+    /* fixed before the thread starts */
+    const struct filter_identity *own;
+    const struct route_table *routes;
+    const struct peer_table *peers;
+    uint32_t tun_address; /* source of ICMP replies, host byte order */
+    int tun_fd, udp_fd;   /* borrowed */
+    int epoll_fd;
+    int wake_fd;  /* eventfd: Python -> worker */
+    int event_fd; /* eventfd: worker -> Python (a refusal to log, or the worker has stopped) */
+    struct worker_buffers *buffers;
+    pthread_t thread;
+    bool started;
+
+    /* shared with the controlling thread */
+    atomic_bool stop;
+    atomic_int failure;     /* -errno that ended the worker, 0 while it is well */
+    atomic_uint_fast64_t passes; /* odd while the worker may hold pointers into the tables */
+    struct refusal refusals[REFUSAL_RING]; /* single producer, single consumer */
+    atomic_uint refusals_written, refusals_read;
+    struct worker_counters counters;
+
+    /* the worker's own */
+    struct icmp_limiter limiter;
+    uint32_t refusal_seen[REFUSAL_SEEN]; /* outer sources reported, by hash */
+    bool paused;                         /* TUN reads wait for the socket */
+};
+
+/* Sets up the epoll set, the eventfds and the buffers. 0 or -errno; on error nothing is left behind. */
+int worker_init(struct worker *worker);
+
+/* Starts the thread, with all signals blocked. 0 or -errno. */
+int worker_start(struct worker *worker);
+
+/* Stops the thread and waits for it. Fine on a worker that was never started or has failed. */
+void worker_stop(struct worker *worker);
+
+/* Frees what worker_init made; the thread must be stopped. */
+void worker_destroy(struct worker *worker);
+
+/* Takes the oldest unread refusal. Whether there was one. One consumer at a time. */
+bool worker_next_refusal(struct worker *worker, struct refusal *refusal);
+
+#endif

@@ -1,0 +1,200 @@
+"""The packet pump's thin wrapper: checks lengths, calls C, turns -errno into OSError. No logic lives here.
+
+The only module that imports the compiled extension. Addresses cross this border as ``ipaddress`` types and
+become 32-bit integers in host byte order on the other side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from types import TracebackType
+from typing import Any
+
+from flannel_udp._pump import ffi, lib
+
+
+@dataclass(frozen=True, slots=True)
+class PumpConfig:
+    """What a pump joins and what is ours. The descriptors are borrowed until ``Pump.close``."""
+
+    tun_fd: int
+    udp_fd: int
+    network: IPv4Network
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    tun_address: IPv4Address
+    check_source: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """One peer's traffic: inner packets and their bytes since its first route; ``dropped_packets`` is what
+    the kernel refused to send to it."""
+
+    public_ip: IPv4Address
+    sent_packets: int
+    sent_bytes: int
+    received_packets: int
+    received_bytes: int
+    dropped_packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The first refused datagram of an outer source. ``reason`` names the counter in ``Pump.stats``.
+
+    The inner addresses are 0.0.0.0 if the datagram held no IPv4 packet.
+    """
+
+    outer_source: IPv4Address
+    inner_source: IPv4Address
+    inner_destination: IPv4Address
+    reason: str
+
+
+def _check(rc: int) -> int:
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    return rc
+
+
+def _stat_names() -> tuple[str, ...]:
+    names = []
+    while (name := lib.pump_stat_name(len(names))) != ffi.NULL:
+        names.append(ffi.string(name).decode())
+    return tuple(names)
+
+
+STAT_NAMES = _stat_names()
+_DROP_NAMES = tuple(name for name in STAT_NAMES if name.startswith("drop_"))
+
+
+def open_tun(pattern: str = "flannel%d") -> tuple[int, str]:
+    """A TUN device's descriptor and name; ``%d`` becomes the first free number. Raises OSError."""
+    name = ffi.new("char[]", lib.TUN_NAME_SIZE)
+    fd = _check(lib.tun_device_open(pattern.encode(), name))
+    return fd, ffi.string(name).decode()
+
+
+def open_udp(address: IPv4Address, port: int) -> int:
+    """A UDP socket's descriptor, bound to ``address:port``. Raises OSError."""
+    return _check(lib.udp_socket_open(int(address), port))
+
+
+class Pump:
+    """A native thread that carries packets between a TUN device and a UDP socket.
+
+    Any thread may call any method until ``close``; route changes are serialised in C.
+    """
+
+    def __init__(self, config: PumpConfig) -> None:
+        c_config = ffi.new(
+            "struct pump_config *",
+            {
+                "tun_fd": config.tun_fd,
+                "udp_fd": config.udp_fd,
+                "network": int(config.network.network_address),
+                "network_length": config.network.prefixlen,
+                "subnet": int(config.subnet.network_address),
+                "subnet_length": config.subnet.prefixlen,
+                "public_ip": int(config.public_ip),
+                "tun_address": int(config.tun_address),
+                "check_source": config.check_source,
+            },
+        )
+        out = ffi.new("struct pump **")
+        _check(lib.pump_create(c_config, out))
+        self._pump: Any = ffi.gc(out[0], lib.pump_free)
+
+    def start(self) -> None:
+        """Starts carrying packets. Raises OSError."""
+        _check(lib.pump_start(self._pump))
+
+    def close(self) -> None:
+        """Stops the worker, waits for it and frees the pump. The descriptors stay open."""
+        ffi.release(self._pump)
+
+    def __enter__(self) -> Pump:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def replace(self, routes: Mapping[IPv4Network, IPv4Address]) -> None:
+        """Makes these the routes (subnet -> PublicIP of its host). Raises OSError."""
+        c_routes = _routes(routes)
+        _check(lib.pump_replace(self._pump, c_routes, len(c_routes)))
+
+    def update(
+        self, added: Mapping[IPv4Network, IPv4Address], removed: Iterable[IPv4Network] = ()
+    ) -> None:
+        """Adds or changes some routes and withdraws others; the rest stay. Raises OSError."""
+        c_changes = _routes(added, removed)
+        _check(lib.pump_update(self._pump, c_changes, len(c_changes)))
+
+    def lookup(self, address: IPv4Address) -> IPv4Address | None:
+        """The PublicIP a packet to ``address`` would be sent to."""
+        public_ip = lib.pump_lookup(self._pump, int(address))
+        return IPv4Address(public_ip) if public_ip else None
+
+    def stats(self) -> dict[str, int]:
+        """Every statistic by name (``STAT_NAMES``): packets, bytes, ``drop_<reason>``, CPU nanoseconds."""
+        values = ffi.new("uint64_t[]", len(STAT_NAMES))
+        lib.pump_read_stats(self._pump, values, len(values))
+        return dict(zip(STAT_NAMES, values, strict=True))
+
+    def peers(self) -> list[PeerStats]:
+        """Every peer that a route leads to, with its traffic."""
+        capacity = lib.pump_read_peers(self._pump, ffi.NULL, 0)
+        rows = ffi.new("struct pump_peer_stats[]", capacity)
+        count = min(capacity, lib.pump_read_peers(self._pump, rows, capacity))
+        return [
+            PeerStats(
+                IPv4Address(row.public_ip),
+                row.sent_packets,
+                row.sent_bytes,
+                row.received_packets,
+                row.received_bytes,
+                row.dropped_packets,
+            )
+            for row in rows[0:count]
+        ]
+
+    @property
+    def event_fd(self) -> int:
+        """Readable (8 bytes) when a refusal waits or the worker has failed."""
+        return int(lib.pump_event_fd(self._pump))
+
+    def refusals(self) -> list[Refusal]:
+        """The refusals not yet read, oldest first."""
+        found = []
+        row = ffi.new("struct refusal *")
+        while lib.pump_next_refusal(self._pump, row):
+            found.append(
+                Refusal(
+                    IPv4Address(row.outer_source),
+                    IPv4Address(row.inner_source),
+                    IPv4Address(row.inner_destination),
+                    _DROP_NAMES[row.reason],
+                )
+            )
+        return found
+
+    @property
+    def failure(self) -> OSError | None:
+        """Why the worker ended by itself (its device or socket is gone); None while it is well."""
+        rc = lib.pump_failure(self._pump)
+        return OSError(-rc, os.strerror(-rc)) if rc else None
+
+
+def _routes(
+    added: Mapping[IPv4Network, IPv4Address], removed: Iterable[IPv4Network] = ()
+) -> Any:
+    rows = [(int(net.network_address), net.prefixlen, int(hop)) for net, hop in added.items()]
+    rows += [(int(net.network_address), net.prefixlen, 0) for net in removed]
+    return ffi.new("struct pump_route[]", rows)
