@@ -1,0 +1,338 @@
+"""The host's interfaces, addresses and routes: the one door to rtnetlink and /proc/sys/net.
+
+Everything here speaks of the network namespace of the calling thread; no call leaves state behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from socket import AF_INET
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink import NLM_F_DUMP_INTR
+from pyroute2.netlink.exceptions import NetlinkError
+
+from flannel_udp.config import Options
+from flannel_udp.errors import DeviceError
+from flannel_udp.interface import ExternalInterface, Hop, Link, choose
+
+log = logging.getLogger(__name__)
+
+OUTER_HEADERS = 28  # bytes: IPv4 without options (20) and UDP (8)
+
+# The TUN ring holds this many packets while the pump is busy or not scheduled. The kernel's default
+# of 500 is half a millisecond of small packets at full rate; what does not fit is dropped.
+TUN_QUEUE_LENGTH = 4096
+
+# The route of the bridge that carries the subnet has metric 0 and must win over the blackhole.
+BLACKHOLE_METRIC = 0xFFFFFFFF
+
+_INTERRUPTED_DUMP_TRIES = 8
+_MAIN_TABLE, _LOCAL_TABLE = 254, 255
+_SCOPE_LINK = 253
+_TYPE_UNICAST, _TYPE_BLACKHOLE = 1, 6
+_IFF_UP = 0x1
+_IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x20, 0x80
+_GONE = (errno.ESRCH, errno.ENODEV, errno.ENOENT)
+
+Message = Any  # pyroute2's decoded netlink message: a dict with get()
+
+
+def choose_interface(options: Options) -> tuple[ExternalInterface, IPv4Address]:
+    """The interface and address to send from, and the PublicIP to publish.
+
+    Raises InterfaceError with all that was tried and all that exists; see interface.choose.
+    """
+    with _netlink("list the interfaces") as ip:
+        links = _read_links(ip)
+        target = options.iface_can_reach
+        reach = _hop_to(ip, target) if target else None
+        choice = choose(options, links, reach, _default_route(ip))
+    for reason in choice.passed_over:
+        log.warning("passed over while choosing the external interface: %s", reason)
+    chosen = choice.interface
+    public_ip = options.public_ip or chosen.address
+    log.info(
+        "external interface %s, MTU %d, address %s, public IP %s",
+        *(chosen.name, chosen.mtu, chosen.address, public_ip),
+    )
+    if not next(link.is_up for link in links if link.index == chosen.index):
+        log.warning("%s is down: nothing can be sent until it is up", chosen.name)
+    return chosen, public_ip
+
+
+def _read_links(ip: IPRoute) -> list[Link]:
+    ranked: dict[int, list[tuple[bool, bool, IPv4Address]]] = {}
+    for message in _dump(ip.addr, family=AF_INET):
+        address = IPv4Address(message.get("local") or message.get("address"))
+        if address.is_loopback or address.is_multicast or message["flags"] & _IFA_F_DEPRECATED:
+            continue
+        is_temporary = not message["flags"] & _IFA_F_PERMANENT
+        rank = (address.is_link_local, is_temporary, address)
+        ranked.setdefault(message["index"], []).append(rank)
+    return [
+        Link(
+            message.get("ifname"),
+            message["index"],
+            message.get("mtu"),
+            bool(message["flags"] & _IFF_UP),
+            # Sorting is stable: equal ranks stay in the kernel's order, primary addresses first.
+            tuple(a for *_, a in sorted(ranked.get(message["index"], []), key=lambda r: r[:2])),
+        )
+        for message in _dump(ip.link)
+    ]
+
+
+def _hop_to(ip: IPRoute, target: IPv4Address) -> Hop | None:
+    try:
+        route = ip.route("get", dst=str(target))[0]
+    except NetlinkError as error:
+        log.debug("no route to %s: %s", target, error.args[1])
+        return None
+    if route["type"] != _TYPE_UNICAST:
+        return None  # our own address, a broadcast, a multicast group
+    return Hop(route.get("oif"), IPv4Address(route.get("prefsrc") or "0.0.0.0"))
+
+
+def _default_route(ip: IPRoute) -> Hop | None:
+    defaults = [r for r in _read_routes(ip) if r.is_main and not r.dst.prefixlen and r.devices]
+    best = min(defaults, key=lambda route: route.metric, default=None)
+    return Hop(best.devices[0]) if best else None
+
+
+def tunnel_mtu(external_mtu: int, cap: int | None) -> int:
+    """Bytes of inner packet that fit an outer one; ``cap`` is the config's ``Backend.MTU``."""
+    room = external_mtu - OUTER_HEADERS
+    return room if cap is None else min(room, cap)
+
+
+def configure_tunnel(name: str, address: IPv4Address, mtu: int, network: IPv4Network) -> None:
+    """Give the TUN device its address (as /32), MTU and the route to ``network``, and bring it up.
+
+    May be repeated on a device that was configured before, also with another address.
+    Raises DeviceError, also if the host already routes exactly ``network`` elsewhere.
+    """
+    with _netlink(f"set up {name}") as ip:
+        index = _index_of(ip, name)
+        _refuse_or_warn_of_foreign_routes(ip, index, address, network)
+        # Without these, the kernel sends router solicitations into an IPv4-only tunnel, and drops
+        # as martian the ICMP errors that the pump writes in the name of this device's own address.
+        _write_sysctl(f"ipv6/conf/{name}/addr_gen_mode", "1", optional=True)  # 1 = none
+        _write_sysctl(f"ipv4/conf/{name}/accept_local", "1")
+        ip.link("set", index=index, mtu=mtu, txqlen=TUN_QUEUE_LENGTH)
+        for old in _dump(ip.addr, family=AF_INET, index=index):
+            if old.get("local") != str(address):
+                ip.addr("del", index=index, address=old.get("local"), prefixlen=old["prefixlen"])
+        ip.addr("replace", index=index, address=str(address), prefixlen=32)
+        ip.link("set", index=index, state="up")
+        ip.route("replace", dst=str(network), oif=index, scope=_SCOPE_LINK, prefsrc=str(address))
+
+
+def remove_tunnel_route(name: str, network: IPv4Network) -> None:
+    """Stop routing ``network`` into the device; fine if the route or the device is gone."""
+    with _netlink(f"remove the route to {network}") as ip, _tolerate(*_GONE):
+        for index in ip.link_lookup(ifname=name):
+            ip.route("del", dst=str(network), oif=index, scope=_SCOPE_LINK)
+
+
+def add_blackhole(subnet: IPv4Network) -> None:
+    """Drop what nobody in the subnet answers to, instead of sending it along the default route."""
+    with _netlink(f"add the blackhole route for {subnet}") as ip:
+        ip.route("replace", dst=str(subnet), type=_TYPE_BLACKHOLE, priority=BLACKHOLE_METRIC)
+
+
+def remove_blackhole(subnet: IPv4Network) -> None:
+    """Undo add_blackhole; nothing to do if the route is gone."""
+    with _netlink(f"remove the blackhole route for {subnet}") as ip, _tolerate(*_GONE):
+        ip.route("del", dst=str(subnet), type=_TYPE_BLACKHOLE, priority=BLACKHOLE_METRIC)
+
+
+def _refuse_or_warn_of_foreign_routes(
+    ip: IPRoute, tunnel: int, address: IPv4Address, network: IPv4Network
+) -> None:
+    """Routes through other devices that take traffic away from the tunnel.
+
+    The bridge of our own subnet is expected to: its directly connected route holds ``address``.
+    """
+    names = {link["index"]: link.get("ifname") for link in _dump(ip.link)}
+    foreign = [
+        route
+        for route in _read_routes(ip)
+        if route.is_main and tunnel not in route.devices and route.dst.subnet_of(network)
+    ]
+    for route in foreign:
+        if route.dst == network and route.is_unicast:
+            raise DeviceError(
+                f"Cannot route {network} into the tunnel: the host already has the route "
+                f"'{route.text(names)}'; remove it or choose another Network in the etcd config."
+            )
+    own = [r.dst for r in foreign if r.gateway is None and address in r.dst]
+    stray = [r for r in foreign if not any(r.dst.subnet_of(subnet) for subnet in own)]
+    stray = [r for r in stray if r.is_unicast]
+    if stray:
+        log.warning(
+            "these routes inside %s bypass the tunnel: %s",
+            network,
+            "; ".join(route.text(names) for route in stray),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """An IPv4 route; ``devices`` are interface indexes, several if it is multipath."""
+
+    table: int
+    dst: IPv4Network
+    metric: int
+    devices: tuple[int, ...]
+    gateway: str | None
+    is_unicast: bool
+
+    @property
+    def is_main(self) -> bool:
+        return self.table == _MAIN_TABLE
+
+    def text(self, names: dict[int, str]) -> str:
+        via = f" via {self.gateway}" if self.gateway else ""
+        return f"{self.dst}{via}" + "".join(f" dev {names.get(i, i)}" for i in self.devices)
+
+
+def through_tunnel(name: str) -> Callable[[IPv4Address], bool]:
+    """A test whether the kernel would send to an address through this device.
+
+    It judges by the routes of this moment (tables local and main, longest prefix, lowest metric),
+    so that tens of thousands of addresses cost one route dump. Raises DeviceError if there is no
+    such device.
+    """
+    with _netlink(f"read the routes through {name}") as ip:
+        tunnel = _index_of(ip, name)
+        routes = _read_routes(ip)
+    tables = [
+        _longest_prefix_table([r for r in routes if r.table == table], tunnel)
+        for table in (_LOCAL_TABLE, _MAIN_TABLE)
+    ]
+
+    def is_through_tunnel(address: IPv4Address) -> bool:
+        number = int(address)
+        for table in tables:
+            for shift, answers in table:
+                answer = answers.get(number >> shift)
+                if answer is not None:
+                    return answer
+        return False
+
+    return is_through_tunnel
+
+
+def _longest_prefix_table(routes: list[_Route], tunnel: int) -> list[tuple[int, dict[int, bool]]]:
+    """Per prefix length, longest first: the host bits to shift out, and network -> in tunnel?"""
+    by_shift: dict[int, dict[int, bool]] = {}
+    for route in sorted(routes, key=lambda route: route.metric):
+        shift = 32 - route.dst.prefixlen
+        answers = by_shift.setdefault(shift, {})
+        through = route.is_unicast and tunnel in route.devices
+        answers.setdefault(int(route.dst.network_address) >> shift, through)
+    return sorted(by_shift.items())
+
+
+def gateway_route_covering(subnet: IPv4Network, network: IPv4Network | None = None) -> str | None:
+    """The text of a route through a gateway that covers the subnet, as ``ip route`` shows it.
+
+    Such a route, often left by another backend, fights with the bridge for the subnet; flannel's
+    mk-docker-opts.sh refuses it. A route wider than ``network`` (the default route, a company's
+    10.0.0.0/8) does no harm, because the tunnel's own route to ``network`` is the longer prefix;
+    without ``network``, only the default route is known to be harmless.
+    """
+    narrowest = network.prefixlen if network else 1
+    with _netlink("read the routes") as ip:
+        for route in _read_routes(ip):
+            if (
+                route.is_main
+                and route.gateway
+                and route.dst.prefixlen >= narrowest
+                and subnet.subnet_of(route.dst)
+            ):
+                return route.text({link["index"]: link.get("ifname") for link in _dump(ip.link)})
+    return None
+
+
+def _read_routes(ip: IPRoute) -> list[_Route]:
+    return [_route(message) for message in _dump(ip.route, family=AF_INET)]
+
+
+def _route(message: Message) -> _Route:
+    hops = message.get("multipath") or [message]
+    devices = [hop.get("oif") or hop.get("ifindex") for hop in hops]
+    gateways = [hop.get("gateway") or (hop.get("via") or {}).get("addr") for hop in hops]
+    return _Route(
+        table=message.get("table"),
+        dst=IPv4Network((message.get("dst") or "0.0.0.0", message["dst_len"])),
+        metric=message.get("priority") or 0,
+        devices=tuple(index for index in devices if index),
+        gateway=next((gateway for gateway in gateways if gateway), None),
+        is_unicast=message["type"] == _TYPE_UNICAST,
+    )
+
+
+def ip_forward_enabled() -> bool:
+    """Whether the kernel routes between interfaces (``net.ipv4.ip_forward``)."""
+    return Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
+
+
+def _write_sysctl(path: str, value: str, *, optional: bool = False) -> None:
+    """``optional``: a missing entry is fine (a kernel without IPv6)."""
+    try:
+        Path("/proc/sys/net", path).write_text(value)
+    except OSError as error:
+        if optional and error.errno == errno.ENOENT:
+            return
+        raise DeviceError(
+            f"Cannot write {value} to /proc/sys/net/{path}: {error.strerror}; "
+            "run as root with a writable /proc/sys."
+        ) from None
+
+
+@contextmanager
+def _netlink(doing: str) -> Iterator[IPRoute]:
+    """A netlink socket; what the kernel refuses inside the block becomes a DeviceError."""
+    try:
+        # No multicast groups: on a busy host their messages would only fill the receive buffer.
+        with IPRoute(groups=0, ext_ack=True) as ip:
+            yield ip
+    except NetlinkError as error:
+        if error.code in (errno.EPERM, errno.EACCES):
+            raise DeviceError(
+                f"Cannot {doing}: not permitted; run as root (CAP_NET_ADMIN)."
+            ) from None
+        raise DeviceError(f"Cannot {doing}: the kernel answered '{error.args[1]}'.") from None
+
+
+@contextmanager
+def _tolerate(*codes: int) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in codes:
+            raise
+
+
+def _dump(read: Callable[..., Any], **query: Any) -> list[Message]:
+    """All objects of a kind; read again if the kernel says that the list changed meanwhile."""
+    for _ in range(_INTERRUPTED_DUMP_TRIES):
+        messages = list(read("dump", **query))
+        if not any(message["header"]["flags"] & NLM_F_DUMP_INTR for message in messages):
+            break
+    return messages
+
+
+def _index_of(ip: IPRoute, name: str) -> int:
+    for index in ip.link_lookup(ifname=name):
+        return int(index)
+    raise DeviceError(f"There is no network device {name}; it was removed by somebody else.")

@@ -1,0 +1,193 @@
+"""Network namespaces for the lab: made, wired and entered while this process stays where it is.
+
+A namespace is entered by a short-lived thread, because setns(2) moves only the calling thread.
+Child processes are started by one thread that lives as long as the process, because the death
+signal they ask for is sent when the thread that started them ends (prctl(2)).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import pyroute2.netns
+from pyroute2 import IPRoute
+
+RUN_DIR = Path("/run/netns")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+
+
+def _inside(method: Callable[P, T]) -> Callable[P, T]:
+    """The method of Namespace runs inside it, together with its netlink socket: a pyroute2 socket
+    used from another thread silently opens a second one in that thread's namespace.
+    """
+
+    @functools.wraps(method)
+    def call_inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        namespace = args[0]
+        assert isinstance(namespace, Namespace)
+        return namespace.call(method, *args, **kwargs)
+
+    return call_inside
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A named network namespace, as ``ip netns`` lists it."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return RUN_DIR / self.name
+
+    def create(self) -> None:
+        """Raises FileExistsError if the name is taken, OSError without the right to do it."""
+        pyroute2.netns.create(self.name)
+        self.set_link("lo", state="up")
+
+    def delete(self) -> None:
+        """Its devices vanish with the last process in it; fine if the name is gone."""
+        try:
+            pyroute2.netns.remove(self.name)
+        except FileNotFoundError:
+            return
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of the function, run inside the namespace."""
+
+        def enter_and_call() -> T:
+            pyroute2.netns.setns(self.name, flags=0, fork=False)
+            return function(*args, **kwargs)
+
+        with ThreadPoolExecutor(1, thread_name_prefix=self.name) as inside:
+            return inside.submit(enter_and_call).result()
+
+    def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """A process in the namespace, killed when this process ends. Options as for Popen."""
+        inside = ("ip", "netns", "exec", self.name, *argv)
+        return popen(inside, **options)
+
+    def run(
+        self, argv: Sequence[str], timeout: float = 60, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to completion with the output captured as text; killed after ``timeout`` seconds."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        feed = options.pop("input", None)
+        if feed is not None:
+            options["stdin"] = subprocess.PIPE
+        with self.popen(argv, **options) as process:
+            try:
+                out, err = process.communicate(feed, timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+
+    def pids(self) -> Iterator[int]:
+        """The processes that live in the namespace."""
+        try:
+            ours = self.path.stat()
+        except FileNotFoundError:
+            return
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                theirs = (entry / "ns/net").stat()
+            except OSError:  # it ended meanwhile
+                continue
+            if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+                yield int(entry.name)
+
+    @_inside
+    def add_bridge(self, name: str) -> None:
+        with _netlink() as ip:
+            ip.link("add", ifname=name, kind="bridge")
+            ip.link("set", index=_index(ip, name), state="up")
+
+    @_inside
+    def add_veth(self, name: str, peer: Namespace, peer_name: str, mtu: int = 1500) -> None:
+        """A cable from here to the peer namespace, both ends up."""
+        with _netlink() as ip, open(peer.path, "rb") as peer_file:
+            end = {"ifname": peer_name, "net_ns_fd": peer_file.fileno(), "mtu": mtu}
+            ip.link("add", ifname=name, kind="veth", mtu=mtu, peer=end)
+        self.set_link(name, state="up")
+        peer.set_link(peer_name, state="up")
+
+    @_inside
+    def set_link(self, name: str, *, master: str | None = None, **attributes: Any) -> None:
+        """``master`` is the bridge to join; attributes as for ``ip link set``: state, mtu."""
+        with _netlink() as ip:
+            if master is not None:
+                attributes["master"] = _index(ip, master)
+            ip.link("set", index=_index(ip, name), **attributes)
+
+    @_inside
+    def delete_link(self, name: str) -> None:
+        with _netlink() as ip:
+            ip.link("del", index=_index(ip, name))
+
+    @_inside
+    def add_address(self, name: str, address: IPv4Interface) -> None:
+        with _netlink() as ip:
+            ip.addr(
+                "add",
+                index=_index(ip, name),
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+                broadcast=str(address.network.broadcast_address),
+            )
+
+    @_inside
+    def add_route(
+        self,
+        network: IPv4Network,
+        via: IPv4Address | None = None,
+        device: str | None = None,
+        **attributes: Any,
+    ) -> None:
+        """Through a gateway or straight into a device; 0.0.0.0/0 is the default route."""
+        with _netlink() as ip:
+            if via is not None:
+                attributes["gateway"] = str(via)
+            if device is not None:
+                attributes["oif"] = _index(ip, device)
+            ip.route("add", dst=str(network), **attributes)
+
+    def sysctl(self, key: str, value: object) -> None:
+        """``key`` as a path below /proc/sys/net, for example ``ipv4/ip_forward``."""
+        self.call(Path("/proc/sys/net", key).write_text, str(value))
+
+
+def popen(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """A child process that is killed when this process ends, however it ends."""
+    wrapped = ("setpriv", "--pdeathsig", "KILL", "--", *argv)
+    return _spawner.submit(lambda: subprocess.Popen(wrapped, **options)).result()
+
+
+def named(prefix: str) -> list[Namespace]:
+    """The namespaces whose name starts with the prefix."""
+    names = os.listdir(RUN_DIR) if RUN_DIR.is_dir() else []
+    return [Namespace(name) for name in sorted(names) if name.startswith(prefix)]
+
+
+def _netlink() -> Any:
+    return IPRoute(groups=0, ext_ack=True)
+
+
+def _index(ip: IPRoute, name: str) -> int:
+    for index in ip.link_lookup(ifname=name):
+        return int(index)
+    raise FileNotFoundError(f"no network device {name}")
