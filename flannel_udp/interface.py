@@ -70,8 +70,8 @@ def choose(
             return Choice(result, tuple(passed_over))
         passed_over.append(f"{tried}: {result}")
     raise InterfaceError(
-        f"No external interface fits: {'; '.join(passed_over)}. "
-        f"This host has {', '.join(map(str, links))}. Name one of them with --iface."
+        f"no external interface fits ({'; '.join(passed_over)}); this host has"
+        f" {', '.join(map(str, links))}: name one of them with --iface"
     )
 
 

@@ -170,8 +170,8 @@ def _refuse_or_warn_of_foreign_routes(
     for route in foreign:
         if route.dst == network and route.is_unicast:
             raise DeviceError(
-                f"Cannot route {network} into the tunnel: the host already has the route "
-                f"'{route.text(names)}'; remove it or choose another Network in the etcd config."
+                f"cannot route {network} into the tunnel: the host already has the route"
+                f" '{route.text(names)}'; remove it or choose another Network in the etcd config"
             )
     own = [r.dst for r in foreign if r.gateway is None and address in r.dst]
     stray = [r for r in foreign if not any(r.dst.subnet_of(subnet) for subnet in own)]
@@ -294,8 +294,8 @@ def _write_sysctl(path: str, value: str, *, optional: bool = False) -> None:
         if optional and error.errno == errno.ENOENT:
             return
         raise DeviceError(
-            f"Cannot write {value} to /proc/sys/net/{path}: {error.strerror}; "
-            "run as root with a writable /proc/sys."
+            f"cannot write {value} to /proc/sys/net/{path}: {error.strerror};"
+            " run as root with a writable /proc/sys"
         ) from None
 
 
@@ -309,9 +309,9 @@ def _netlink(doing: str) -> Iterator[IPRoute]:
     except NetlinkError as error:
         if error.code in (errno.EPERM, errno.EACCES):
             raise DeviceError(
-                f"Cannot {doing}: not permitted; run as root (CAP_NET_ADMIN)."
+                f"cannot {doing}: not permitted; run as root (CAP_NET_ADMIN)"
             ) from None
-        raise DeviceError(f"Cannot {doing}: the kernel answered '{error.args[1]}'.") from None
+        raise DeviceError(f"cannot {doing}: the kernel answered '{error.args[1]}'") from None
 
 
 @contextmanager
@@ -335,4 +335,4 @@ def _dump(read: Callable[..., Any], **query: Any) -> list[Message]:
 def _index_of(ip: IPRoute, name: str) -> int:
     for index in ip.link_lookup(ifname=name):
         return int(index)
-    raise DeviceError(f"There is no network device {name}; it was removed by somebody else.")
+    raise DeviceError(f"network device {name} is missing: something else removed it")

@@ -237,12 +237,12 @@ def test_stale_route_of_another_backend_to_the_own_subnet_is_named(
 
 
 def test_missing_device_is_one_sentence(namespace: Namespace) -> None:
-    with pytest.raises(DeviceError, match="no network device flannel0"):
+    with pytest.raises(DeviceError, match="network device flannel0 is missing"):
         configure(namespace)
 
 
 def test_refusal_by_the_kernel_is_one_sentence(namespace: Namespace, tun: BinaryIO) -> None:
-    with pytest.raises(DeviceError, match="Cannot set up flannel0: the kernel answered 'mtu"):
+    with pytest.raises(DeviceError, match="cannot set up flannel0: the kernel answered 'mtu"):
         namespace.call(netdev.configure_tunnel, "flannel0", ADDRESS, 7, NETWORK)
 
 
@@ -260,8 +260,8 @@ def test_missing_rights_are_one_sentence(namespace: Namespace, tun: BinaryIO) ->
         [*drop, sys.executable, "-c", program], cwd=repository, stderr=subprocess.STDOUT
     )
     assert result.stdout == (
-        "Cannot add the blackhole route for 10.1.5.0/24: not permitted; "
-        "run as root (CAP_NET_ADMIN).\n"
+        "cannot add the blackhole route for 10.1.5.0/24: not permitted; "
+        "run as root (CAP_NET_ADMIN)\n"
     )
 
 
