@@ -1,0 +1,7 @@
+"""``python -m flannel_udp`` is the same program as ``flannel-udp``."""
+
+import sys
+
+from flannel_udp.cli import main
+
+sys.exit(main())

@@ -1,0 +1,137 @@
+"""The command line: flags and ``FLANNELD_*`` variables, sub-commands, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flannel_udp.config import Options
+from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, FlagParser
+
+log = logging.getLogger(__name__)
+
+_OPTION_NAMES = frozenset(Options.__slots__)
+_SECRETS = ("etcd-password",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon or a sub-command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except FlannelError as error:
+        print(f"flannel-udp: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    """Import only what the sub-command needs: --help and a wrong flag answer at once."""
+    if arguments[:1] == ["mk-docker-opts"]:
+        from flannel_udp import subnet_env
+
+        return subnet_env.mk_docker_opts_main(arguments[1:])
+    start_logging(os.environ)
+    if arguments[:1] == ["lab"]:
+        from flannel_udp import lab
+
+        return lab.main(arguments[1:])
+    options = parse_options(arguments, os.environ)
+    if options.verbosity > 0:
+        logging.getLogger("flannel_udp").setLevel(logging.DEBUG)
+    from flannel_udp import daemon
+
+    return daemon.run(options)
+
+
+def start_logging(environ: Mapping[str, str]) -> None:
+    """Log to stderr, without the time where systemd says (JOURNAL_STREAM) that journald adds it."""
+    time = "" if "JOURNAL_STREAM" in environ else "%(asctime)s "
+    logging.basicConfig(format=f"{time}%(levelname)s %(message)s", level=logging.INFO)
+
+
+def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
+    """The daemon's options: from the command line, else from ``FLANNELD_*``, else the default.
+
+    Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0).
+    """
+    parser = FlagParser()
+    given = list(_read_words(argv, parser.flags))
+    names = {name for name, _ in given}
+    variables = {
+        name: "FLANNELD_" + name.upper().replace("-", "_")
+        for name, flag in parser.flags.items()
+        if name not in names and flag.nargs != 0
+    }
+    given += [
+        (name, environ[variable]) for name, variable in variables.items() if environ.get(variable)
+    ]
+    spelled = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given]
+    try:
+        values = vars(parser.parse_args(spelled))
+    except argparse.ArgumentError as error:
+        flag = error.argument_name or ""
+        raise UsageError(f"{variables.get(flag.lstrip('-'), flag)}: {error.message}") from None
+    return _options(values)
+
+
+def _read_words(
+    words: Sequence[str], flags: Mapping[str, argparse.Action]
+) -> Iterator[tuple[str, str | None]]:
+    """Name and value of each flag, by the rules of Go's flag package.
+
+    One dash or two; a value may start with a dash; booleans never take the next word. The value of
+    a boolean without one is None, and so is that of ``-v``, unless a number follows.
+    """
+    rest = list(words)
+    name = ""
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            shown = "a word" if name in _SECRETS else repr(word)
+            boolean = name in flags and flags[name].nargs == "?"
+            hint = f"write --{name}={word}" if boolean else "see flannel-udp --help"
+            raise UsageError(f"{shown} stands where a flag should; {hint}")
+        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
+        if name not in flags:
+            close = difflib.get_close_matches(name, flags, n=1)
+            hint = f"did you mean --{close[0]}?" if close else "see flannel-udp --help"
+            raise UsageError(f"there is no flag --{name}; {hint}")
+        if equals:
+            yield name, value
+        elif flags[name].nargs is None:
+            if not rest:
+                raise UsageError(f"--{name} needs a value")
+            yield name, rest.pop(0)
+        elif name == "v" and rest and rest[0].isdecimal():
+            yield name, rest.pop(0)
+        else:
+            yield name, None
+
+
+def _options(values: dict[str, object]) -> Options:
+    for name in (*IGNORED_VALUES, *IGNORED_BOOLEANS):
+        if name.replace("-", "_") in values:
+            log.warning("--%s has no effect: subnets are leased in etcd, not by Kubernetes", name)
+    if values.get("kube_subnet_mgr"):
+        raise UsageError(
+            "--kube-subnet-mgr cannot be used: subnets are leased in etcd, not by Kubernetes;"
+            " leave it out or run flanneld on this host"
+        )
+    if values.get("ip_masq"):
+        raise UsageError(
+            "--ip-masq cannot be used: this version writes no firewall rules, and nothing would"
+            " masquerade; leave it out, and docker masquerades by itself"
+        )
+    chosen: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in _OPTION_NAMES and value is not None:  # None: given, but empty
+            chosen[name] = tuple(filter(None, value)) if isinstance(value, list) else value
+    return Options(**chosen)

@@ -1,0 +1,222 @@
+"""The daemon's flags: names, conversions, help (pure)."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from flannel_udp import __version__
+from flannel_udp.config import Options, clean_prefix
+
+IGNORED_VALUES = ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file", "net-config-path")
+IGNORED_BOOLEANS = ("set-node-network-unavailable",)
+KLOG_VALUES = ("vmodule", "log_backtrace_at", "stderrthreshold", "log_dir", "log_file")
+KLOG_BOOLEANS = ("logtostderr", "alsologtostderr", "skip_headers", "skip_log_headers")
+
+_USAGE = """\
+flannel-udp [FLAG]...
+       flannel-udp lab [--help]              hosts and containers to try it out
+       flannel-udp mk-docker-opts [--help]   docker's options from subnet.env"""
+_DESCRIPTION = "Lease a subnet in etcd and carry container packets over UDP, as flannel's udp does."
+_EPILOG = """\
+--flag=value, --flag value and -flag=value are the same; booleans take only --flag=false.
+FLANNELD_ETCD_PREFIX in the environment sets --etcd-prefix, and so on; the command line wins."""
+
+_BOOLEANS = {  # Go's strconv.ParseBool
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
+}
+_DEFAULTS = Options()
+_T = TypeVar("_T")
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Knows every flag as ``--name=value``; ``flags`` holds them by name.
+
+    What is not given is absent from the result: Options supplies the defaults. Raises
+    argparse.ArgumentError, whose ``argument_name`` is the flag.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            prog="flannel-udp",
+            usage=_USAGE,
+            description=_DESCRIPTION,
+            epilog=_EPILOG,
+            formatter_class=functools.partial(_HelpFormatter, max_help_position=40, width=100),
+            argument_default=argparse.SUPPRESS,
+            add_help=False,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        self.flags: dict[str, argparse.Action] = {}
+        self._group = self.add_argument_group("etcd")
+        self._value("etcd-endpoints", "URL,...", "servers, tried in this order", _endpoints)
+        self._value("etcd-prefix", "KEY", "where the config and the leases are", _prefix)
+        self._value("etcd-cafile", "FILE", "CA of the servers (default: the system's)", _path)
+        self._value("etcd-certfile", "FILE", "certificate of this host", _path)
+        self._value("etcd-keyfile", "FILE", "key of that certificate", _path)
+        self._value("etcd-username", "NAME", "user of etcd", str)
+        self._value("etcd-password", "SECRET", "better set in the environment", str)
+        self._value(
+            "subnet-lease-renew-margin",
+            "MINUTES",
+            "renew the lease of 24 hours when so many minutes are left, 1 to 1439",
+            _number(1, 1439, " minutes"),
+        )
+
+        self._group = self.add_argument_group("external interface (default: the default route's)")
+        again = "; may be given again"
+        self._value("iface", "IFACE", "address or name" + again, str, action="append")
+        self._value(
+            "iface-regex", "REGEX", "for addresses, else names" + again, _regex, action="append"
+        )
+        self._value("iface-can-reach", "ADDR", "the interface that routes to ADDR", _ipv4)
+        self._value("public-ip", "ADDR", "where other hosts send to (default: its address)", _ipv4)
+        self._value("public-ipv6", "ADDR", "accepted, has no effect", _ipv6)
+
+        self._group = self.add_argument_group("running")
+        self._value("subnet-file", "FILE", "tells docker and others the subnet", _path)
+        self._value("healthz-ip", "ADDR", "where /healthz and /readyz listen", _listen_address)
+        self._value("healthz-port", "PORT", "their port; 0 is off", _number(0, 65535, ""))
+        self._value(
+            "source-check",
+            "on|off",
+            "drop packets from addresses that are no host's public IP; off for hosts that send from"
+            " another address (default: on)",
+            _on_or_off,
+        )
+        self._boolean("ip-blackhole-route", "drop what is for no container of our subnet")
+        self._value("v", "N", "log more", _number(0, 99, ""), dest="verbosity", nargs="?", const=1)
+        self._add("version", "print the version", action="version", version=__version__)
+        self._add("help", "print this", action="help")
+        self._add("h", argparse.SUPPRESS, action="help")
+
+        self._group = self.add_argument_group("firewall")
+        self._boolean("ip-masq", "masquerade what leaves the overlay; refused in this version")
+        self._boolean("ip-masq-fully-random-disable", "masquerade with predictable ports")
+        self._boolean("iptables-forward-rules", "accept forwarded overlay packets")
+        self._value(
+            "iptables-resync", "SECONDS", "time between checks", _number(1, 86400, " seconds")
+        )
+
+        for name in (*IGNORED_VALUES, *KLOG_VALUES):
+            self._hidden(name)
+        for name in ("kube-subnet-mgr", *IGNORED_BOOLEANS, *KLOG_BOOLEANS):
+            self._hidden(name, boolean=True)
+
+    def _value(
+        self, name: str, metavar: str, text: str, convert: Callable[[str], object], **more: Any
+    ) -> None:
+        default = _default(more.get("dest", name))
+        if default not in (None, "", ()) and not isinstance(default, bool):
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            text += f" (default: {shown})"
+        self._add(name, text, metavar=metavar, type=convert, **more)
+
+    def _boolean(self, name: str, text: str) -> None:
+        if _default(name):
+            text += " (default: true)"
+        self._add(name, text, type=_boolean, nargs="?", const=True, metavar="")
+
+    def _hidden(self, name: str, *, boolean: bool = False) -> None:
+        if boolean:
+            self._add(name, argparse.SUPPRESS, type=_boolean, nargs="?", const=True)
+        else:
+            self._add(name, argparse.SUPPRESS)
+
+    def _add(self, name: str, text: str, **more: Any) -> None:
+        self.flags[name] = self._group.add_argument(f"--{name}", help=text, **more)
+
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows ``--flag=VALUE``, which is right for every flag."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return "  ".join(action.option_strings) + (f"={action.metavar}" if action.metavar else "")
+
+
+def _default(flag: str) -> object:
+    return getattr(_DEFAULTS, flag.replace("-", "_"), None)
+
+
+def _boolean(text: str) -> bool:
+    if text not in _BOOLEANS:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return _BOOLEANS[text]
+
+
+def _on_or_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
+    return text == "on"
+
+
+def _number(lowest: int, highest: int, unit: str) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and lowest <= int(text[:20]) <= highest):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {lowest} to {highest}{unit}"
+            )
+        return int(text)
+
+    return convert
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _ipv4(text: str) -> IPv4Address | None:
+    return _address(IPv4Address, text) if text else None
+
+
+def _ipv6(text: str) -> IPv6Address | None:
+    return _address(IPv6Address, text) if text else None
+
+
+def _address(kind: Callable[[str], _T], text: str) -> _T:
+    try:
+        return kind(text)
+    except ValueError:
+        version = "v6" if kind is IPv6Address else "v4"
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IP{version} address") from None
+
+
+def _listen_address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address") from None
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    endpoints = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not endpoints:
+        raise argparse.ArgumentTypeError("no URL given, such as http://10.0.0.1:2379")
+    return endpoints
+
+
+def _prefix(text: str) -> str:
+    prefix = clean_prefix(text)
+    if prefix == ".":  # flannel would use the key "config", which nobody means
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is empty; give a key such as /coreos.com/network"
+        )
+    return prefix
