@@ -1,7 +1,7 @@
-"""The packet pump's thin wrapper: checks lengths, calls C, turns -errno into OSError. No logic lives here.
+"""The packet pump's thin wrapper: checks lengths, calls C, turns -errno into OSError.
 
-The only module that imports the compiled extension. Addresses cross this border as ``ipaddress`` types and
-become 32-bit integers in host byte order on the other side.
+No logic lives here. The only module that imports the compiled extension. Addresses cross this
+border as ``ipaddress`` types and become 32-bit integers in host byte order on the other side.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class PumpConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerStats:
-    """One peer's traffic: inner packets and their bytes since its first route; ``dropped_packets`` is what
-    the kernel refused to send to it."""
+    """One peer's traffic since its first route: inner packets and their bytes.
+
+    ``dropped_packets`` is what the kernel refused to send to it.
+    """
 
     public_ip: IPv4Address
     sent_packets: int
@@ -44,7 +46,7 @@ class PeerStats:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The first refused datagram of an outer source. ``reason`` names the counter in ``Pump.stats``.
+    """The first refused datagram of an outer source; ``reason`` is the counter in ``Pump.stats``.
 
     The inner addresses are 0.0.0.0 if the datagram held no IPv4 packet.
     """
@@ -62,7 +64,7 @@ def _check(rc: int) -> int:
 
 
 def _stat_names() -> tuple[str, ...]:
-    names = []
+    names: list[str] = []
     while (name := lib.pump_stat_name(len(names))) != ffi.NULL:
         names.append(ffi.string(name).decode())
     return tuple(names)
@@ -121,7 +123,10 @@ class Pump:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -143,7 +148,7 @@ class Pump:
         return IPv4Address(public_ip) if public_ip else None
 
     def stats(self) -> dict[str, int]:
-        """Every statistic by name (``STAT_NAMES``): packets, bytes, ``drop_<reason>``, CPU nanoseconds."""
+        """Every statistic by name: packets, bytes, ``drop_<reason>``, CPU nanoseconds."""
         values = ffi.new("uint64_t[]", len(STAT_NAMES))
         lib.pump_read_stats(self._pump, values, len(values))
         return dict(zip(STAT_NAMES, values, strict=True))
@@ -192,9 +197,7 @@ class Pump:
         return OSError(-rc, os.strerror(-rc)) if rc else None
 
 
-def _routes(
-    added: Mapping[IPv4Network, IPv4Address], removed: Iterable[IPv4Network] = ()
-) -> Any:
+def _routes(added: Mapping[IPv4Network, IPv4Address], removed: Iterable[IPv4Network] = ()) -> Any:
     rows = [(int(net.network_address), net.prefixlen, int(hop)) for net, hop in added.items()]
     rows += [(int(net.network_address), net.prefixlen, 0) for net in removed]
     return ffi.new("struct pump_route[]", rows)
