@@ -84,7 +84,7 @@ class NetworkConfig:
         subnet_len = _subnet_len(fields, network)
         size = 1 << (32 - subnet_len)
         first = network.network_address + size
-        last = network.broadcast_address + 1 - size
+        last = network.broadcast_address - (size - 1)
         subnet_min = _subnet_bound(fields, "SubnetMin", first, network, subnet_len)
         subnet_max = _subnet_bound(fields, "SubnetMax", last, network, subnet_len)
         if subnet_min > subnet_max:
