@@ -1,0 +1,391 @@
+"""One door to etcd: endpoints, TLS, login, deadlines, calls and the watch stream.
+
+Only the generated messages and stubs of python-etcd3 are used. Its client and watcher are not:
+they end or spin on the first connection error and have no deadlines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+# Read when grpc is imported: without it the C core prints lines of its own on stderr.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+from etcd3 import etcdrpc
+
+from flannel_udp import certificates
+from flannel_udp.config import Options
+from flannel_udp.endpoints import Endpoint, parse_endpoints
+from flannel_udp.errors import EtcdError
+from flannel_udp.etcd_faults import NO_ANSWER, Fault, Kind, explain, fault_of
+from flannel_udp.etcd_values import KeyChange, KeyRange, KeyValue, Swap, WatchResponse
+
+log = logging.getLogger(__name__)
+
+DEADLINE = 4.0  # seconds, for one call to one endpoint
+
+_CHANNEL_OPTIONS = [
+    # A server that went silent is noticed in 10 + 3 s; etcd may refuse pings that come faster.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", -1),  # the default of 4 MB is some 25,000 leases
+    ("grpc.initial_reconnect_backoff_ms", 250),
+    ("grpc.min_reconnect_backoff_ms", 3_000),  # also how long one connection attempt may take
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),  # as flannel: http_proxy is not meant for etcd
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+_Metadata = tuple[tuple[str, str], ...]
+
+
+class RevisionError(Exception):
+    """The revision asked for is not in etcd's history: compacted, or lost with the data.
+
+    ``compacted`` tells which of the two.
+    """
+
+    def __init__(self, message: str, *, compacted: bool) -> None:
+        super().__init__(message)
+        self.compacted = compacted
+
+
+class LeaseGoneError(Exception):
+    """The etcd lease a key was to be put under does not exist."""
+
+
+class _Member:
+    """The connection to one endpoint; gRPC opens it on first use and repairs it."""
+
+    def __init__(self, endpoint: Endpoint, credentials: Any) -> None:
+        self.url = endpoint.url
+        if endpoint.tls:
+            self.channel = grpc.secure_channel(endpoint.target, credentials, _CHANNEL_OPTIONS)
+        else:
+            self.channel = grpc.insecure_channel(endpoint.target, _CHANNEL_OPTIONS)
+        self.kv = etcdrpc.KVStub(self.channel)
+        self.lease = etcdrpc.LeaseStub(self.channel)
+        self.auth = etcdrpc.AuthStub(self.channel)
+        self.watch = etcdrpc.WatchStub(self.channel)
+
+    def keep_alive_once(self, request: Any, timeout: float, metadata: _Metadata) -> Any:
+        """The streaming call, used as if it were unary."""
+        call = self.lease.LeaseKeepAlive(iter([request]), timeout, metadata=metadata)
+        try:
+            for answer in call:
+                return answer
+        finally:
+            call.cancel()
+        raise EtcdError(explain({self.url: fault_of("UNAVAILABLE", "Socket closed")}))
+
+
+class Etcd:
+    """A client for all threads. A lock guards the preferred member and the login token."""
+
+    def __init__(
+        self,
+        endpoints: Iterable[str],
+        *,
+        certs: certificates.Certificates | None = None,
+        username: str = "",
+        password: str = "",
+    ) -> None:
+        """``certs`` serves the https endpoints; without it they are verified by system roots."""
+        parsed = parse_endpoints(endpoints, default_tls=certs is not None)
+        credentials = None
+        if any(endpoint.tls for endpoint in parsed):
+            certs = certs or certificates.load(None, None, None)
+            credentials = grpc.ssl_channel_credentials(certs.roots, certs.key, certs.chain)
+        elif certs:
+            log.warning("no etcd endpoint is https: the certificate files are not used")
+        self._members = tuple(_Member(endpoint, credentials) for endpoint in parsed)
+        self._username, self._password = username, password
+        self._lock = threading.Lock()
+        self._preferred = 0
+        self._token: str | None = None  # None: log in first; empty: etcd has no authentication
+
+    @classmethod
+    def connect(cls, options: Options) -> Etcd:
+        """A client as the flags say. Opens no connection, so that an absent etcd is no error yet.
+
+        Raises UsageError for a malformed endpoint and CertificateError for an unusable file.
+        """
+        files = options.etcd_cafile, options.etcd_certfile, options.etcd_keyfile
+        return cls(
+            options.etcd_endpoints,
+            certs=certificates.load(*files) if any(files) else None,
+            username=options.etcd_username,
+            password=options.etcd_password,
+        )
+
+    def close(self) -> None:
+        """Close all connections; calls still running in other threads end with EtcdError."""
+        for member in self._members:
+            member.channel.close()
+
+    # Every method below tries each endpoint once and raises EtcdError if none served it.
+
+    def get(self, key: str, *, revision: int = 0) -> KeyValue | None:
+        """The key now, or as it was at ``revision``; None when absent. Raises RevisionError."""
+        request = etcdrpc.RangeRequest(key=key.encode(), revision=revision)
+        answer = self._call(lambda member: member.kv.Range, request)
+        return _key_value(answer.kvs[0]) if answer.kvs else None
+
+    def range(self, prefix: str) -> KeyRange:
+        """Every key that begins with ``prefix``, in one consistent read."""
+        start = prefix.encode()
+        request = etcdrpc.RangeRequest(key=start, range_end=prefix_end(start))
+        answer = self._call(lambda member: member.kv.Range, request)
+        return KeyRange(tuple(map(_key_value, answer.kvs)), answer.header.revision)
+
+    def put_if_unchanged(self, key: str, value: bytes, *, lease: int, mod_revision: int) -> Swap:
+        """Put the key under an etcd lease if it still is as of ``mod_revision`` (0: absent).
+
+        It has succeeded too when the key already holds this value under this lease: an answer
+        lost on the way makes us ask twice. Raises LeaseGoneError.
+        """
+        name = key.encode()
+        request = etcdrpc.TxnRequest(
+            compare=[_unchanged(name, mod_revision)],
+            success=[
+                etcdrpc.RequestOp(
+                    request_put=etcdrpc.PutRequest(key=name, value=value, lease=lease)
+                )
+            ],
+            failure=[etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=name))],
+        )
+        answer = self._call(lambda member: member.kv.Txn, request)
+        if answer.succeeded:
+            return Swap(True, answer.header.revision)
+        kvs = answer.responses[0].response_range.kvs
+        current = _key_value(kvs[0]) if kvs else None
+        if current and current.value == value and current.lease == lease:
+            return Swap(True, current.mod_revision)
+        return Swap(False, answer.header.revision, current)
+
+    def delete_if_unchanged(self, key: str, *, mod_revision: int) -> bool:
+        """Delete the key if it still is as of ``mod_revision``; whether that was so."""
+        name = key.encode()
+        request = etcdrpc.TxnRequest(
+            compare=[_unchanged(name, mod_revision)],
+            success=[etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=name))],
+        )
+        return bool(self._call(lambda member: member.kv.Txn, request).succeeded)
+
+    def grant(self, ttl: int) -> int:
+        """A new etcd lease of ``ttl`` seconds; returns its id."""
+        request = etcdrpc.LeaseGrantRequest(TTL=ttl)
+        return int(self._call(lambda member: member.lease.LeaseGrant, request).ID)
+
+    def keep_alive(self, lease: int) -> int:
+        """Renew an etcd lease; returns its seconds to live from now, 0 when it is gone."""
+        request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
+        return int(self._call(lambda member: member.keep_alive_once, request).TTL)
+
+    def revoke(self, lease: int) -> None:
+        """Remove an etcd lease and the keys under it; fine if it is gone already."""
+        request = etcdrpc.LeaseRevokeRequest(ID=lease)
+        with contextlib.suppress(LeaseGoneError):
+            self._call(lambda member: member.lease.LeaseRevoke, request)
+
+    def watch(self, prefix: str, revision: int) -> Watch:
+        """Follow every change below ``prefix`` from ``revision`` on."""
+        member = self._members[self._preferred]
+
+        def failed(fault: Fault) -> EtcdError:
+            if fault.kind is Kind.UNREACHABLE:
+                self._avoid(member)
+            else:
+                self._forget_login()
+            return self._unusable({member.url: fault})
+
+        try:
+            token = self._current_token(member)
+        except grpc.RpcError as error:
+            raise failed(_fault(error)) from None
+        start = prefix.encode()
+        create = etcdrpc.WatchCreateRequest(
+            key=start, range_end=prefix_end(start), start_revision=revision, progress_notify=True
+        )
+        return Watch(member.watch.Watch, create, _metadata(token), failed)
+
+    def _call(self, method: Callable[[_Member], Callable[..., Any]], request: Any) -> Any:
+        faults: dict[str, Fault] = {}
+        first = self._preferred
+        for member in self._members[first:] + self._members[:first]:
+            try:
+                answer = self._authorized(member, method(member), request)
+            except grpc.RpcError as error:
+                fault = _fault(error)
+                if fault.kind is Kind.LEASE_GONE:
+                    raise LeaseGoneError(fault.cause) from None
+                if fault.kind in (Kind.COMPACTED, Kind.FUTURE_REVISION):
+                    raise RevisionError(
+                        fault.cause, compacted=fault.kind is Kind.COMPACTED
+                    ) from None
+                if fault.kind is not Kind.UNREACHABLE:
+                    raise self._unusable({member.url: fault}) from None
+                faults[member.url] = fault
+                self._avoid(member)
+            else:
+                self._prefer(member)
+                return answer
+        raise self._unusable(faults)
+
+    def _authorized(self, member: _Member, call: Callable[..., Any], request: Any) -> Any:
+        token = self._current_token(member)
+        try:
+            return call(request, timeout=DEADLINE, metadata=_metadata(token))
+        except grpc.RpcError as error:
+            if not self._username or _fault(error).kind is not Kind.STALE_LOGIN:
+                raise
+        token = self._log_in(member, stale=token)
+        return call(request, timeout=DEADLINE, metadata=_metadata(token))
+
+    def _current_token(self, member: _Member) -> str:
+        if not self._username:
+            return ""
+        token = self._token
+        return self._log_in(member, stale=None) if token is None else token
+
+    def _log_in(self, member: _Member, *, stale: str | None) -> str:
+        """A token newer than ``stale``; one thread asks for it, the others get the same."""
+        with self._lock:
+            if self._token is not None and self._token != stale:
+                return self._token
+            request = etcdrpc.AuthenticateRequest(name=self._username, password=self._password)
+            try:
+                self._token = str(member.auth.Authenticate(request, DEADLINE).token)
+            except grpc.RpcError as error:
+                if _fault(error).kind is not Kind.NO_AUTHENTICATION:
+                    self._token = None
+                    raise
+                self._token = ""
+            return self._token
+
+    def _forget_login(self) -> None:
+        with self._lock:
+            self._token = None
+
+    def _prefer(self, member: _Member) -> None:
+        with self._lock:
+            self._preferred = self._members.index(member)
+
+    def _avoid(self, member: _Member) -> None:
+        with self._lock:
+            if self._members[self._preferred] is member:
+                self._preferred = (self._preferred + 1) % len(self._members)
+
+    def _unusable(self, faults: dict[str, Fault]) -> EtcdError:
+        order = [member.url for member in self._members]
+        return EtcdError(explain({url: faults[url] for url in order if url in faults}))
+
+
+class Watch:
+    """A stream of changes. One thread iterates; any thread may cancel."""
+
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        create: Any,
+        metadata: _Metadata,
+        failed: Callable[[Fault], EtcdError],
+    ) -> None:
+        self._start, self._failed = create.start_revision, failed
+        # The stream must stay open for writing: None ends it, and gRPC's thread that reads it.
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._requests.put(etcdrpc.WatchRequest(create_request=create))
+        self._cancelled = False
+        self._silent = False
+        self._call = method(iter(self._requests.get, None), metadata=metadata)
+
+    def cancel(self) -> None:
+        """End the iteration without an error."""
+        self._cancelled = True
+        self._call.cancel()
+        self._requests.put(None)
+
+    def __iter__(self) -> Iterator[WatchResponse]:
+        """Yields until cancelled.
+
+        Raises RevisionError when the start is compacted or not reached yet (etcd lost its data),
+        EtcdError for all else, the end of the stream included.
+        """
+        timer = threading.Timer(DEADLINE, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            for answer in self._call:
+                timer.cancel()
+                yield self._response(answer)
+            fault = fault_of("UNAVAILABLE", "Socket closed")
+        except grpc.RpcError as error:
+            fault = NO_ANSWER if self._silent else _fault(error)
+        finally:
+            timer.cancel()
+            self._call.cancel()
+            self._requests.put(None)
+        if not self._cancelled:
+            raise self._failed(fault)
+
+    def _response(self, answer: Any) -> WatchResponse:
+        if answer.compact_revision:
+            raise RevisionError(
+                f"etcd compacted its history up to revision {answer.compact_revision}",
+                compacted=True,
+            )
+        if answer.canceled:  # "rpc error: code = PermissionDenied desc = etcdserver: ..."
+            raise self._failed(fault_of("CANCELLED", answer.cancel_reason.split(" desc = ")[-1]))
+        at = answer.header.revision
+        if answer.created:
+            if at < self._start - 1:
+                raise RevisionError(
+                    f"etcd is at revision {at} although {self._start - 1} had been seen: its data"
+                    " was lost or restored",
+                    compacted=False,
+                )
+            return WatchResponse(at, created=True)
+        changes = tuple(
+            KeyChange(_key_value(event.kv), event.type == event.DELETE) for event in answer.events
+        )
+        # A long backlog comes in parts, each with the store's newest revision in its header: only
+        # an answer without changes proves that everything up to that revision has been sent.
+        return WatchResponse(changes[-1].kv.mod_revision if changes else at, changes)
+
+    def _give_up(self) -> None:
+        self._silent = True
+        self._call.cancel()
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key behind all that begin with ``prefix`` (etcd's range_end)."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
+
+
+def _key_value(kv: Any) -> KeyValue:
+    return KeyValue(kv.key.decode(errors="backslashreplace"), kv.value, kv.mod_revision, kv.lease)
+
+
+def _unchanged(key: bytes, mod_revision: int) -> Any:
+    compare = etcdrpc.Compare
+    return compare(key=key, target=compare.MOD, result=compare.EQUAL, mod_revision=mod_revision)
+
+
+def _metadata(token: str) -> _Metadata:
+    # Without hasleader a member cut off from its cluster keeps a watch open in silence.
+    return (("hasleader", "true"), ("token", token)) if token else (("hasleader", "true"),)
+
+
+def _fault(error: Any) -> Fault:
+    return fault_of(error.code().name, error.details() or "")

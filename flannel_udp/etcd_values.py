@@ -1,0 +1,55 @@
+"""Keys as etcd holds and reports them (pure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as of ``mod_revision``; ``lease`` is the id of its etcd lease, 0 for none.
+
+    Bytes of the key that are not UTF-8 show as ``\\xff``.
+    """
+
+    key: str
+    value: bytes
+    mod_revision: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """The keys below a prefix as of ``revision``."""
+
+    kvs: tuple[KeyValue, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """What a conditional put did. ``current`` is what stands in the way, None for nothing."""
+
+    succeeded: bool
+    revision: int
+    current: KeyValue | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """One watch event; of a deleted key only name and revision are known."""
+
+    kv: KeyValue
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WatchResponse:
+    """One answer of a watch: ``created`` once at first, later changes or none (progress).
+
+    Every change up to ``revision`` has been delivered with or before this answer.
+    """
+
+    revision: int
+    changes: tuple[KeyChange, ...] = ()
+    created: bool = False

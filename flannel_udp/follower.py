@@ -1,0 +1,180 @@
+"""Following the leases of all hosts: one watch that survives whatever happens to etcd.
+
+    CONNECTING --created--> WATCHING --error--> CONNECTING
+    CONNECTING or WATCHING --history gone--> RESYNC --snapshot--> CONNECTING
+
+The revision of the last delivered change is the thread of the story: every new watch starts behind
+it, so no event is lost. Where etcd cannot continue from there (compacted, wiped, restored), a
+snapshot of everything replaces what was known.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from enum import Enum
+
+from flannel_udp.errors import EtcdError
+from flannel_udp.etcd import RevisionError, Watch
+from flannel_udp.etcd_values import WatchResponse
+from flannel_udp.lease import Events, Snapshot
+from flannel_udp.registry import OwnLease, Registry, boottime
+from flannel_udp.retry import Backoff, ChangeLog
+
+log = logging.getLogger(__name__)
+
+
+class FollowState(Enum):
+    CONNECTING = "connecting"
+    RESYNC = "resync"
+    WATCHING = "watching"
+
+
+class Follower:
+    """Owns one thread, which alone writes the state below and calls ``on_change``."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        own: OwnLease,
+        start: Snapshot,
+        on_change: Callable[[Snapshot | Events], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        """``start`` is known already; ``on_change`` hears what comes after it.
+
+        What one watch answer holds arrives as one Events; a Snapshot replaces everything. When
+        ``on_change`` raises, following ends and ``on_fatal`` gets the exception. ``own`` tells
+        the key by which a history that was replaced is recognised.
+        """
+        self._registry, self._on_change, self._on_fatal = registry, on_change, on_fatal
+        self._own_key = own.key
+        self._own_name = own.key.rpartition("/")[2]
+        self._own_revision = self._own_in(start)
+        self._revision = start.revision
+        self._state = FollowState.CONNECTING
+        self._last_contact = boottime()
+        self._resync = False  # a snapshot is needed
+        self._fresh = True  # nothing has gone wrong since the last snapshot
+        self._backoff, self._faults = Backoff(), ChangeLog(log)
+        self._stopping = threading.Event()
+        self._watch_lock = threading.Lock()
+        self._watch: Watch | None = None
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+
+    @property
+    def state(self) -> FollowState:
+        return self._state
+
+    @property
+    def revision(self) -> int:
+        """etcd's revision up to which every change was delivered."""
+        return self._revision
+
+    @property
+    def last_contact(self) -> float:
+        """CLOCK_BOOTTIME seconds when etcd last spoke; while watching that is now, give or take
+        the 13 s after which a silent connection is given up."""
+        return boottime() if self._state is FollowState.WATCHING else self._last_contact
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; from any thread, also from ``on_change``."""
+        self._stopping.set()
+        with self._watch_lock:
+            if self._watch:
+                self._watch.cancel()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end, ``timeout`` seconds at most; whether it came."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                try:
+                    if self._resync:
+                        self._read_all()
+                    self._follow()
+                except RevisionError as error:
+                    self._lose_history(error)
+                except EtcdError as error:
+                    self._disconnect(error)
+                if not self._stopping.is_set():
+                    self._stopping.wait(self._backoff.next())
+        except Exception as error:
+            log.exception("following the leases ended")
+            self._on_fatal(error)
+
+    def _read_all(self) -> None:
+        snapshot = self._registry.snapshot()
+        log.info(
+            "read all leases again: %d at revision %d", len(snapshot.leases), snapshot.revision
+        )
+        self._revision, self._own_revision = snapshot.revision, self._own_in(snapshot)
+        self._resync, self._fresh = False, True
+        self._state = FollowState.CONNECTING
+        self._on_change(snapshot)
+
+    def _follow(self) -> None:
+        """Watch until the stream fails."""
+        if not self._fresh:
+            self._confirm_history()
+        self._fresh = False
+        first = self._revision + 1
+        watch = self._registry.watch(first)
+        with self._watch_lock:
+            self._watch = watch
+        try:
+            if self._stopping.is_set():
+                return
+            for response in watch:
+                self._last_contact = boottime()
+                if response.created:
+                    self._state = FollowState.WATCHING
+                    self._backoff.reset()
+                    self._faults.works("etcd answers again")
+                    log.info("following the leases of all hosts from revision %d", first)
+                else:
+                    self._deliver(response)
+        finally:
+            watch.cancel()
+
+    def _deliver(self, response: WatchResponse) -> None:
+        for change in response.changes:
+            if change.kv.key == self._own_key:
+                self._own_revision = 0 if change.deleted else change.kv.mod_revision
+        if response.changes:
+            self._on_change(self._registry.events(response))
+        self._revision = max(self._revision, response.revision)
+
+    def _confirm_history(self) -> None:
+        """Raise RevisionError if etcd's data was replaced, though its revision does not show it.
+
+        Done before the watch, this read also finds the member to use and renews the login.
+        """
+        if not self._registry.same_history(self._own_key, self._own_revision, self._revision):
+            raise RevisionError(
+                f"etcd does not know what it held at revision {self._revision}: its data was lost"
+                " or restored",
+                compacted=False,
+            )
+
+    def _lose_history(self, error: RevisionError) -> None:
+        log.warning("%s: reading all leases again", error)
+        self._state, self._resync = FollowState.RESYNC, True
+
+    def _disconnect(self, error: EtcdError) -> None:
+        if self._state is FollowState.WATCHING:
+            self._last_contact = boottime()
+        if not self._resync:
+            self._state = FollowState.CONNECTING
+        self._faults.failed(f"the leases cannot be followed, known routes stay: {error}")
+
+    def _own_in(self, snapshot: Snapshot) -> int:
+        """The mod_revision of our key, 0 when absent."""
+        return next((at.mod_revision for at in snapshot.leases if at.key == self._own_name), 0)

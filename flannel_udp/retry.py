@@ -1,0 +1,80 @@
+"""Trying again: how long to wait, and how often to speak of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from flannel_udp.errors import EtcdError, NetworkConfigError
+
+FIRST_DELAY = 0.2  # seconds
+LONGEST_DELAY = 3.0  # seconds
+
+_T = TypeVar("_T")
+
+
+class Backoff:
+    """Seconds to wait before the next try: doubling from 0.2 to 3, with jitter so that the hosts
+    that lost the same server do not return in step. Owned by one thread."""
+
+    def __init__(self) -> None:
+        self._delay = FIRST_DELAY
+
+    def next(self) -> float:
+        delay = self._delay * random.uniform(0.5, 1.0)
+        self._delay = min(self._delay * 2, LONGEST_DELAY)
+        return delay
+
+    def reset(self) -> None:
+        self._delay = FIRST_DELAY
+
+
+class ChangeLog:
+    """Logs a failure only when its words change. Owned by one thread."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._last: str | None = None
+
+    def failed(self, message: str) -> None:
+        if message != self._last:
+            self._log.warning("%s", message)
+            self._last = message
+
+    def works(self, message: str) -> None:
+        """Logs ``message`` if it did not work before."""
+        if self._last is not None:
+            self._log.info("%s", message)
+            self._last = None
+
+
+def retry_until(
+    stop: threading.Event,
+    attempt: Callable[[], _T],
+    log: logging.Logger,
+    *,
+    retry_on: tuple[type[Exception], ...] = (EtcdError, NetworkConfigError),
+    works: str = "etcd answers and its data is good",
+    on_failure: Callable[[str], None] | None = None,
+) -> _T | None:
+    """What ``attempt`` returns once it raises none of ``retry_on``; None when ``stop`` is set.
+
+    Every other exception passes. ``works`` is logged when it succeeds after a logged failure;
+    ``on_failure`` hears the sentence of every failure, for readiness.
+    """
+    backoff, changes = Backoff(), ChangeLog(log)
+    while not stop.is_set():
+        try:
+            result = attempt()
+        except retry_on as error:
+            changes.failed(f"{error}; trying again")
+            if on_failure:
+                on_failure(str(error))
+            stop.wait(backoff.next())
+        else:
+            changes.works(works)
+            return result
+    return None

