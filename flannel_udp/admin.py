@@ -1,0 +1,148 @@
+"""What a running daemon tells others: /healthz and /readyz over HTTP, its status over a unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.server
+import json
+import logging
+import os
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flannel_udp.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+Status = dict[str, Any]
+
+
+class Readiness:
+    """Whether containers can rely on the overlay, and why not. Any thread may ask or tell."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = "starting"
+
+    @property
+    def reason(self) -> str | None:
+        """Why the daemon is not ready; None when it is."""
+        return self._reason
+
+    def not_ready(self, reason: str) -> None:
+        self._reason = reason
+
+    def ready(self) -> None:
+        self._reason = None
+
+
+@contextlib.contextmanager
+def serve_health(address: str, port: int, readiness: Readiness) -> Iterator[int]:
+    """/healthz and /readyz, in the words flannel uses; yields the port. Raises DeviceError."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = 5  # seconds: a client that never finishes its request does not hold a thread
+
+        def do_GET(self) -> None:
+            if self.path == "/healthz":
+                self._answer(200, "flanneld is running")
+            elif self.path != "/readyz":
+                self._answer(404, "see /healthz and /readyz")
+            elif (reason := readiness.reason) is None:
+                self._answer(200, "flanneld is ready")
+            else:
+                self._answer(503, f"flanneld is not ready yet\n{reason}")
+
+        def _answer(self, code: int, text: str) -> None:
+            body = text.encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            log.debug("health: " + format, *args)
+
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    try:
+        server = Server((address, port), Handler)
+    except OSError as error:
+        raise DeviceError(
+            f"cannot serve health checks on {address} port {port}: {os.strerror(error.errno or 0)};"
+            " choose another --healthz-ip or --healthz-port, or 0 for none"
+        ) from None
+    with _serving(server):
+        yield server.server_address[1]
+
+
+def status_path(subnet_file: Path) -> Path:
+    """Where the daemon that writes this subnet.env answers: ``/run/flannel/subnet.sock``."""
+    return subnet_file.with_suffix(".sock")
+
+
+@contextlib.contextmanager
+def serve_status(path: Path, status: Callable[[], Status]) -> Iterator[None]:
+    """One JSON object to everyone who connects; root only.
+
+    Without it the daemon still forwards, so trouble with the path is a warning.
+    """
+
+    class Handler(socketserver.StreamRequestHandler):
+        timeout = 5  # seconds
+
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):  # the asker went away
+                self.wfile.write(json.dumps(status()).encode() + b"\n")
+
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
+
+        def server_bind(self) -> None:
+            super().server_bind()
+            path.chmod(0o600)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of a daemon that was killed: two live ones never share it
+        server = Server(str(path), Handler)
+    except OSError as error:
+        log.warning("status is not available at %s: %s", path, error.strerror or error)
+        yield
+        return
+    with _serving(server):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def read_status(path: Path) -> Status:
+    """What a running daemon answers. Raises OSError when none answers there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        channel.settimeout(5)
+        channel.connect(str(path))
+        with channel.makefile("rb") as answer:
+            line = answer.readline()
+    if not line:
+        raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    status: Status = json.loads(line)
+    return status
+
+
+@contextlib.contextmanager
+def _serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, name="admin", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

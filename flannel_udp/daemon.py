@@ -1,0 +1,320 @@
+"""The daemon: what is started in which order, who hears of trouble, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
+
+from flannel_udp import admin, hostlock, netdev, subnet_env, systemd
+from flannel_udp.config import NetworkConfig, Options
+from flannel_udp.errors import DeviceError, EtcdError, FlannelError, SubnetFileError
+from flannel_udp.etcd import Etcd
+from flannel_udp.follower import Follower
+from flannel_udp.lease import Events, Snapshot
+from flannel_udp.lease_keeper import LeaseKeeper
+from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
+from flannel_udp.pump_watch import PumpWatch
+from flannel_udp.reconciler import Reconciler
+from flannel_udp.registry import OwnLease, Registry
+from flannel_udp.retry import retry_until
+from flannel_udp.routes import RouteSet
+
+log = logging.getLogger(__name__)
+
+_SUBNET_FILE_RETRY = 5.0  # seconds
+_STOP_PATIENCE = 5.0  # seconds for a thread that is inside an etcd call
+
+
+class Shutdown:
+    """The wish to stop, and why. Any thread may ask; the main thread obeys."""
+
+    def __init__(self) -> None:
+        self.requested = threading.Event()
+        self.error: FlannelError | None = None
+
+    def stop(self) -> None:
+        self.requested.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop with exit code 1 and the error's sentence; the first error counts."""
+        if self.error is None:
+            known = isinstance(error, FlannelError)
+            self.error = error if known else FlannelError(f"internal error: {error!r}")
+        self.requested.set()
+
+
+def run(options: Options) -> int:
+    """Carry packets until a signal asks to stop; returns 0 then.
+
+    Raises FlannelError for a fault that no waiting cures, and LeaseLostError when the lease is
+    gone. Everything made on this host is removed again; the lease and subnet.env stay.
+    """
+    shutdown = Shutdown()
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(_signals(shutdown))
+        readiness = admin.Readiness()
+        if options.healthz_port:
+            undo.enter_context(
+                admin.serve_health(options.healthz_ip, options.healthz_port, readiness)
+            )
+        _serve(options, shutdown, readiness, undo)
+        systemd.notify("STOPPING=1")
+    if shutdown.error:
+        raise shutdown.error
+    return 0
+
+
+def _serve(
+    options: Options, shutdown: Shutdown, readiness: admin.Readiness, undo: contextlib.ExitStack
+) -> None:
+    """Start everything, wait for the end; ``undo`` gets what takes it all back, last made first."""
+    etcd = Etcd.connect(options)
+    undo.callback(etcd.close)
+    registry = Registry(etcd, options.etcd_prefix)
+    config = retry_until(
+        shutdown.requested, registry.network_config, log, on_failure=readiness.not_ready
+    )
+    if config is None:
+        return
+    external, public_ip = netdev.choose_interface(options)
+
+    # Everything that can fail on this host comes before the lease: a start that fails claims none.
+    undo.enter_context(hostlock.hold(config.port))
+    tun_fd, tun_name = _open_tun()
+    undo.callback(os.close, tun_fd)
+    udp_fd = _open_udp(external.address, config.port)
+    undo.callback(os.close, udp_fd)
+
+    previous = _previous_subnet(options, config.network)
+    acquired = retry_until(
+        shutdown.requested,
+        lambda: registry.acquire(config, public_ip, previous),
+        log,
+        retry_on=(EtcdError,),
+        on_failure=readiness.not_ready,
+    )
+    if acquired is None:
+        return
+    own, snapshot = acquired
+
+    overlay = _Overlay(options, config, external, public_ip, own, tun_name)
+    netdev.configure_tunnel(tun_name, overlay.tun_address, overlay.mtu, config.network)
+    if options.ip_blackhole_route:
+        netdev.add_blackhole(own.subnet)
+        undo.callback(netdev.remove_blackhole, own.subnet)
+
+    pump = undo.enter_context(Pump(overlay.pump_config(tun_fd, udp_fd)))
+    through_tunnel = netdev.through_tunnel(tun_name)
+    routes = RouteSet(config, own.subnet, public_ip, through_tunnel)
+    reconciler = Reconciler(routes, pump)
+    reconciler.apply(snapshot)
+
+    margin = options.subnet_lease_renew_margin * 60.0
+    keeper = LeaseKeeper(registry, own, margin, shutdown.fail, shutdown.fail)
+
+    def on_change(change: Snapshot | Events) -> None:
+        keeper.observe(change)
+        reconciler.apply(change)
+
+    follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
+    status = _StatusReport(overlay, readiness, keeper, follower, reconciler, pump)
+    undo.enter_context(admin.serve_status(admin.status_path(options.subnet_file), status.report))
+
+    written = _write_subnet_env(options, overlay, readiness)
+    _warn_of_host_settings()
+    pump.start()
+    undo.enter_context(PumpWatch(pump, tun_name, shutdown.fail))
+    for thread in (follower, keeper):
+        thread.start()
+        undo.callback(thread.join, _STOP_PATIENCE)
+        undo.callback(thread.stop)
+    log.info(
+        "forwarding: %s on %s, %d routes, PublicIP %s port %d, MTU %d",
+        *(own.subnet, tun_name, len(routes.routes), public_ip, config.port, overlay.mtu),
+    )
+    while not written and not shutdown.requested.wait(_SUBNET_FILE_RETRY):
+        written = _write_subnet_env(options, overlay, readiness)
+    if written:
+        readiness.ready()
+        keeper.mark_ready()
+        systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tun_name}")
+    shutdown.requested.wait()
+
+
+@contextlib.contextmanager
+def _signals(shutdown: Shutdown) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for the end, also while the main thread waits for etcd.
+
+    A thread of its own takes them: a handler would run in the main thread, between any two steps
+    of the very event it has to set.
+    """
+    ours = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+
+    def wait() -> None:
+        received = signal.sigwait(ours)
+        log.info("stopping: %s", signal.Signals(received).name)
+        shutdown.stop()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _open_tun() -> tuple[int, str]:
+    try:
+        return open_tun()
+    except OSError as error:
+        advice = {
+            errno.ENOENT: "load the tun module, or give the container --device /dev/net/tun",
+            errno.EPERM: "run as root (CAP_NET_ADMIN)",
+            errno.EACCES: "run as root (CAP_NET_ADMIN)",
+        }.get(error.errno or 0, "check that the kernel has TUN (CONFIG_TUN)")
+        raise DeviceError(
+            f"cannot open a TUN device through /dev/net/tun: {error.strerror}; {advice}"
+        ) from None
+
+
+def _open_udp(address: IPv4Address, port: int) -> int:
+    try:
+        return open_udp(address, port)
+    except OSError as error:
+        advice = {
+            errno.EADDRINUSE: "another program has the port: stop it (ss -lunp shows it), or set"
+            " another Backend.Port for the whole network",
+            errno.EACCES: "ports below 1024 need root (CAP_NET_BIND_SERVICE)",
+        }.get(error.errno or 0, "check the interface's address")
+        raise DeviceError(
+            f"cannot receive on {address} UDP port {port}: {error.strerror}; {advice}"
+        ) from None
+
+
+def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | None:
+    """The subnet an earlier run wrote to subnet.env, if it is of this network."""
+    try:
+        env = subnet_env.read(options.subnet_file)
+    except SubnetFileError as error:
+        log.warning("%s; going on without it", error)
+        return None
+    if env is None:
+        return None
+    if env.network != network:
+        log.warning(
+            "ignoring %s: it is of network %s, etcd says %s",
+            options.subnet_file,
+            env.network,
+            network,
+        )
+        return None
+    return env.subnet_with_gateway.network
+
+
+def _write_subnet_env(options: Options, overlay: _Overlay, readiness: admin.Readiness) -> bool:
+    try:
+        subnet_env.write(options.subnet_file, overlay.subnet_env())
+    except SubnetFileError as error:
+        if readiness.reason != str(error):  # once, not at every try
+            log.warning("%s; forwarding, but not ready", error)
+        readiness.not_ready(str(error))
+        return False
+    return True
+
+
+def _warn_of_host_settings() -> None:
+    if not netdev.ip_forward_enabled():
+        log.warning(
+            "net.ipv4.ip_forward is 0: this host drops its containers' packets until"
+            " 'sysctl -w net.ipv4.ip_forward=1' is run"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Overlay:
+    """What this start has settled on."""
+
+    options: Options
+    config: NetworkConfig
+    external: netdev.ExternalInterface
+    public_ip: IPv4Address
+    own: OwnLease
+    tun_name: str
+
+    @property
+    def tun_address(self) -> IPv4Address:
+        return self.own.subnet.network_address
+
+    @property
+    def mtu(self) -> int:
+        return netdev.tunnel_mtu(self.external.mtu, self.config.mtu_cap)
+
+    def pump_config(self, tun_fd: int, udp_fd: int) -> PumpConfig:
+        return PumpConfig(
+            tun_fd=tun_fd,
+            udp_fd=udp_fd,
+            network=self.config.network,
+            subnet=self.own.subnet,
+            public_ip=self.public_ip,
+            tun_address=self.tun_address,
+            check_source=self.options.source_check,
+        )
+
+    def subnet_env(self) -> subnet_env.SubnetEnv:
+        gateway = IPv4Interface(
+            (int(self.own.subnet.network_address) + 1, self.own.subnet.prefixlen)
+        )
+        return subnet_env.SubnetEnv(
+            self.config.network, gateway, self.mtu, ip_masq=self.options.ip_masq
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _StatusReport:
+    """Gathers the status from the parts that own it; any thread may ask."""
+
+    overlay: _Overlay
+    readiness: admin.Readiness
+    keeper: LeaseKeeper
+    follower: Follower
+    reconciler: Reconciler
+    pump: Pump
+
+    def report(self) -> dict[str, Any]:
+        """One JSON object; addresses and subnets are strings."""
+        overlay = self.overlay
+        subnets = self.reconciler.subnets_by_peer()
+        return {
+            "network": str(overlay.config.network),
+            "subnet": str(overlay.own.subnet),
+            "public_ip": str(overlay.public_ip),
+            "port": overlay.config.port,
+            "interface": overlay.external.name,
+            "device": overlay.tun_name,
+            "mtu": overlay.mtu,
+            "reservation": self.keeper.own.deadline is None,
+            "ready": self.readiness.reason is None,
+            "reason": self.readiness.reason,
+            "etcd": {"state": self.follower.state.value, "revision": self.follower.revision},
+            "stats": self.pump.stats(),
+            "peers": [
+                {
+                    "public_ip": str(peer.public_ip),
+                    "subnets": [str(subnet) for subnet in subnets.get(peer.public_ip, ())],
+                    "sent_packets": peer.sent_packets,
+                    "sent_bytes": peer.sent_bytes,
+                    "received_packets": peer.received_packets,
+                    "received_bytes": peer.received_bytes,
+                    "dropped_packets": peer.dropped_packets,
+                }
+                for peer in sorted(self.pump.peers(), key=lambda peer: peer.public_ip)
+            ],
+        }

@@ -1,0 +1,102 @@
+"""Listening to the pump: refusals go to the log, the end of its worker to the daemon."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from types import TracebackType
+
+from flannel_udp.errors import DeviceError
+from flannel_udp.pump import Pump, Refusal
+
+log = logging.getLogger(__name__)
+
+# A host that joins may send before its lease has reached us: that is not worth a line.
+_GRACE = 3.0  # seconds
+_MOST_SOURCES = 256  # reported over the life of the daemon: forged sources do not fill the log
+_SOURCE_CHECK = ("drop_udp_unknown_peer", "drop_udp_spoofed_source")
+
+
+class PumpWatch:
+    """Owns one thread, from ``__enter__`` to ``__exit__``."""
+
+    def __init__(self, pump: Pump, device: str, on_failure: Callable[[DeviceError], None]) -> None:
+        self._pump, self._device, self._on_failure = pump, device, on_failure
+        self._waiting: dict[IPv4Address, tuple[float, Refusal]] = {}
+        self._reported: set[IPv4Address] = set()
+        self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="pump-watch", daemon=True)
+
+    def __enter__(self) -> PumpWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        os.close(self._stop_writer)
+        self._thread.join()
+        os.close(self._stop_reader)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._pump.event_fd, select.POLLIN)
+        poll.register(self._stop_reader, select.POLLIN)
+        while True:
+            ready = dict(poll.poll(_GRACE * 1000 if self._waiting else None))
+            if self._stop_reader in ready:
+                return
+            if self._pump.event_fd in ready:
+                os.read(self._pump.event_fd, 8)
+            if failure := self._pump.failure:
+                self._on_failure(
+                    DeviceError(
+                        f"{self._device} or the UDP socket is gone ({failure.strerror}):"
+                        " something else removed it; start again"
+                    )
+                )
+                return
+            self._hear()
+            self._report()
+
+    def _hear(self) -> None:
+        for refusal in self._pump.refusals():
+            source = refusal.outer_source
+            if source not in self._reported and len(self._reported) < _MOST_SOURCES:
+                self._reported.add(source)
+                self._waiting[source] = (time.monotonic() + _GRACE, refusal)
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        due = [refusal for at, refusal in self._waiting.values() if at <= now]
+        if not due:
+            return
+        peers = {peer.public_ip for peer in self._pump.peers()}
+        for refusal in due:
+            del self._waiting[refusal.outer_source]
+            if refusal.reason == "drop_udp_unknown_peer" and refusal.outer_source in peers:
+                self._reported.discard(refusal.outer_source)  # it had only just joined
+                continue
+            log.warning("%s", _sentence(refusal))
+
+
+def _sentence(refusal: Refusal) -> str:
+    advice = ""
+    if refusal.reason in _SOURCE_CHECK:
+        advice = (
+            "; if a host of this network sends from another address than its PublicIP,"
+            " start this daemon with --source-check off"
+        )
+    return (
+        f"refused a packet from {refusal.outer_source}, inner {refusal.inner_source} to"
+        f" {refusal.inner_destination}: {refusal.reason.removeprefix('drop_')};"
+        f" further ones from there are only counted{advice}"
+    )
