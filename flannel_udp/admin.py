@@ -1,4 +1,4 @@
-"""What a running daemon tells others: /healthz and /readyz over HTTP, its status over a unix socket."""
+"""What a running daemon tells others: its health over HTTP, its status over a unix socket."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.errors import DeviceError, EtcdError, FlannelError, SubnetFileError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower
+from flannel_udp.interface import ExternalInterface
 from flannel_udp.lease import Events, Snapshot
 from flannel_udp.lease_keeper import LeaseKeeper
 from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
@@ -46,8 +47,9 @@ class Shutdown:
     def fail(self, error: BaseException) -> None:
         """Stop with exit code 1 and the error's sentence; the first error counts."""
         if self.error is None:
-            known = isinstance(error, FlannelError)
-            self.error = error if known else FlannelError(f"internal error: {error!r}")
+            if not isinstance(error, FlannelError):
+                error = FlannelError(f"internal error: {error!r}; please report it with the log")
+            self.error = error
         self.requested.set()
 
 
@@ -244,7 +246,7 @@ class _Overlay:
 
     options: Options
     config: NetworkConfig
-    external: netdev.ExternalInterface
+    external: ExternalInterface
     public_ip: IPv4Address
     own: OwnLease
     tun_name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict
 from ipaddress import IPv4Address, IPv4Network
 
@@ -16,27 +17,31 @@ _MOST_LINES = 20  # a change of more routes than this is summed up in one line
 
 
 class Reconciler:
-    """Owned by the thread that follows etcd; ``subnets_by_peer`` may be called from any thread."""
+    """Any thread may call; a lock guards the routes, and changes are applied one at a time."""
 
     def __init__(self, routes: RouteSet, pump: Pump) -> None:
         self._routes = routes
         self._pump = pump
+        self._lock = threading.Lock()
 
     def apply(self, change: Snapshot | Events) -> None:
         """Make the pump's table what the leases now ask for. Raises OSError if it cannot."""
-        if isinstance(change, Snapshot):
-            changes = self._routes.replace(change.leases)
-            # The whole table, not the difference: a resync leaves nothing to earlier bookkeeping.
-            self._pump.replace(self._routes.routes)
-        else:
-            changes = self._routes.apply(change.events)
-            self._pump.update(changes.added, changes.removed)
+        with self._lock:
+            if isinstance(change, Snapshot):
+                changes = self._routes.replace(change.leases)
+                # The whole table, not the difference: a resync leaves nothing to earlier bookkeeping.
+                self._pump.replace(self._routes.routes)
+            else:
+                changes = self._routes.apply(change.events)
+                self._pump.update(changes.added, changes.removed)
         _report(changes)
 
     def subnets_by_peer(self) -> dict[IPv4Address, list[IPv4Network]]:
         """The routes, by the PublicIP they lead to."""
         by_peer: dict[IPv4Address, list[IPv4Network]] = defaultdict(list)
-        for subnet, public_ip in sorted(self._routes.routes.copy().items()):
+        with self._lock:
+            routes = sorted(self._routes.routes.items())
+        for subnet, public_ip in routes:
             by_peer[public_ip].append(subnet)
         return by_peer
 
