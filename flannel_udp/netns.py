@@ -80,9 +80,9 @@ class Namespace:
         return popen(inside, **options)
 
     def run(
-        self, argv: Sequence[str], timeout: float = 60, **options: Any
+        self, argv: Sequence[str], *, timeout: float = 60, check: bool = False, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run to completion with the output captured as text; killed after ``timeout`` seconds."""
+        """As subprocess.run with the output captured as text; killed after ``timeout`` seconds."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
         feed = options.pop("input", None)
         if feed is not None:
@@ -90,10 +90,13 @@ class Namespace:
         with self.popen(argv, **options) as process:
             try:
                 out, err = process.communicate(feed, timeout)
-            except subprocess.TimeoutExpired:
+            except BaseException:
                 process.kill()
                 raise
-        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+        result = subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+        if check:
+            result.check_returncode()
+        return result
 
     def pids(self) -> Iterator[int]:
         """The processes that live in the namespace."""

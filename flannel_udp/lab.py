@@ -1,0 +1,245 @@
+"""The lab: hosts and containers in network namespaces, a real etcd and real daemons.
+
+The demo (``flannel-udp lab``), the tests and the benchmarks share it::
+
+    switch namespace                      host namespaces               container namespaces
+      bridge underlay 172.30.0.254/24       eth0 172.30.0.N/24
+      etcd on port 2379          <-cable->  docker0 10.1.5.1/24 <-cable-> eth0 10.1.5.2/24
+                                            flannel0 10.1.5.0/32
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from flannel_udp import lab_record
+from flannel_udp.errors import LabError
+from flannel_udp.lab_etcd import Etcd, find_program
+from flannel_udp.lab_host import ANYWHERE, Container, DaemonSetup, Host
+from flannel_udp.netns import Namespace
+
+__all__ = ["Container", "Host", "Lab", "Node", "main"]
+
+Node = Host | Container
+
+UNDERLAY = IPv4Interface("172.30.0.254/24")
+DEFAULT_CONFIG: Mapping[str, object] = {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}
+
+# A NIC on a wire: frames of at most the MTU leave, and only what arrives is merged.
+_WIRE = ("tso", "off", "gso", "off", "tx-udp-segmentation", "off")
+
+
+class Lab:
+    """A context manager: builds everything on entry, removes everything on exit.
+
+    ``underlay``: "direct" passes superpackets between hosts whole, as fast as the kernel can;
+    "wire" has frames of at most 1500 bytes with GRO on receive, as between real NICs.
+    ``config`` is the network config in etcd, as JSON or what becomes JSON; ``daemon_args`` are
+    further flags and ``daemon_env`` further environment variables of every daemon.
+    ``name`` (random by default) becomes part of the names of the namespaces.
+    Raises LabError if the machine lacks something or a daemon does not start.
+    """
+
+    def __init__(
+        self,
+        hosts: int = 3,
+        containers: int = 1,
+        underlay: Literal["direct", "wire"] = "direct",
+        config: Mapping[str, object] | str = DEFAULT_CONFIG,
+        prefix: str = "/coreos.com/network",
+        daemon_args: Sequence[str] = (),
+        daemon_env: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+        start_daemons: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.hosts: list[Host] = []
+        self.prefix = prefix
+        self._host_count = hosts
+        self._container_count = containers
+        self._is_wire = underlay == "wire"
+        self._config = config if isinstance(config, str) else json.dumps(config)
+        self._daemon_args = tuple(daemon_args)
+        self._daemon_env = dict(daemon_env or {})
+        self._python = python
+        self._start_daemons = start_daemons
+        self._name = name
+
+    def __enter__(self) -> Self:
+        require_machine(("ethtool",) if self._is_wire else ())
+        try:
+            lab_record.remove_dead()
+            self.record = lab_record.claim(self._name)
+        except OSError as error:
+            raise LabError(f"the lab cannot write {error.filename}: {error.strerror}") from None
+        self.switch = Namespace(f"{self.record.prefix}switch")
+        self.etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory))
+        try:
+            self._build()
+        except (OSError, NetlinkError) as error:
+            self.close()
+            raise LabError(
+                f"the lab could not be built ({error.args[-1]}): run it as root on a machine"
+                " or in a virtual machine, not in an unprivileged container"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the daemons as an operator would, then remove everything."""
+        for host in self.hosts:
+            if host.daemon is not None:
+                host.daemon.terminate()
+        for host in self.hosts:
+            with suppress(LabError):
+                if host.daemon is not None:
+                    host.stop_daemon()
+        self.etcd.kill()
+        lab_record.remove(self.record)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every host and every container."""
+        return [*self.hosts, *self.containers]
+
+    @property
+    def containers(self) -> list[Container]:
+        return [container for host in self.hosts for container in host.containers]
+
+    def start_daemons(self) -> None:
+        """All at the same moment; returns when all are ready."""
+        for host in self.hosts:
+            host.start_daemon(wait=False)
+        for host in self.hosts:
+            host.wait_until_ready()
+
+    def etcdctl(self, *arguments: str, input: str | None = None) -> str:
+        return self.etcd.ctl(*arguments, input=input)
+
+    def ping(self, source: Node, target: Node | IPv4Address, wait: int = 2) -> float | None:
+        """One round trip in milliseconds, or None if nothing came back for ``wait`` seconds."""
+        address = target if isinstance(target, IPv4Address) else target.ping_address
+        answer = source.run(["ping", "-n", "-c", "1", "-W", str(wait), str(address)])
+        _, found, rest = answer.stdout.partition(" time=")
+        return float(rest.split()[0]) if found else None
+
+    def ping_matrix(self, patience: float = 5.0) -> dict[tuple[str, str], float | None]:
+        """Round trips between all pairs of nodes, by their names.
+
+        A pair is tried again for ``patience`` seconds, the time in which all daemons must have
+        learned of each other.
+        """
+        deadline = time.monotonic() + patience
+
+        def try_until_deadline(pair: tuple[Node, Node]) -> float | None:
+            while True:
+                round_trip = self.ping(*pair, wait=1)
+                if round_trip is not None or time.monotonic() > deadline:
+                    return round_trip
+
+        pairs = list(itertools.permutations(self.nodes, 2))
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            answers = pool.map(try_until_deadline, pairs)
+            return {(a.name, b.name): rtt for (a, b), rtt in zip(pairs, answers, strict=True)}
+
+    def throughput(self, source: Node, target: Node, seconds: int = 1) -> float:
+        """Gigabits of TCP payload per second, measured by iperf3; raises LabError if it fails."""
+        command = ("iperf3", "--server", "--one-off", "--forceflush")
+        with target.netns.popen(command, stdout=-1, text=True, process_group=0) as server:
+            try:
+                for line in server.stdout or ():
+                    if "Server listening" in line:
+                        break
+                client = ("iperf3", "--client", str(target.ping_address), "--json")
+                answer = source.run([*client, "--time", str(seconds)], timeout=seconds + 20)
+            finally:
+                server.kill()
+        try:
+            return float(json.loads(answer.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
+        except (ValueError, KeyError):
+            raise LabError(
+                f"iperf3 from {source.name} to {target.name} failed: {answer.stdout}"
+            ) from None
+
+    def _build(self) -> None:
+        self.switch.create()
+        self.switch.add_bridge("underlay")
+        self.switch.add_address("underlay", UNDERLAY)
+        with suppress(FileNotFoundError):  # only there if br_netfilter is loaded
+            # Else every frame on the bridge passes iptables and costs as much as the overlay.
+            self.switch.sysctl("bridge/bridge-nf-call-iptables", 0)
+        self.etcd.start()
+        self.etcdctl("put", f"{self.prefix}/config", self._config)
+        setup = DaemonSetup(
+            self._python, self.etcd.url, self.prefix, self._daemon_args, self._daemon_env
+        )
+        for number in range(1, self._host_count + 1):
+            self.hosts.append(self._add_host(number, setup))
+        if self._start_daemons:
+            self.start_daemons()
+
+    def _add_host(self, number: int, setup: DaemonSetup) -> Host:
+        name = f"host{number}"
+        directory = Path(self.record.directory, name)
+        directory.mkdir()
+        address = IPv4Interface((UNDERLAY.network[number], UNDERLAY.network.prefixlen))
+        netns = Namespace(f"{self.record.prefix}{name}")
+        netns.create()
+        self.switch.add_veth(name, netns, "eth0")
+        self.switch.set_link(name, master="underlay")
+        netns.add_address("eth0", address)
+        netns.add_route(ANYWHERE, via=UNDERLAY.ip)
+        netns.sysctl("ipv4/ip_forward", 1)
+        if self._is_wire:
+            netns.run(["ethtool", "-K", "eth0", *_WIRE, "gro", "on"], check=True)
+            self.switch.run(["ethtool", "-K", name, *_WIRE], check=True)
+        return Host(name, netns, address.ip, directory, setup, self._container_count)
+
+
+def require_machine(further_programs: Sequence[str] = ()) -> None:
+    """Raises LabError, with what to install, unless this machine can run a lab."""
+    if os.geteuid() != 0:
+        raise LabError("the lab makes network namespaces and TUN devices: run it as root")
+    if not Path("/dev/net/tun").is_char_device():
+        raise LabError(
+            "the lab needs /dev/net/tun: load the module (modprobe tun), or give the device to"
+            " the container"
+        )
+    packages = {"ip": "iproute2", "ping": "iputils-ping", "setpriv": "util-linux"}
+    for program in (*packages, *further_programs):
+        if shutil.which(program) is None:
+            package = packages.get(program, program)
+            raise LabError(f"the lab needs {program}: apt-get install {package}")
+    find_program("etcd")
+    find_program("etcdctl")
+
+
+def main(argv: Sequence[str]) -> int:
+    """``flannel-udp lab ...``; returns the exit code."""
+    from flannel_udp import lab_demo  # rich, and the demo, are not for daemons and tests
+
+    return lab_demo.main(argv)

@@ -1,0 +1,169 @@
+"""``flannel-udp lab``: build a lab, show that everything reaches everything, clean up."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from flannel_udp.errors import LabError
+from flannel_udp.lab import DEFAULT_CONFIG, Lab
+
+REFRESH = 1.0  # seconds between two looks at the counters
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 if every pair was reached, 1 if not or if the lab could not be built, 130 on Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    console = Console()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run(arguments, console)
+    except LabError as error:
+        print(f"flannel-udp lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flannel-udp lab",
+        description="Hosts and containers in network namespaces, with a real etcd and real daemons:"
+        " ping all pairs, measure, clean up.",
+    )
+    parser.add_argument("--hosts", type=_count, default=3, help="how many (default 3)")
+    parser.add_argument("--containers", type=_count, default=1, help="per host (default 1)")
+    parser.add_argument(
+        "--underlay",
+        choices=("direct", "wire"),
+        default="direct",
+        help="direct: hosts exchange superpackets, as fast as the kernel can; wire: frames of 1500"
+        " bytes, as between real network cards",
+    )
+    parser.add_argument("--network", default=DEFAULT_CONFIG["Network"], help="overlay network")
+    parser.add_argument("--keep", action="store_true", help="leave it up until Ctrl-C")
+    parser.add_argument("--no-iperf", action="store_true", help="do not measure throughput")
+    return parser
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= 100:
+        raise argparse.ArgumentTypeError(f"{word} is not a number from 1 to 100")
+    return int(word)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    config = {"Network": arguments.network, "Backend": {"Type": "udp"}}
+    size = f"{arguments.hosts} hosts with {arguments.containers} container(s) each"
+    console.print(
+        f"Building {size}, underlay {arguments.underlay}, overlay {arguments.network} ..."
+    )
+    with Lab(arguments.hosts, arguments.containers, arguments.underlay, config) as lab:
+        console.print(_topology(lab))
+        matrix = lab.ping_matrix()
+        console.print(_matrix_table(matrix))
+        lost = [pair for pair, round_trip in matrix.items() if round_trip is None]
+        for source, target in lost:
+            console.print(f"[red]{source} does not reach {target}[/red]")
+        if not arguments.no_iperf:
+            _measure(lab, console)
+        _explain(lab, console)
+        if arguments.keep:
+            _watch(lab, console)
+    return 1 if lost else 0
+
+
+def _topology(lab: Lab) -> Table:
+    table = Table(title="What runs")
+    for heading in ("host", "namespace", "underlay", "leased subnet", "containers"):
+        table.add_column(heading)
+    for host in lab.hosts:
+        containers = "\n".join(f"{c.netns.name} {c.address}" for c in host.containers)
+        table.add_row(host.name, host.netns.name, str(host.address), str(host.subnet), containers)
+    table.add_row("etcd", lab.switch.name, lab.etcd.url, "", "")
+    return table
+
+
+def _matrix_table(matrix: Mapping[tuple[str, str], float | None]) -> Table:
+    names = list(dict.fromkeys(source for source, _ in matrix))
+    table = Table(title="Ping from row to column, round trip in ms")
+    for name in ("", *names):
+        table.add_column(name, justify="right")
+    for source in names:
+        table.add_row(source, *(_cell(matrix, source, target) for target in names))
+    return table
+
+
+def _cell(matrix: Mapping[tuple[str, str], float | None], source: str, target: str) -> str:
+    if source == target:
+        return ""
+    round_trip = matrix[source, target]
+    return "[red]✗[/red]" if round_trip is None else f"{round_trip:.2f}"
+
+
+def _measure(lab: Lab, console: Console) -> None:
+    if shutil.which("iperf3") is None:
+        console.print("No throughput: iperf3 is not installed (apt-get install iperf3).")
+        return
+    for source, target in itertools.combinations(lab.hosts, 2):
+        ends = source.containers[0], target.containers[0]
+        try:
+            figure = f"{lab.throughput(*ends):.2f} Gbit/s"
+        except LabError as error:
+            figure = str(error)
+        console.print(f"TCP from {ends[0].name} to {ends[1].name}: {figure}", highlight=False)
+
+
+def _explain(lab: Lab, console: Console) -> None:
+    first, last = lab.hosts[0], lab.hosts[-1]
+    lines = (
+        "Look inside:" if len(lab.hosts) else "",
+        f"  ip netns exec {first.netns.name} ip route",
+        f"  ip netns exec {first.netns.name} tcpdump -n -i flannel0",
+        f"  ip netns exec {first.containers[0].netns.name} ping {last.containers[0].address}",
+        f"  ip netns exec {lab.switch.name} env ETCDCTL_API=3 etcdctl --endpoints {lab.etcd.url}"
+        f" get --prefix {lab.prefix}",
+        f"  tail -f {first.log_path}",
+    )
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _watch(lab: Lab, console: Console) -> None:
+    """Per-peer counters, refreshed until Ctrl-C or SIGTERM."""
+    console.print("The lab stays up until Ctrl-C.")
+    pause = threading.Event()
+    with Live(_counters(lab), console=console, auto_refresh=False) as live:
+        try:
+            while not pause.wait(REFRESH):
+                live.update(_counters(lab), refresh=True)
+        except KeyboardInterrupt:
+            live.update(_counters(lab), refresh=True)
+
+
+def _counters(lab: Lab) -> Group:
+    return Group(*(_counter_table(host.name, host.peer_counters()) for host in lab.hosts))
+
+
+def _counter_table(host: str, peers: Sequence[Mapping[str, object]]) -> Table:
+    table = Table(title=f"{host}: packets per peer", title_justify="left")
+    columns = ("sent_packets", "sent_bytes", "received_packets", "received_bytes", "drops")
+    table.add_column("peer")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for peer in peers:
+        table.add_row(str(peer["public_ip"]), *(str(peer.get(column, "")) for column in columns))
+    return table

@@ -1,0 +1,209 @@
+"""The lab's hosts and their containers: network namespaces with a real daemon in each host."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from flannel_udp import subnet_env
+from flannel_udp.errors import LabError
+from flannel_udp.lab_etcd import child_environment, tail
+from flannel_udp.netns import Namespace
+
+READY_WITHIN = 30.0  # seconds
+STOPPED_WITHIN = 15.0
+BRIDGE = "docker0"
+ANYWHERE = IPv4Network("0.0.0.0/0")
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A namespace behind a host's bridge, as docker wires it."""
+
+    name: str
+    netns: Namespace
+    address: IPv4Address
+
+    @property
+    def ping_address(self) -> IPv4Address:
+        return self.address
+
+    def run(self, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.netns.run(argv, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSetup:
+    """How every host's daemon is started."""
+
+    python: str
+    etcd_url: str
+    prefix: str
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Host:
+    """A namespace on the underlay, with ``address`` on its eth0.
+
+    Its containers are made when its daemon is ready for the first time, and made anew if a later
+    daemon comes with another subnet.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        netns: Namespace,
+        address: IPv4Address,
+        directory: Path,
+        setup: DaemonSetup,
+        container_count: int,
+    ) -> None:
+        self.name = name
+        self.netns = netns
+        self.address = address
+        self.directory = directory
+        self.subnet_file = directory / "subnet.env"
+        self.log_path = directory / "daemon.log"
+        self.daemon: subprocess.Popen[Any] | None = None
+        self.containers: list[Container] = []
+        self._setup = setup
+        self._container_count = container_count
+        self._bridged: IPv4Interface | None = None
+        self._notices: socket.socket | None = None
+
+    @property
+    def env(self) -> subnet_env.SubnetEnv | None:
+        """What the daemon wrote to subnet.env, if it did."""
+        return subnet_env.read(self.subnet_file)
+
+    @property
+    def subnet(self) -> IPv4Network | None:
+        return self.env.subnet_with_gateway.network if self.env else None
+
+    @property
+    def ping_address(self) -> IPv4Address:
+        """Where containers reach this host: at its bridge, else on the underlay."""
+        return self._bridged.ip if self._bridged else self.address
+
+    def run(self, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.netns.run(argv, **options)
+
+    def daemon_command(self, extra_args: Sequence[str] = ()) -> list[str]:
+        """What start_daemon runs in the namespace."""
+        return [
+            *(self._setup.python, "-m", "flannel_udp", "--iface", "eth0"),
+            *("--etcd-endpoints", self._setup.etcd_url, "--etcd-prefix", self._setup.prefix),
+            *("--subnet-file", str(self.subnet_file)),
+            *(*self._setup.arguments, *extra_args),
+        ]
+
+    def start_daemon(self, extra_args: Sequence[str] = (), *, wait: bool = True) -> None:
+        """``wait=False``: call wait_until_ready() later, so that several start at the same time."""
+        notify_path = self.directory / "notify"
+        notify_path.unlink(missing_ok=True)
+        self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notices.bind(str(notify_path))
+        environment = child_environment(
+            {"NOTIFY_SOCKET": str(notify_path)} | dict(self._setup.environment)
+        )
+        with self.log_path.open("ab") as log:
+            self.daemon = self.netns.popen(
+                self.daemon_command(extra_args),
+                **{"env": environment, "stdout": log, "stderr": log, "process_group": 0},
+            )
+        if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self, within: float = READY_WITHIN) -> None:
+        """Until the daemon says READY=1; then sees to the containers.
+
+        Raises LabError with the end of its log if it exits, or is not ready ``within`` seconds.
+        """
+        assert self.daemon is not None
+        assert self._notices is not None
+        with self._notices as notices, open(os.pidfd_open(self.daemon.pid)) as ended:
+            deadline = time.monotonic() + within
+            while True:
+                remaining = max(0.0, deadline - time.monotonic())
+                woken = select.select((notices.fileno(), ended.fileno()), (), (), remaining)[0]
+                if notices.fileno() in woken and b"READY=1" in notices.recv(4096).split(b"\n"):
+                    break
+                if ended.fileno() in woken:
+                    raise self._failed(f"ended with exit code {self.daemon.wait()}")
+                if not woken:
+                    raise self._failed(f"was not ready after {within:g} s")
+        self._plug_containers()
+
+    def stop_daemon(self, sig: signal.Signals = signal.SIGTERM) -> int:
+        """The exit code. Raises LabError if it does not end, after killing it."""
+        if self.daemon is None:
+            raise LabError(f"no daemon runs on {self.name}")
+        self.daemon.send_signal(sig)
+        try:
+            return self.daemon.wait(STOPPED_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.kill_daemon()
+            raise self._failed(f"ignored {sig.name} for {STOPPED_WITHIN:g} s") from None
+
+    def kill_daemon(self) -> None:
+        """As a crash does it: nothing is cleaned up."""
+        if self.daemon is not None:
+            self.daemon.kill()
+            self.daemon.wait()
+
+    def peer_counters(self) -> list[dict[str, Any]]:
+        """Per peer, as the daemon's status socket tells it; empty if no daemon answers."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as status:
+                status.settimeout(2)
+                status.connect(str(self.directory / "flannel-udp.sock"))
+                with status.makefile() as answer:
+                    peers: list[dict[str, Any]] = json.loads(answer.readline())["peers"]
+                    return peers
+        except (OSError, ValueError):
+            return []
+
+    def _plug_containers(self) -> None:
+        env = self.env
+        if env is None:
+            raise LabError(f"the daemon on {self.name} is ready but wrote no {self.subnet_file}")
+        if env.subnet_with_gateway == self._bridged:
+            return
+        if self._bridged is not None:
+            self.netns.delete_link(BRIDGE)
+            for container in self.containers:
+                container.netns.delete()
+        self.netns.add_bridge(BRIDGE)
+        self.netns.add_address(BRIDGE, env.subnet_with_gateway)
+        self._bridged = env.subnet_with_gateway
+        self.containers = [self._plug(number, env) for number in range(self._container_count)]
+
+    def _plug(self, number: int, env: subnet_env.SubnetEnv) -> Container:
+        gateway = env.subnet_with_gateway
+        address = IPv4Interface((gateway.ip + 1 + number, gateway.network.prefixlen))
+        if address.ip >= gateway.network.broadcast_address:
+            raise LabError(f"{gateway.network} has no room for {self._container_count} containers")
+        port = f"c{number + 1}"
+        netns = Namespace(f"{self.netns.name}-{port}")
+        netns.create()
+        self.netns.add_veth(port, netns, "eth0", mtu=env.mtu)
+        self.netns.set_link(port, master=BRIDGE)
+        netns.add_address("eth0", address)
+        netns.add_route(ANYWHERE, via=gateway.ip)
+        return Container(f"{self.name}-{port}", netns, address.ip)
+
+    def _failed(self, how: str) -> LabError:
+        return LabError(
+            f"the daemon on {self.name} {how}; its log ends with:\n{tail(self.log_path)}"
+        )
