@@ -29,7 +29,7 @@ class Reconciler:
         with self._lock:
             if isinstance(change, Snapshot):
                 changes = self._routes.replace(change.leases)
-                # The whole table, not the difference: a resync leaves nothing to earlier bookkeeping.
+                # The whole table: a resync leaves nothing to earlier bookkeeping.
                 self._pump.replace(self._routes.routes)
             else:
                 changes = self._routes.apply(change.events)
