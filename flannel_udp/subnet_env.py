@@ -107,14 +107,6 @@ def docker_options(
 
 def _mk_docker_opts(arguments: argparse.Namespace) -> None:
     variables = {**os.environ, **(_read_variables(arguments.f) or {})}
-    subnet = None
-    if gateway := variables.get("FLANNEL_SUBNET"):
-        try:
-            subnet = IPv4Interface(gateway).network
-        except ValueError:
-            raise SubnetFileError(
-                f"FLANNEL_SUBNET is {gateway[:40]!r}; it must be an address such as 10.1.5.1/24"
-            ) from None
     both = not arguments.i and not arguments.c
     text = docker_options(
         variables,
@@ -123,16 +115,21 @@ def _mk_docker_opts(arguments: argparse.Namespace) -> None:
         combined=arguments.c or both,
         ip_masq=not arguments.m,
     )
-    _write_file(arguments.d, text)
-    if subnet is not None:
-        _refuse_gateway_route(subnet)
+    if not variables.get("FLANNEL_SUBNET"):
+        _write_file(arguments.d, text)
+        return
+    subnet = _parse(arguments.f, variables, "FLANNEL_SUBNET", IPv4Interface).network
+    network = None
+    if variables.get("FLANNEL_NETWORK"):  # absent where an old flannel wrote the file
+        network = _parse(arguments.f, variables, "FLANNEL_NETWORK", IPv4Network)
+    _write_file(arguments.d, text)  # before the check, as flannel's script does
+    _refuse_gateway_route(subnet, network)
 
 
-def _refuse_gateway_route(subnet: IPv4Network) -> None:
-    """As in flannel's script, after the file is written: docker starts only if we exit with 0."""
+def _refuse_gateway_route(subnet: IPv4Network, network: IPv4Network | None) -> None:
     from flannel_udp import netdev  # pyroute2 takes long to import
 
-    route = netdev.gateway_route_covering(subnet)
+    route = netdev.gateway_route_covering(subnet, network)
     if route is not None:
         raise SubnetFileError(
             f"the routing table already sends {subnet} through a gateway ({route});"
