@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from flannel_udp.errors import LabError
-from flannel_udp.lab import DEFAULT_CONFIG, Lab
+from flannel_udp.lab import DEFAULT_CONFIG, Lab, require_machine
 
 REFRESH = 1.0  # seconds between two looks at the counters
 
@@ -67,6 +67,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    require_machine()
     config = {"Network": arguments.network, "Backend": {"Type": "udp"}}
     size = f"{arguments.hosts} hosts with {arguments.containers} container(s) each"
     console.print(
@@ -131,7 +132,7 @@ def _measure(lab: Lab, console: Console) -> None:
 def _explain(lab: Lab, console: Console) -> None:
     first, last = lab.hosts[0], lab.hosts[-1]
     lines = (
-        "Look inside:" if len(lab.hosts) else "",
+        "Look inside:",
         f"  ip netns exec {first.netns.name} ip route",
         f"  ip netns exec {first.netns.name} tcpdump -n -i flannel0",
         f"  ip netns exec {first.containers[0].netns.name} ping {last.containers[0].address}",

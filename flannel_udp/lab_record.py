@@ -87,16 +87,17 @@ def remove(record: LabRecord) -> None:
 
 def remove_dead() -> list[LabRecord]:
     """Remove every lab whose owner has ended; the labs of living owners stay untouched."""
-    dead = [record for record in _read_all() if not record.is_alive()]
+    dead = [record for record in read_all() if not record.is_alive()]
     for record in dead:
         remove(record)
     return dead
 
 
-def _read_all() -> list[LabRecord]:
+def read_all() -> list[LabRecord]:
     records = []
     for path in sorted(RUN_DIR.glob("*.json")):
-        with suppress(FileNotFoundError):  # its owner has just removed it
+        # Its owner has just removed it, or another version of this program wrote it.
+        with suppress(FileNotFoundError, ValueError, TypeError):
             records.append(LabRecord(**json.loads(path.read_text())))
     return records
 

@@ -54,7 +54,8 @@ class Namespace:
 
     def create(self) -> None:
         """Raises FileExistsError if the name is taken, OSError without the right to do it."""
-        pyroute2.netns.create(self.name)
+        # In a thread, because Ctrl-C would leave pyroute2's child process at work behind our back.
+        _in_thread(pyroute2.netns.create, self.name)
         self.set_link("lo", state="up")
 
     def delete(self) -> None:
@@ -71,8 +72,7 @@ class Namespace:
             pyroute2.netns.setns(self.name, flags=0, fork=False)
             return function(*args, **kwargs)
 
-        with ThreadPoolExecutor(1, thread_name_prefix=self.name) as inside:
-            return inside.submit(enter_and_call).result()
+        return _in_thread(enter_and_call)
 
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """A process in the namespace, killed when this process ends. Options as for Popen."""
@@ -184,6 +184,12 @@ def named(prefix: str) -> list[Namespace]:
     """The namespaces whose name starts with the prefix."""
     names = os.listdir(RUN_DIR) if RUN_DIR.is_dir() else []
     return [Namespace(name) for name in sorted(names) if name.startswith(prefix)]
+
+
+def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Runs to its end even if Ctrl-C comes meanwhile; KeyboardInterrupt is then raised after it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def _netlink() -> Any:

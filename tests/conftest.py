@@ -1,14 +1,16 @@
-"""What the tests need of the machine, and the network namespaces they share."""
+"""What the tests need of the machine, and the network namespaces and labs they share."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from flannel_udp.lab import Lab
 from flannel_udp.netns import Namespace
 
 
@@ -36,3 +38,29 @@ def namespace(network_rights: None) -> Iterator[Namespace]:
     namespace.create()
     yield namespace
     namespace.delete()
+
+
+@pytest.fixture(scope="module")
+def lab(network_rights: None) -> Iterator[Lab]:
+    """Three hosts with two containers each, shared by the tests of a module that do no damage."""
+    with _watched(Lab(hosts=3, containers=2)) as lab:
+        yield lab
+
+
+@pytest.fixture
+def make_lab(network_rights: None) -> Iterator[Callable[[Lab], Lab]]:
+    """Enters a lab that belongs to one test: ``lab = make_lab(Lab(hosts=2))``."""
+    with ExitStack() as labs:
+        yield lambda lab: labs.enter_context(_watched(lab))
+
+
+@contextmanager
+def _watched(lab: Lab) -> Iterator[Lab]:
+    """Shows the daemons' logs with a failed test; no log may hold a traceback."""
+    with lab:
+        yield lab
+        logs = {host.name: host.log_path for host in lab.hosts if host.log_path.exists()}
+        texts = {name: path.read_text(errors="replace") for name, path in logs.items()}
+    for name, text in texts.items():
+        print(f"--- daemon log of {name}\n{text}")
+    assert not [name for name, text in texts.items() if "Traceback (most recent" in text]
