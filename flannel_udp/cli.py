@@ -12,7 +12,7 @@ from typing import Any
 
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, FlagParser
+from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, SHOWN_CHARACTERS, FlagParser
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _read_words(
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
-            shown = "a word" if name in _SECRETS else repr(word)
+            shown = "a word" if name in _SECRETS else repr(word[:SHOWN_CHARACTERS])
             boolean = name in flags and flags[name].nargs == "?"
             hint = f"write --{name}={word}" if boolean else "see flannel-udp --help"
             raise UsageError(f"{shown} stands where a flag should; {hint}")
@@ -103,7 +103,7 @@ def _read_words(
         if name not in flags:
             close = difflib.get_close_matches(name, flags, n=1)
             hint = f"did you mean --{close[0]}?" if close else "see flannel-udp --help"
-            raise UsageError(f"there is no flag --{name}; {hint}")
+            raise UsageError(f"there is no flag --{name[:SHOWN_CHARACTERS]}; {hint}")
         if equals:
             yield name, value
         elif flags[name].nargs is None:

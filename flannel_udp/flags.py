@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from flannel_udp import __version__
 from flannel_udp.config import Options, clean_prefix
@@ -17,6 +17,7 @@ IGNORED_VALUES = ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file", "
 IGNORED_BOOLEANS = ("set-node-network-unavailable",)
 KLOG_VALUES = ("vmodule", "log_backtrace_at", "stderrthreshold", "log_dir", "log_file")
 KLOG_BOOLEANS = ("logtostderr", "alsologtostderr", "skip_headers", "skip_log_headers")
+SHOWN_CHARACTERS = 80
 
 _USAGE = """\
 flannel-udp [FLAG]...
@@ -32,7 +33,6 @@ _BOOLEANS = {  # Go's strconv.ParseBool
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
 _DEFAULTS = Options()
-_T = TypeVar("_T")
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -148,24 +148,26 @@ def _default(flag: str) -> object:
     return getattr(_DEFAULTS, flag.replace("-", "_"), None)
 
 
+def _wrong(text: str, why: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{text[:SHOWN_CHARACTERS]!r} {why}")
+
+
 def _boolean(text: str) -> bool:
     if text not in _BOOLEANS:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+        raise _wrong(text, "is neither true nor false")
     return _BOOLEANS[text]
 
 
 def _on_or_off(text: str) -> bool:
     if text not in ("on", "off"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
+        raise _wrong(text, "is neither on nor off")
     return text == "on"
 
 
 def _number(lowest: int, highest: int, unit: str) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and lowest <= int(text[:20]) <= highest):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a whole number from {lowest} to {highest}{unit}"
-            )
+        if not (re.fullmatch("[0-9]{1,9}", text) and lowest <= int(text) <= highest):
+            raise _wrong(text, f"is not a whole number from {lowest} to {highest}{unit}")
         return int(text)
 
     return convert
@@ -176,47 +178,43 @@ def _path(text: str) -> Path | None:
 
 
 def _ipv4(text: str) -> IPv4Address | None:
-    return _address(IPv4Address, text) if text else None
+    try:
+        return IPv4Address(text) if text else None
+    except ValueError:
+        raise _wrong(text, "is not an IPv4 address") from None
 
 
 def _ipv6(text: str) -> IPv6Address | None:
-    return _address(IPv6Address, text) if text else None
-
-
-def _address(kind: Callable[[str], _T], text: str) -> _T:
     try:
-        return kind(text)
+        return IPv6Address(text) if text else None
     except ValueError:
-        version = "v6" if kind is IPv6Address else "v4"
-        raise argparse.ArgumentTypeError(f"{text!r} is not an IP{version} address") from None
+        raise _wrong(text, "is not an IPv6 address") from None
 
 
 def _listen_address(text: str) -> str:
     try:
         return str(ip_address(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address") from None
+        raise _wrong(text, "is not an IP address") from None
 
 
 def _regex(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+        raise _wrong(text, f"is not a regular expression: {error}") from None
     return text
 
 
 def _endpoints(text: str) -> tuple[str, ...]:
     endpoints = tuple(part.strip() for part in text.split(",") if part.strip())
     if not endpoints:
-        raise argparse.ArgumentTypeError("no URL given, such as http://10.0.0.1:2379")
+        raise _wrong(text, "holds no URL such as http://10.0.0.1:2379")
     return endpoints
 
 
 def _prefix(text: str) -> str:
     prefix = clean_prefix(text)
     if prefix == ".":  # flannel would use the key "config", which nobody means
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is empty; give a key such as /coreos.com/network"
-        )
+        raise _wrong(text, "is no key such as /coreos.com/network")
     return prefix

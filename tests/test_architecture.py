@@ -1,0 +1,113 @@
+"""The walls between the modules: who imports whom, and which modules touch the outside."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import flannel_udp
+
+PACKAGE = Path(flannel_udp.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+PURE = {"allocator", "config", "errors", "flags", "gojson", "lease", "routes"}
+PURE_IMPORTS = {
+    "__future__", "argparse", "collections", "dataclasses", "enum", "functools", "ipaddress",
+    "itertools", "json", "pathlib", "posixpath", "random", "re", "types", "typing",
+}  # fmt: skip
+
+DOORS = {
+    "pyroute2": {"netdev", "netns"},
+    "etcd3": {"etcd"},
+    "grpc": {"etcd"},
+    "rich": {"lab"},
+    "flannel_udp._pump": {"pump"},
+}
+HOUSES = {"etcd", "lab"}
+IMPORTERS = {"cli": {"__main__"}, "daemon": {"cli"}, "lab": {"cli"}, "flags": {"cli"}}
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text())
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Dotted names of all imports, also those inside functions; ``from a import b`` is ``a.b``."""
+    names: set[str] = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
+
+
+def siblings(module: str) -> set[str]:
+    parts = [name.split(".") for name in imported(module)]
+    return {part[1] for part in parts if part[0] == "flannel_udp" and part[1] in MODULES}
+
+
+def house(module: str) -> str:
+    """``lab_host`` is a room of ``lab``: rooms may refer to each other."""
+    first = module.partition("_")[0]
+    return first if first in HOUSES else module
+
+
+def test_imports_point_one_way() -> None:
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        others = {house(other) for other in siblings(module)} - {house(module)}
+        graph.setdefault(house(module), set()).update(others)
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_import_no_io(module: str) -> None:
+    outside = {name.partition(".")[0] for name in imported(module)} - {"flannel_udp"}
+    assert outside <= PURE_IMPORTS
+    assert siblings(module) <= PURE
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_use_paths_only_as_values(module: str) -> None:
+    called = {
+        node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+    }
+    assert not called & {"open", "read_text", "write_text", "exists", "print", "getLogger"}
+
+
+@pytest.mark.parametrize("target", sorted(DOORS))
+def test_the_outside_has_one_door(target: str) -> None:
+    users = {
+        module
+        for module in MODULES
+        if any(f"{name}.".startswith(f"{target}.") for name in imported(module))
+    }
+    assert {house(module) for module in users} <= DOORS[target]
+
+
+@pytest.mark.parametrize("target", sorted(IMPORTERS))
+def test_the_upper_floors_are_entered_from_above(target: str) -> None:
+    users = {module for module in MODULES if target in siblings(module)}
+    assert {house(module) for module in users} <= IMPORTERS[target] | {target}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(tree(module))
+
+
+def test_errors_are_one_family() -> None:
+    for node in tree("errors").body[1:]:
+        assert isinstance(node, ast.ClassDef)
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        assert bases == (["Exception"] if node.name == "FlannelError" else ["FlannelError"])
