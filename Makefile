@@ -1,0 +1,66 @@
+# make demo: installs what is missing, builds, and runs a lab of three hosts. make test: all tests.
+# For Debian or Ubuntu, as root. Python packages go to .venv, system packages come from apt.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
+export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
+export DEBIAN_FRONTEND := noninteractive
+
+.PHONY: help deps deps-dev build demo test test-sanitizers lint bench dist clean
+
+help: ## show this
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+deps: packages $(VENV)/installed ## install what is missing to build and run
+deps-dev: packages-dev $(VENV)/installed ## install what is missing to test
+
+.PHONY: packages packages-dev
+packages:
+	@tools/install-packages
+packages-dev:
+	@tools/install-packages dev
+
+$(BIN)/python: | packages
+	@python=$$(tools/find-python) && "$$python" -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@tools/install-etcd $(BIN)
+	@touch $@
+
+$(VENV)/built: $(PUMP) $(VENV)/installed
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+build: deps $(VENV)/built ## compile the packet pump
+
+demo: build ## three hosts with containers, who pings whom, throughput
+	@$(BIN)/flannel-udp lab --hosts 3
+
+test: deps-dev build ## all tests; needs root and /dev/net/tun
+	@$(BIN)/python -m pytest
+
+test-sanitizers: deps-dev ## the C tests under ASan, UBSan and TSan
+	@$(MAKE) --no-print-directory -C tests/c asan tsan
+
+lint: deps-dev build ## ruff, mypy --strict, compiler warnings as errors, clang-tidy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory -C tests/c lint
+
+bench: deps-dev build ## measure
+	@$(BIN)/python -m pytest bench -o python_files='bench_*.py'
+
+dist: deps ## source archive and wheel in dist/
+	@$(BIN)/python -m build
+
+clean: ## remove all that was built, and .venv
+	rm -rf $(VENV) build dist *.egg-info tests/c/build flannel_udp/_pump.c flannel_udp/_pump.*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
