@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
@@ -60,8 +59,8 @@ def run(options: Options) -> int:
     gone. Everything made on this host is removed again; the lease and subnet.env stay.
     """
     shutdown = Shutdown()
+    _obey_signals(shutdown)
     with contextlib.ExitStack() as undo:
-        undo.enter_context(_signals(shutdown))
         readiness = admin.Readiness()
         if options.healthz_port:
             undo.enter_context(
@@ -151,26 +150,24 @@ def _serve(
     shutdown.requested.wait()
 
 
-@contextlib.contextmanager
-def _signals(shutdown: Shutdown) -> Iterator[None]:
+def _obey_signals(shutdown: Shutdown) -> None:
     """SIGTERM and SIGINT ask for the end, also while the main thread waits for etcd.
 
     A thread of its own takes them: a handler would run in the main thread, between any two steps
-    of the very event it has to set.
+    of the very event it has to set. It takes them until the process ends: a second one must not
+    cut the clean-up short or change the exit code.
     """
     ours = {signal.SIGTERM, signal.SIGINT}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ours)
 
     def wait() -> None:
-        received = signal.sigwait(ours)
-        log.info("stopping: %s", signal.Signals(received).name)
-        shutdown.stop()
+        while True:
+            received = signal.sigwait(ours)
+            if not shutdown.requested.is_set():
+                log.info("stopping: %s", signal.Signals(received).name)
+            shutdown.stop()
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _open_tun() -> tuple[int, str]:
