@@ -97,7 +97,7 @@ def _read_words(
         if not word.startswith("-"):
             shown = "a word" if name in _SECRETS else repr(word[:SHOWN_CHARACTERS])
             boolean = name in flags and flags[name].nargs == "?"
-            hint = f"write --{name}={word}" if boolean else "see flannel-udp --help"
+            hint = f"write --{name}=VALUE" if boolean else "see flannel-udp --help"
             raise UsageError(f"{shown} stands where a flag should; {hint}")
         name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
         if name not in flags:

@@ -119,7 +119,7 @@ def test_booleans_are_gos_false(value: str) -> None:
 def test_a_boolean_never_takes_the_next_word() -> None:
     options = parse("-ip-blackhole-route", "-iface", "eth0")
     assert options == Options(ip_blackhole_route=True, iface=("eth0",))
-    with pytest.raises(UsageError, match="write --ip-blackhole-route=false"):
+    with pytest.raises(UsageError, match="write --ip-blackhole-route=VALUE"):
         parse("-ip-blackhole-route", "false")
 
 
