@@ -24,8 +24,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from flannel_udp import lab_record
 from flannel_udp.errors import LabError
 from flannel_udp.lab_etcd import Etcd, find_program
@@ -90,7 +88,7 @@ class Lab:
         self.etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory))
         try:
             self._build()
-        except (OSError, NetlinkError) as error:
+        except OSError as error:
             self.close()
             raise LabError(
                 f"the lab could not be built ({error.args[-1]}): run it as root on a machine"
@@ -162,7 +160,7 @@ class Lab:
                     return round_trip
 
         pairs = list(itertools.permutations(self.nodes, 2))
-        with ThreadPoolExecutor(max_workers=8) as pool:
+        with ThreadPoolExecutor(max_workers=4) as pool:
             answers = pool.map(try_until_deadline, pairs)
             return {(a.name, b.name): rtt for (a, b), rtt in zip(pairs, answers, strict=True)}
 
@@ -175,15 +173,13 @@ class Lab:
                     if "Server listening" in line:
                         break
                 client = ("iperf3", "--client", str(target.ping_address), "--json")
-                answer = source.run([*client, "--time", str(seconds)], timeout=seconds + 20)
+                limits = ("--time", str(seconds), "--connect-timeout", "3000")
+                answer = json.loads(source.run([*client, *limits]).stdout)
             finally:
                 server.kill()
-        try:
-            return float(json.loads(answer.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
-        except (ValueError, KeyError):
-            raise LabError(
-                f"iperf3 from {source.name} to {target.name} failed: {answer.stdout}"
-            ) from None
+        if "error" in answer:
+            raise LabError(f"iperf3 from {source.name} to {target.name}: {answer['error']}")
+        return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
 
     def _build(self) -> None:
         self.switch.create()

@@ -6,33 +6,29 @@ import argparse
 import itertools
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network
 from types import FrameType
+from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from flannel_udp.errors import LabError
-from flannel_udp.lab import DEFAULT_CONFIG, Lab, require_machine
+from flannel_udp.lab import Lab, require_machine
 
 REFRESH = 1.0  # seconds between two looks at the counters
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 if every pair was reached, 1 if not or if the lab could not be built, 130 on Ctrl-C."""
+    """0 if every pair was reached, 1 if not. Raises LabError, and KeyboardInterrupt when told to end."""
     arguments = _parser().parse_args(argv)
-    console = Console()
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return _run(arguments, console)
-    except LabError as error:
-        print(f"flannel-udp lab: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    return _run(arguments, Console())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         help="direct: hosts exchange superpackets, as fast as the kernel can; wire: frames of 1500"
         " bytes, as between real network cards",
     )
-    parser.add_argument("--network", default=DEFAULT_CONFIG["Network"], help="overlay network")
+    parser.add_argument(
+        "--network", type=_network, default=IPv4Network("10.1.0.0/16"), help="of the overlay"
+    )
     parser.add_argument("--keep", action="store_true", help="leave it up until Ctrl-C")
     parser.add_argument("--no-iperf", action="store_true", help="do not measure throughput")
     return parser
@@ -62,16 +60,25 @@ def _count(word: str) -> int:
     return int(word)
 
 
+def _network(word: str) -> IPv4Network:
+    try:
+        return IPv4Network(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     require_machine()
-    config = {"Network": arguments.network, "Backend": {"Type": "udp"}}
-    size = f"{arguments.hosts} hosts with {arguments.containers} container(s) each"
+    config = {"Network": str(arguments.network), "Backend": {"Type": "udp"}}
     console.print(
-        f"Building {size}, underlay {arguments.underlay}, overlay {arguments.network} ..."
+        f"Building {arguments.hosts} hosts with {arguments.containers} container(s) each,"
+        f" underlay {arguments.underlay}, overlay {arguments.network}",
+        highlight=False,
+        soft_wrap=True,
     )
     with Lab(arguments.hosts, arguments.containers, arguments.underlay, config) as lab:
         console.print(_topology(lab))
@@ -89,21 +96,25 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _topology(lab: Lab) -> Table:
-    table = Table(title="What runs")
-    for heading in ("host", "namespace", "underlay", "leased subnet", "containers"):
+    table = Table(title="What runs", box=box.SIMPLE)
+    for heading in ("", "namespace", "underlay", "leased subnet"):
         table.add_column(heading)
+    table.add_row("etcd", lab.switch.name, lab.etcd.url.removeprefix("http://"))
     for host in lab.hosts:
-        containers = "\n".join(f"{c.netns.name} {c.address}" for c in host.containers)
-        table.add_row(host.name, host.netns.name, str(host.address), str(host.subnet), containers)
-    table.add_row("etcd", lab.switch.name, lab.etcd.url, "", "")
+        table.add_row(host.name, host.netns.name, str(host.address), str(host.subnet))
+        for container in host.containers:
+            table.add_row(container.name, container.netns.name, "", str(container.address))
     return table
 
 
 def _matrix_table(matrix: Mapping[tuple[str, str], float | None]) -> Table:
     names = list(dict.fromkeys(source for source, _ in matrix))
-    table = Table(title="Ping from row to column, round trip in ms")
-    for name in ("", *names):
-        table.add_column(name, justify="right")
+    table = Table(
+        title="Ping from row to column, round trip in ms", box=box.SIMPLE, padding=0, pad_edge=False
+    )
+    table.add_column(no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("-", "\n"), justify="right")
     for source in names:
         table.add_row(source, *(_cell(matrix, source, target) for target in names))
     return table
@@ -159,12 +170,13 @@ def _counters(lab: Lab) -> Group:
     return Group(*(_counter_table(host.name, host.peer_counters()) for host in lab.hosts))
 
 
-def _counter_table(host: str, peers: Sequence[Mapping[str, object]]) -> Table:
-    table = Table(title=f"{host}: packets per peer", title_justify="left")
-    columns = ("sent_packets", "sent_bytes", "received_packets", "received_bytes", "drops")
+def _counter_table(host: str, peers: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=f"{host}: traffic per peer", title_justify="left", box=box.SIMPLE)
+    traffic = itertools.product(("sent", "received"), ("packets", "bytes"))
+    columns = (*map("_".join, traffic), "dropped_packets")
     table.add_column("peer")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for peer in peers:
-        table.add_row(str(peer["public_ip"]), *(str(peer.get(column, "")) for column in columns))
+        table.add_row(peer["public_ip"], *(f"{peer[column]:,}" for column in columns))
     return table

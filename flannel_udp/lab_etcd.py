@@ -110,11 +110,12 @@ def find_program(name: str) -> str:
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Our environment for the lab's processes, without a proxy and without flags for a daemon."""
+    """Our environment for the lab's processes, without what would turn them from their task."""
+    foreign = ("FLANNELD_", "ETCD", "NOTIFY_SOCKET")
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.lower().endswith("_proxy") and not name.startswith(("FLANNELD_", "ETCD"))
+        if not name.startswith(foreign) and not name.lower().endswith("_proxy")
     }
     return inherited | dict(extra or {})
 

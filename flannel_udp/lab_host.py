@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -15,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from flannel_udp import subnet_env
+from flannel_udp import admin, subnet_env
 from flannel_udp.errors import LabError
 from flannel_udp.lab_etcd import child_environment, tail
 from flannel_udp.netns import Namespace
@@ -110,8 +109,12 @@ class Host:
 
     def start_daemon(self, extra_args: Sequence[str] = (), *, wait: bool = True) -> None:
         """``wait=False``: call wait_until_ready() later, so that several start at the same time."""
+        if self.daemon is not None and self.daemon.poll() is None:
+            raise LabError(f"a daemon runs on {self.name} already: stop it first")
         notify_path = self.directory / "notify"
         notify_path.unlink(missing_ok=True)
+        if self._notices is not None:
+            self._notices.close()
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notices.bind(str(notify_path))
         environment = child_environment(
@@ -132,12 +135,13 @@ class Host:
         """
         assert self.daemon is not None
         assert self._notices is not None
-        with self._notices as notices, open(os.pidfd_open(self.daemon.pid)) as ended:
+        notices = self._notices.fileno()
+        with open(os.pidfd_open(self.daemon.pid)) as ended:
             deadline = time.monotonic() + within
             while True:
                 remaining = max(0.0, deadline - time.monotonic())
-                woken = select.select((notices.fileno(), ended.fileno()), (), (), remaining)[0]
-                if notices.fileno() in woken and b"READY=1" in notices.recv(4096).split(b"\n"):
+                woken = select.select((notices, ended.fileno()), (), (), remaining)[0]
+                if notices in woken and b"READY=1" in os.read(notices, 4096).split(b"\n"):
                     break
                 if ended.fileno() in woken:
                     raise self._failed(f"ended with exit code {self.daemon.wait()}")
@@ -162,17 +166,17 @@ class Host:
             self.daemon.kill()
             self.daemon.wait()
 
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of itself. Raises OSError if none answers."""
+        return admin.read_status(admin.status_path(self.subnet_file))
+
     def peer_counters(self) -> list[dict[str, Any]]:
-        """Per peer, as the daemon's status socket tells it; empty if no daemon answers."""
+        """Per peer, as the daemon counts; empty if no daemon answers."""
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as status:
-                status.settimeout(2)
-                status.connect(str(self.directory / "flannel-udp.sock"))
-                with status.makefile() as answer:
-                    peers: list[dict[str, Any]] = json.loads(answer.readline())["peers"]
-                    return peers
-        except (OSError, ValueError):
+            peers: list[dict[str, Any]] = self.status()["peers"]
+        except OSError:
             return []
+        return peers
 
     def _plug_containers(self) -> None:
         env = self.env

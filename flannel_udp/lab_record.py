@@ -76,6 +76,7 @@ def claim(name: str | None = None) -> LabRecord:
 
 def remove(record: LabRecord) -> None:
     """Kill what still runs in the lab's namespaces, then delete them, its files and its record."""
+    netns.settle()
     for namespace in netns.named(record.prefix):
         for pid in namespace.pids():
             with suppress(ProcessLookupError):

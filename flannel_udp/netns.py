@@ -1,8 +1,9 @@
 """Network namespaces for the lab: made, wired and entered while this process stays where it is.
 
 A namespace is entered by a short-lived thread, because setns(2) moves only the calling thread.
-Child processes are started by one thread that lives as long as the process, because the death
-signal they ask for is sent when the thread that started them ends (prctl(2)).
+Child processes and namespaces are made by one thread that lives as long as the process: the death
+signal that children ask for is sent when the thread that started them ends (prctl(2)), and Ctrl-C,
+which interrupts only the main thread, leaves neither half made (see settle).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -19,13 +21,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyroute2.netns
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 RUN_DIR = Path("/run/netns")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+_worker = ThreadPoolExecutor(1, thread_name_prefix="netns")
 
 
 def _inside(method: Callable[P, T]) -> Callable[P, T]:
@@ -54,8 +57,7 @@ class Namespace:
 
     def create(self) -> None:
         """Raises FileExistsError if the name is taken, OSError without the right to do it."""
-        # In a thread, because Ctrl-C would leave pyroute2's child process at work behind our back.
-        _in_thread(pyroute2.netns.create, self.name)
+        _worker.submit(pyroute2.netns.create, self.name).result()
         self.set_link("lo", state="up")
 
     def delete(self) -> None:
@@ -72,7 +74,8 @@ class Namespace:
             pyroute2.netns.setns(self.name, flags=0, fork=False)
             return function(*args, **kwargs)
 
-        return _in_thread(enter_and_call)
+        with ThreadPoolExecutor(1) as inside:
+            return inside.submit(enter_and_call).result()
 
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """A process in the namespace, killed when this process ends. Options as for Popen."""
@@ -177,7 +180,12 @@ class Namespace:
 def popen(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     """A child process that is killed when this process ends, however it ends."""
     wrapped = ("setpriv", "--pdeathsig", "KILL", "--", *argv)
-    return _spawner.submit(lambda: subprocess.Popen(wrapped, **options)).result()
+    return _worker.submit(lambda: subprocess.Popen(wrapped, **options)).result()
+
+
+def settle() -> None:
+    """Returns when every process and namespace that an interrupted caller asked for is made."""
+    _worker.submit(lambda: None).result()
 
 
 def named(prefix: str) -> list[Namespace]:
@@ -186,14 +194,14 @@ def named(prefix: str) -> list[Namespace]:
     return [Namespace(name) for name in sorted(names) if name.startswith(prefix)]
 
 
-def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs to its end even if Ctrl-C comes meanwhile; KeyboardInterrupt is then raised after it."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *args, **kwargs).result()
-
-
-def _netlink() -> Any:
-    return IPRoute(groups=0, ext_ack=True)
+@contextmanager
+def _netlink() -> Iterator[IPRoute]:
+    """A netlink socket; what the kernel refuses inside the block is an OSError, as from a file."""
+    try:
+        with IPRoute(groups=0, ext_ack=True) as ip:
+            yield ip
+    except NetlinkError as error:
+        raise OSError(error.code, error.args[1]) from None
 
 
 def _index(ip: IPRoute, name: str) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,22 +152,48 @@ def test_exit_code_of_a_stopped_daemon_is_told(daemon_script: Callable[[str], st
         assert host.stop_daemon() == 7
 
 
-def test_peer_counters_are_read_from_the_status_socket(bare_lab: Lab) -> None:
-    host = bare_lab.hosts[0]
-    assert host.peer_counters() == []
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(host.directory / "flannel-udp.sock"))
-        server.listen()
+@pytest.fixture(scope="module")
+def running_lab() -> Iterator[Lab]:
+    """Two hosts with two containers each, and their daemons."""
+    with Lab(hosts=2, containers=2) as lab:
+        yield lab
 
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.sendall(b'{"peers": [{"public_ip": "172.30.0.2"}]}\n')
 
-        thread = threading.Thread(target=answer)
-        thread.start()
-        assert host.peer_counters() == [{"public_ip": "172.30.0.2"}]
-        thread.join()
+def test_all_hosts_and_containers_reach_each_other(running_lab: Lab) -> None:
+    matrix = running_lab.ping_matrix()
+    assert len(matrix) == 6 * 5
+    assert None not in matrix.values()
+
+
+def test_containers_are_wired_as_subnet_env_says(running_lab: Lab) -> None:
+    for host in running_lab.hosts:
+        env = host.env
+        assert env is not None
+        addresses = [env.subnet_with_gateway.ip + 1, env.subnet_with_gateway.ip + 2]
+        assert [container.address for container in host.containers] == addresses
+        link = host.containers[0].run(["ip", "link", "show", "eth0"]).stdout
+        assert f"mtu {env.mtu} " in link
+
+
+def test_peer_counters_come_from_the_daemon(running_lab: Lab) -> None:
+    first, second = running_lab.hosts
+    assert running_lab.ping(first.containers[0], second.containers[0])
+    (peer,) = first.peer_counters()
+    assert peer["public_ip"] == str(second.address)
+    assert peer["sent_packets"] > 0
+
+
+def test_killed_daemon_leaves_containers_that_the_next_one_serves(running_lab: Lab) -> None:
+    first, second = running_lab.hosts
+    containers = list(first.containers)
+    first.kill_daemon()
+    assert first.peer_counters() == []
+    assert running_lab.ping(containers[0], second.containers[0], wait=1) is None
+    first.start_daemon()
+    assert first.containers == containers
+    assert running_lab.ping(containers[0], second.containers[0])
+    assert first.stop_daemon() == 0
+    first.start_daemon()
 
 
 # --- cleaning up
@@ -271,12 +296,14 @@ def run_lab(*wrapper: str, **environment: str) -> tuple[int, str]:
 
 def test_missing_root_is_one_sentence() -> None:
     # Imported first: the nobody user may not be able to read where Python is installed.
-    program = "import os; from flannel_udp import lab_demo; os.setuid(65534); lab_demo.main([])"
+    program = (
+        "import os; from flannel_udp import cli, lab_demo; os.setuid(65534); cli.main(['lab'])"
+    )
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert result.stderr == (
-        "flannel-udp lab: the lab makes network namespaces and TUN devices: run it as root\n"
+        "flannel-udp: the lab makes network namespaces and TUN devices: run it as root\n"
     )
 
 
@@ -284,14 +311,24 @@ def test_missing_right_to_make_namespaces_is_one_sentence() -> None:
     drop = ("setpriv", "--inh-caps=-sys_admin", "--bounding-set=-sys_admin")
     code, errors = run_lab(*drop)
     assert code == 1
-    assert errors.startswith("flannel-udp lab: the lab could not be built (")
+    assert errors.startswith("flannel-udp: the lab could not be built (")
     assert errors.count("\n") == 1
 
 
 def test_missing_program_is_named_with_its_package(tmp_path: Path) -> None:
     code, errors = run_lab(PATH=str(tmp_path))
     assert code == 1
-    assert errors == "flannel-udp lab: the lab needs ip: apt-get install iproute2\n"
+    assert errors == "flannel-udp: the lab needs ip: apt-get install iproute2\n"
+
+
+def test_demo_shows_every_pair_and_how_to_look_inside() -> None:
+    command = (sys.executable, "-m", "flannel_udp", "lab", "--hosts", "2")
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "host2-c1" in result.stdout
+    assert "✗" not in result.stdout
+    assert re.search(r"TCP from host1-c1 to host2-c1: [0-9.]+ Gbit/s", result.stdout)
+    assert re.search(r"ip netns exec fl\w+-host1-c1 ping 10\.1\.\d+\.2\n", result.stdout)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
