@@ -186,7 +186,9 @@ class Host:
             return
         if self._bridged is not None:
             self.netns.delete_link(BRIDGE)
-            for container in self.containers:
+            for number, container in enumerate(self.containers):
+                # The kernel takes a namespace down later, and until then its cable has this name.
+                self.netns.delete_link(_port(number))
                 container.netns.delete()
         self.netns.add_bridge(BRIDGE)
         self.netns.add_address(BRIDGE, env.subnet_with_gateway)
@@ -198,7 +200,7 @@ class Host:
         address = IPv4Interface((gateway.ip + 1 + number, gateway.network.prefixlen))
         if address.ip >= gateway.network.broadcast_address:
             raise LabError(f"{gateway.network} has no room for {self._container_count} containers")
-        port = f"c{number + 1}"
+        port = _port(number)
         netns = Namespace(f"{self.netns.name}-{port}")
         netns.create()
         self.netns.add_veth(port, netns, "eth0", mtu=env.mtu)
@@ -211,3 +213,8 @@ class Host:
         return LabError(
             f"the daemon on {self.name} {how}; its log ends with:\n{tail(self.log_path)}"
         )
+
+
+def _port(number: int) -> str:
+    """The host's end of a container's cable."""
+    return f"c{number + 1}"
