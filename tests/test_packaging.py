@@ -1,0 +1,200 @@
+"""What is shipped installs, starts and says what it means."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from flannel_udp import __version__
+from flannel_udp.cli import parse_options
+from flannel_udp.lab import Lab
+
+ROOT = Path(__file__).parent.parent
+UNIT = ROOT / "packaging/flannel-udp.service"
+DROP_IN = ROOT / "packaging/docker.service.d/flannel-udp.conf"
+
+_NOT_OF_A_CHECKOUT = shutil.ignore_patterns(
+    *(".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "build", "dist"),
+    *("*.egg-info", "*.so", "_pump.c"),
+)
+_SUBNET_ENV = """\
+FLANNEL_NETWORK=192.168.0.0/16
+FLANNEL_SUBNET=192.168.69.1/24
+FLANNEL_MTU=1472
+FLANNEL_IPMASQ=false
+"""
+
+
+def run(command: Sequence[str | Path], cwd: Path | None = None) -> str:
+    result = subprocess.run(
+        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, f"{command} failed:\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources as a fresh clone has them."""
+    target = tmp_path_factory.mktemp("checkout") / "flannel-udp"
+    shutil.copytree(ROOT, target, ignore=_NOT_OF_A_CHECKOUT)
+    return target
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    run([sys.executable, "-m", "build", "--sdist", "--outdir", out, checkout])
+    return next(out.iterdir())
+
+
+@pytest.fixture(scope="module")
+def installed(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The bin directory of an environment that holds nothing but what the archive asks for."""
+    environment = tmp_path_factory.mktemp("installed")
+    venv.create(environment, with_pip=True)
+    run([environment / "bin/pip", "install", "--quiet", sdist])
+    yield environment / "bin"
+    shutil.rmtree(environment)
+
+
+def test_source_archive_holds_what_building_and_testing_needs(checkout: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
+    wanted = {
+        file.relative_to(checkout)
+        for folder in ("csrc", "flannel_udp", "tests", "packaging", "docs", "bench", "tools")
+        for file in (checkout / folder).rglob("*")
+        if file.is_file()
+    }
+    wanted |= {Path(name) for name in ("Makefile", "LICENSE", "README.md", "CHANGELOG.md")}
+    assert not wanted - held
+
+
+def test_archive_installs_and_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
+    commands: list[list[str | Path]] = [
+        [installed / "flannel-udp"],
+        [installed / "python", "-m", "flannel_udp"],
+    ]
+    for command in commands:
+        assert run([*command, "--version"], cwd=Path("/")).strip() == __version__
+        assert run([*command, "--help"], cwd=Path("/")).startswith("usage: flannel-udp")
+    (tmp_path / "subnet.env").write_text(_SUBNET_ENV)
+    commands = [
+        [installed / "mk-docker-opts"],
+        [installed / "mk-docker-opts.sh"],
+        [installed / "flannel-udp", "mk-docker-opts"],
+    ]
+    for number, command in enumerate(commands):
+        options = tmp_path / f"options{number}"
+        run([*command, "-c", "-f", tmp_path / "subnet.env", "-d", options], cwd=Path("/"))
+        assert options.read_text() == (
+            'DOCKER_OPTS=" --bip=192.168.69.1/24 --ip-masq=true --mtu=1472"\n'
+        )
+
+
+def test_one_build_serves_every_later_python(installed: Path) -> None:
+    (tags,) = installed.parent.glob("lib/*/site-packages/flannel_udp-*.dist-info/WHEEL")
+    assert "Tag: cp311-abi3-linux" in tags.read_text()
+
+
+def test_clean_checkout_installs(installed: Path, checkout: Path) -> None:
+    run([installed / "pip", "install", "--quiet", "--no-deps", "--force-reinstall", checkout])
+    assert run([installed / "flannel-udp", "--version"], cwd=Path("/")).strip() == __version__
+
+
+# The files for systemd
+
+
+def read_unit(path: Path) -> configparser.SectionProxy:
+    unit = configparser.RawConfigParser(strict=False, delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # as configparser documents it
+    unit.read(path)
+    return unit["Service"]
+
+
+def verify(unit: Path) -> str:
+    """What systemd-analyze has to complain of."""
+    result = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)],
+        env=os.environ | {"SYSTEMD_UNIT_PATH": f"{unit.parent}:"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return result.stderr
+
+
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    programs = Path(sys.executable).parent
+    text = UNIT.read_text().replace("/opt/flannel-udp/bin", str(programs))
+    unit = tmp_path / UNIT.name
+    unit.write_text(text)
+    assert verify(unit) == ""
+    unit.write_text(text.replace("Type=", "Tpye="))
+    assert "Tpye" in verify(unit)
+
+
+def test_systemd_understands_the_docker_drop_in(tmp_path: Path) -> None:
+    (tmp_path / DROP_IN.parent.name).mkdir()
+    drop_in = tmp_path / DROP_IN.parent.name / DROP_IN.name
+    drop_in.write_text(DROP_IN.read_text().replace("ExecStart=dockerd", "ExecStart=true"))
+    docker = tmp_path / "docker.service"
+    docker.write_text("[Service]\nType=notify\nExecStart=/bin/true\n")
+    assert verify(docker) == ""
+
+
+def test_docker_reads_the_file_and_variable_that_the_unit_writes(tmp_path: Path) -> None:
+    program, *arguments = read_unit(UNIT)["ExecStartPost"].split()
+    written = Path(arguments[arguments.index("-d") + 1])
+    assert read_unit(DROP_IN)["EnvironmentFile"] == str(written)
+
+    (tmp_path / "subnet.env").write_text(_SUBNET_ENV)
+    options = tmp_path / "options"
+    arguments[arguments.index("-d") + 1] = str(options)
+    own_program = Path(sys.executable).with_name(Path(program).name)
+    run([own_program, *arguments, "-f", tmp_path / "subnet.env"])
+    variables = dict(line.split("=", 1) for line in options.read_text().splitlines())
+    used = [word[1:] for word in read_unit(DROP_IN)["ExecStart"].split() if word.startswith("$")]
+    assert set(used) & set(variables) == {"DOCKER_NETWORK_OPTIONS"}
+
+
+def test_every_variable_of_the_example_is_a_flag() -> None:
+    lines = [
+        line.removeprefix("# ")
+        for line in UNIT.with_suffix(".default").read_text().splitlines()
+        if line.removeprefix("# ").startswith("FLANNELD_")
+    ]
+    for name, value in (line.split("=", 1) for line in lines):
+        flag = name.removeprefix("FLANNELD_").lower().replace("_", "-")
+        parse_options([f"--{flag}={value}"], {})
+
+
+def test_daemon_does_with_the_capabilities_that_the_unit_leaves_it(
+    network_rights: None, tmp_path: Path
+) -> None:
+    kept = [
+        name.removeprefix("CAP_").lower()
+        for name in read_unit(UNIT)["CapabilityBoundingSet"].split()
+    ]
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        f"exec setpriv --bounding-set=-all,{','.join(f'+{name}' for name in kept)}"
+        f' --no-new-privs -- {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    with Lab(hosts=2, python=str(python)) as lab:
+        assert None not in lab.ping_matrix().values()
+        for host in lab.hosts:
+            assert host.stop_daemon() == 0
+            assert "WARNING" not in host.log_path.read_text()
