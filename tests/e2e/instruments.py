@@ -1,0 +1,128 @@
+"""What the end-to-end tests look through and write with."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import socket
+from collections.abc import Mapping
+from http.client import HTTPConnection
+from ipaddress import IPv4Address
+from typing import Any
+from urllib.parse import urlsplit
+
+from flannel_udp.lab import Host, Lab, Node
+
+_MOST_OPERATIONS = 128  # in one transaction, etcd's default
+
+
+class EtcdWriter:
+    """etcd's JSON gateway over one connection that stays open: a write takes a millisecond."""
+
+    def __init__(self, lab: Lab) -> None:
+        url = urlsplit(lab.etcd.url)
+        self._connection = HTTPConnection(url.hostname or "", url.port, timeout=10)
+        lab.switch.call(self._connection.connect)
+        self.folder = f"{lab.prefix}/subnets/"
+
+    def put(self, name: str, value: str) -> int:
+        """Write the lease key ``name``, without an etcd lease; returns the revision."""
+        return self._write("kv/put", self._pair(name, value))
+
+    def delete(self, name: str) -> int:
+        return self._write("kv/deleterange", {"key": _base64(self.folder + name)})
+
+    def put_many(self, values: Mapping[str, str]) -> None:
+        pairs = [{"requestPut": self._pair(*item)} for item in values.items()]
+        for start in range(0, len(pairs), _MOST_OPERATIONS):
+            self._write("kv/txn", {"success": pairs[start : start + _MOST_OPERATIONS]})
+
+    def _pair(self, name: str, value: str) -> dict[str, str]:
+        return {"key": _base64(self.folder + name), "value": _base64(value)}
+
+    def _write(self, method: str, request: Mapping[str, Any]) -> int:
+        self._connection.request("POST", f"/v3/{method}", json.dumps(request))
+        answer = json.loads(self._connection.getresponse().read())
+        return int(answer["header"]["revision"])
+
+
+def lease_value(public_ip: str) -> str:
+    return json.dumps({"PublicIP": public_ip, "PublicIPv6": None})
+
+
+def drops(host: Host) -> dict[str, int]:
+    """Its counters of refused packets that are not 0, without their ``drop_``."""
+    stats: dict[str, int] = host.status()["stats"]
+    return {
+        name.removeprefix("drop_"): value
+        for name, value in stats.items()
+        if name.startswith("drop_") and value
+    }
+
+
+def routes(host: Host) -> dict[str, str]:
+    """Subnet -> PublicIP, as in the daemon's table."""
+    return {
+        subnet: peer["public_ip"] for peer in host.status()["peers"] for subnet in peer["subnets"]
+    }
+
+
+def log_lines(host: Host, *words: str) -> list[str]:
+    """The lines of the daemon's log that hold all the words."""
+    lines = host.log_path.read_text().splitlines()
+    return [line for line in lines if all(word in line for word in words)]
+
+
+def devices(host: Host) -> list[str]:
+    """The tunnel devices in the host."""
+    links = host.run(["ip", "-o", "link"], check=True).stdout
+    return re.findall(r"^\d+: (flannel\d+):", links, re.MULTILINE)
+
+
+def unreachable(lab: Lab, patience: float = 5.0) -> list[tuple[str, str]]:
+    """The pairs of containers and hosts between which no ping comes back."""
+    return [pair for pair, rtt in lab.ping_matrix(patience).items() if rtt is None]
+
+
+def leases(lab: Lab) -> dict[str, str]:
+    """Everything below ``<prefix>/subnets/``: name -> value."""
+    folder = f"{lab.prefix}/subnets/"
+    lines = lab.etcdctl("get", "--prefix", folder).splitlines()
+    return {
+        key.removeprefix(folder): value for key, value in zip(lines[::2], lines[1::2], strict=True)
+    }
+
+
+def delete_leases(lab: Lab) -> None:
+    lab.etcdctl("del", "--prefix", f"{lab.prefix}/subnets/")
+
+
+def etcd_revision(lab: Lab) -> int:
+    """Grows with every write, so that none can hide."""
+    answer = json.loads(lab.etcdctl("get", "--write-out=json", lab.prefix))
+    return int(answer["header"]["revision"])
+
+
+def listen(node: Node, kind: socket.SocketKind) -> socket.socket:
+    """A socket in the node, on all its addresses and a free port."""
+
+    def open_there() -> socket.socket:
+        server = socket.socket(socket.AF_INET, kind)
+        server.bind(("", 0))
+        if kind is socket.SOCK_STREAM:
+            server.listen()
+        server.settimeout(10)
+        return server
+
+    return node.netns.call(open_there)
+
+
+def connect(node: Node, address: IPv4Address, port: int) -> socket.socket:
+    """A TCP connection from the node."""
+    target = (str(address), port)
+    return node.netns.call(lambda: socket.create_connection(target, timeout=10))
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
