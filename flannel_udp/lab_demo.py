@@ -24,7 +24,7 @@ REFRESH = 1.0  # seconds between two looks at the counters
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 if every pair was reached, 1 if not. Raises LabError, and KeyboardInterrupt when told to end."""
+    """0 if every pair was reached, 1 if not. Raises LabError; KeyboardInterrupt on a signal."""
     arguments = _parser().parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -83,7 +83,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     with Lab(arguments.hosts, arguments.containers, arguments.underlay, config) as lab:
         console.print(_topology(lab))
         matrix = lab.ping_matrix()
-        console.print(_matrix_table(matrix))
+        console.print("Ping from row to column, round trip in ms:", _matrix_table(matrix))
         lost = [pair for pair, round_trip in matrix.items() if round_trip is None]
         for source, target in lost:
             console.print(f"[red]{source} does not reach {target}[/red]")
@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _topology(lab: Lab) -> Table:
-    table = Table(title="What runs", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE)
     for heading in ("", "namespace", "underlay", "leased subnet"):
         table.add_column(heading)
     table.add_row("etcd", lab.switch.name, lab.etcd.url.removeprefix("http://"))
@@ -109,9 +109,7 @@ def _topology(lab: Lab) -> Table:
 
 def _matrix_table(matrix: Mapping[tuple[str, str], float | None]) -> Table:
     names = list(dict.fromkeys(source for source, _ in matrix))
-    table = Table(
-        title="Ping from row to column, round trip in ms", box=box.SIMPLE, padding=0, pad_edge=False
-    )
+    table = Table(box=box.SIMPLE, padding=0, pad_edge=False)
     table.add_column(no_wrap=True)
     for name in names:
         table.add_column(name.replace("-", "\n"), justify="right")

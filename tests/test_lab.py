@@ -196,6 +196,26 @@ def test_killed_daemon_leaves_containers_that_the_next_one_serves(running_lab: L
     first.start_daemon()
 
 
+def test_containers_move_when_the_daemon_comes_back_with_another_subnet() -> None:
+    with Lab(hosts=2) as lab:
+        first, second = lab.hosts
+        first.stop_daemon()
+        first.subnet_file.unlink()
+        old_key = str(first.containers[0].address - 2) + "-24"
+        lab.etcdctl("del", f"{lab.prefix}/subnets/{old_key}")
+        lab.etcdctl("put", f"{lab.prefix}/subnets/10.1.200.0-24", '{"PublicIP":"172.30.0.1"}')
+        first.start_daemon()
+        assert str(first.subnet) == "10.1.200.0/24"
+        assert [str(container.address) for container in first.containers] == ["10.1.200.2"]
+        wait_until(lambda: lab.ping(second.containers[0], first.containers[0]))
+    assert leftovers(lab) == []
+
+
+def test_second_daemon_on_a_host_is_refused(running_lab: Lab) -> None:
+    with pytest.raises(LabError, match="a daemon runs on host1 already"):
+        running_lab.hosts[0].start_daemon()
+
+
 # --- cleaning up
 
 
