@@ -44,7 +44,7 @@ def load(cafile: Path | None, certfile: Path | None, keyfile: Path | None) -> Ce
     roots = _read("--etcd-cafile", cafile) if cafile else _system_roots()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context.load_verify_locations(cadata=roots.decode("ascii", "replace"))
+        context.load_verify_locations(cadata=roots.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError):
         raise CertificateError(
             f"--etcd-cafile {cafile} holds no PEM certificate: give the certificate of the"

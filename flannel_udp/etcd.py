@@ -24,7 +24,7 @@ from flannel_udp import certificates
 from flannel_udp.config import Options
 from flannel_udp.endpoints import Endpoint, parse_endpoints
 from flannel_udp.errors import EtcdError
-from flannel_udp.etcd_faults import NO_ANSWER, Fault, Kind, explain, fault_of
+from flannel_udp.etcd_faults import CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
 from flannel_udp.etcd_values import KeyChange, KeyRange, KeyValue, Swap, WatchResponse
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class _Member:
                 return answer
         finally:
             call.cancel()
-        raise EtcdError(explain({self.url: fault_of("UNAVAILABLE", "Socket closed")}))
+        raise EtcdError(explain({self.url: CLOSED}))
 
 
 class Etcd:
@@ -328,7 +328,7 @@ class Watch:
             for answer in self._call:
                 timer.cancel()
                 yield self._response(answer)
-            fault = fault_of("UNAVAILABLE", "Socket closed")
+            fault = CLOSED
         except grpc.RpcError as error:
             fault = NO_ANSWER if self._silent else _fault(error)
         finally:

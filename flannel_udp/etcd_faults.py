@@ -36,6 +36,12 @@ _RUNNING = "check that it runs and that --etcd-endpoints is right"
 _LOGIN = "check --etcd-username and --etcd-password"
 _CLIENT_CERTIFICATE = "check --etcd-certfile and --etcd-keyfile"
 
+# A dead server behind a proxy and a plain connection to a TLS server look the same.
+CLOSED = Fault(
+    Kind.UNREACHABLE,
+    "the connection was closed",
+    "check that it runs and whether it wants https:// in --etcd-endpoints",
+)
 NO_ANSWER = Fault(Kind.UNREACHABLE, "no answer", _RUNNING)
 
 # The first row whose words all occur in the text counts.
@@ -101,16 +107,8 @@ _TEXTS: tuple[tuple[tuple[str, ...], Fault], ...] = (
         ("SSL_ERROR_SSL",),
         Fault(Kind.UNREACHABLE, "the TLS handshake failed", _CLIENT_CERTIFICATE),
     ),
-    (
-        ("failed to connect", "Socket closed"),
-        Fault(
-            Kind.UNREACHABLE,
-            "it closed the connection at once",
-            "check whether it wants https:// in --etcd-endpoints",
-        ),
-    ),
-    (("Socket closed",), Fault(Kind.UNREACHABLE, "the connection was lost", _RUNNING)),
-    (("Connection reset",), Fault(Kind.UNREACHABLE, "the connection was lost", _RUNNING)),
+    (("Socket closed",), CLOSED),
+    (("Connection reset",), CLOSED),
     (("HTTP/2",), Fault(Kind.UNREACHABLE, "it does not speak etcd's v3 protocol", _RUNNING)),
     (("http2",), Fault(Kind.UNREACHABLE, "it does not speak etcd's v3 protocol", _RUNNING)),
     (

@@ -51,12 +51,12 @@ class Follower:
         self._registry, self._on_change, self._on_fatal = registry, on_change, on_fatal
         self._own_key = own.key
         self._own_name = own.key.rpartition("/")[2]
-        self._own_revision = self._own_in(start)
+        self._own_revision = own.mod_revision  # of its key as last seen, 0 when absent
         self._revision = start.revision
         self._state = FollowState.CONNECTING
         self._last_contact = boottime()
         self._resync = False  # a snapshot is needed
-        self._fresh = True  # nothing has gone wrong since the last snapshot
+        self._fresh = False  # a snapshot was read just now
         self._backoff, self._faults = Backoff(), ChangeLog(log)
         self._stopping = threading.Event()
         self._watch_lock = threading.Lock()
@@ -157,10 +157,11 @@ class Follower:
 
         Done before the watch, this read also finds the member to use and renews the login.
         """
-        if not self._registry.same_history(self._own_key, self._own_revision, self._revision):
+        known_at = max(self._revision, self._own_revision)
+        if not self._registry.same_history(self._own_key, self._own_revision, known_at):
             raise RevisionError(
-                f"etcd does not know what it held at revision {self._revision}: its data was lost"
-                " or restored",
+                f"etcd does not know what it held at revision {known_at}: its data was lost or"
+                " restored",
                 compacted=False,
             )
 

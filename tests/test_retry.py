@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from flannel_udp.errors import EtcdError, NetworkConfigError, UsageError
+from flannel_udp.retry import FIRST_DELAY, LONGEST_DELAY, Backoff, retry_until
+
+log = logging.getLogger("test")
+
+
+class Flaky:
+    """Raises each of ``errors`` once, then returns 42."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def __call__(self) -> int:
+        if self.errors:
+            raise self.errors.pop(0)
+        return 42
+
+
+def test_delays_double_up_to_three_seconds_and_start_anew() -> None:
+    backoff = Backoff()
+    delays = [backoff.next() for _ in range(12)]
+    assert FIRST_DELAY / 2 <= delays[0] <= FIRST_DELAY
+    assert all(LONGEST_DELAY / 2 <= delay <= LONGEST_DELAY for delay in delays[5:])
+    backoff.reset()
+    assert backoff.next() <= FIRST_DELAY
+
+
+def test_each_reason_is_logged_once_and_the_recovery_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    heard: list[str] = []
+    attempt = Flaky(EtcdError("a"), EtcdError("a"), NetworkConfigError("b"))
+    assert retry_until(threading.Event(), attempt, log, on_failure=heard.append, works="ok") == 42
+    assert caplog.messages == ["a; trying again", "b; trying again", "ok"]
+    assert heard == ["a", "a", "b"]
+
+
+def test_success_at_once_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert retry_until(threading.Event(), Flaky(), log) == 42
+    assert caplog.messages == []
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(UsageError):
+        retry_until(threading.Event(), Flaky(UsageError("x")), log)
+
+
+def test_stop_ends_the_waiting() -> None:
+    stop = threading.Event()
+
+    def attempt() -> int:
+        stop.set()
+        raise EtcdError("down")
+
+    assert retry_until(stop, attempt, log) is None
