@@ -1,0 +1,111 @@
+"""What a running daemon tells others, asked as others ask it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.admin import Readiness, read_status, serve_health, serve_status, status_path
+from flannel_udp.errors import DeviceError
+
+
+def get(port: int, path: str, address: str = "127.0.0.1") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(address, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_health_speaks_flannels_words() -> None:
+    readiness = Readiness()
+    with serve_health("127.0.0.1", 0, readiness) as port:
+        assert get(port, "/healthz") == (200, "flanneld is running")
+        assert get(port, "/readyz") == (503, "flanneld is not ready yet\nstarting")
+        readiness.not_ready("etcd cannot be used")
+        assert get(port, "/readyz") == (503, "flanneld is not ready yet\netcd cannot be used")
+        readiness.ready()
+        assert get(port, "/readyz") == (200, "flanneld is ready")
+        assert get(port, "/healthz") == (200, "flanneld is running")
+        assert get(port, "/metrics")[0] == 404
+    with pytest.raises(ConnectionRefusedError):
+        get(port, "/healthz")
+
+
+def test_health_listens_on_ipv6_too() -> None:
+    with serve_health("::1", 0, Readiness()) as port:
+        assert get(port, "/healthz", "::1") == (200, "flanneld is running")
+
+
+def test_a_taken_health_port_is_one_sentence() -> None:
+    with (
+        serve_health("127.0.0.1", 0, Readiness()) as port,
+        pytest.raises(DeviceError, match=rf"port {port}: Address already in use; .*--healthz-port"),
+        serve_health("127.0.0.1", port, Readiness()),
+    ):
+        pass
+
+
+def test_a_client_that_says_nothing_holds_up_neither_others_nor_the_end() -> None:
+    with serve_health("127.0.0.1", 0, Readiness()) as port:
+        silent = socket.create_connection(("127.0.0.1", port))
+        assert get(port, "/healthz")[0] == 200
+        began = time.monotonic()
+    assert time.monotonic() - began < 2
+    silent.close()
+
+
+def test_the_status_socket_lies_beside_subnet_env() -> None:
+    assert status_path(Path("/run/flannel/subnet.env")) == Path("/run/flannel/subnet.sock")
+
+
+def test_status_is_one_json_line_for_root_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new/subnet.sock"
+    asked = []
+
+    def status() -> dict[str, object]:
+        asked.append(1)
+        return {"ready": True, "asked": len(asked)}
+
+    with serve_status(path, status):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert read_status(path) == {"ready": True, "asked": 1}
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.connect(str(path))
+            assert json.loads(channel.makefile().read()) == {"ready": True, "asked": 2}
+    assert not path.exists()
+    with pytest.raises(FileNotFoundError):
+        read_status(path)
+
+
+def test_the_socket_of_a_killed_daemon_is_not_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(ConnectionRefusedError):
+        read_status(path)
+    with serve_status(path, lambda: {"alive": True}):
+        assert read_status(path) == {"alive": True}
+
+
+@pytest.mark.parametrize("name", ["file/subnet.sock", "x" * 120], ids=["no-folder", "too-long"])
+def test_a_bad_status_path_costs_a_warning_and_not_the_daemon(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / name
+    with caplog.at_level(logging.WARNING), serve_status(path, dict):
+        pass
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"status is not available at {path}: ")
+    assert os.listdir(tmp_path) == ["file"]

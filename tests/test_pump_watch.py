@@ -1,0 +1,153 @@
+"""Refusals and the pump's end, seen from the log and the daemon."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from flannel_udp import netdev, pump_watch
+from flannel_udp.errors import DeviceError
+from flannel_udp.netns import Namespace
+from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
+from flannel_udp.pump_watch import PumpWatch
+
+NETWORK = IPv4Network("10.1.0.0/16")
+OWN_SUBNET = IPv4Network("10.1.5.0/24")
+OWN_IP = IPv4Address("172.30.0.1")
+STRANGER = "172.30.0.66"
+PORT = 8285
+PATIENCE = 5.0  # seconds
+
+
+@dataclass
+class Rig:
+    namespace: Namespace
+    pump: Pump
+    device: str
+    failures: queue.SimpleQueue[DeviceError] = field(default_factory=queue.SimpleQueue)
+
+    def watch(self) -> PumpWatch:
+        return PumpWatch(self.pump, self.device, self.failures.put)
+
+    def send(self, source: str, data: bytes = b"no packet") -> None:
+        before = sum(self.drops())
+        with self.namespace.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((source, 0))
+            sender.sendto(data, (str(OWN_IP), PORT))
+        eventually(lambda: sum(self.drops()) > before)
+
+    def drops(self) -> list[int]:
+        return [n for name, n in self.pump.stats().items() if name.startswith("drop_udp")]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def rig(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[Rig]:
+    monkeypatch.setattr(pump_watch, "_GRACE", 0.3)
+    caplog.set_level(logging.INFO)
+    for address in (OWN_IP, IPv4Address(STRANGER)):
+        namespace.add_address("lo", IPv4Interface(f"{address}/32"))
+    tun_fd, device = namespace.call(open_tun)
+    udp_fd = namespace.call(open_udp, OWN_IP, PORT)
+    tun_address = OWN_SUBNET.network_address
+    namespace.call(netdev.configure_tunnel, device, tun_address, 1472, NETWORK)
+    with Pump(PumpConfig(tun_fd, udp_fd, NETWORK, OWN_SUBNET, OWN_IP, tun_address)) as pump:
+        pump.start()
+        yield Rig(namespace, pump, device)
+    for fd in (tun_fd, udp_fd):
+        with suppress(OSError):
+            os.close(fd)
+
+
+def packet(source: str, destination: str = "10.1.5.2") -> bytes:
+    """An IPv4 header and nothing else."""
+    header = bytes.fromhex("4500 0014 0000 0000 40fd 0000")
+    return header + IPv4Address(source).packed + IPv4Address(destination).packed
+
+
+def test_a_stranger_is_named_once_with_the_way_out(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        for _ in range(3):
+            rig.send(STRANGER, packet("10.1.6.2"))
+        eventually(lambda: bool(caplog.messages))
+        rig.send(STRANGER, packet("10.1.6.2"))
+    assert caplog.messages == [
+        f"refused a packet from {STRANGER}, inner 10.1.6.2 to 10.1.5.2: udp_unknown_peer;"
+        " further ones from there are only counted; if a host of this network sends from another"
+        " address than its PublicIP, start this daemon with --source-check off"
+    ]
+
+
+def test_garbage_is_named_without_advice_that_does_not_help(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        rig.send(STRANGER, b"\xff" * 40)
+        eventually(lambda: bool(caplog.messages))
+    assert "udp_not_ip" in caplog.messages[0]
+    assert "--source-check" not in caplog.messages[0]
+
+
+def test_a_host_that_sends_before_its_lease_has_arrived_is_not_worth_a_line(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        rig.send(STRANGER, packet("10.1.6.2"))
+        rig.pump.update({IPv4Network("10.1.6.0/24"): IPv4Address(STRANGER)})
+        # A second stranger, whose line comes later than the first one's would.
+        rig.namespace.add_address("lo", IPv4Interface("172.30.0.67/32"))
+        rig.send("172.30.0.67", packet("10.1.6.2"))
+        eventually(lambda: bool(caplog.messages))
+    assert len(caplog.messages) == 1
+    assert "172.30.0.67" in caplog.messages[0]
+
+
+def test_forged_sources_do_not_fill_the_log(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pump_watch, "_MOST_SOURCES", 3)
+    for number in range(8):
+        rig.namespace.add_address("lo", IPv4Interface(f"172.31.0.{number}/32"))
+    with rig.watch():
+        for number in range(8):
+            rig.send(f"172.31.0.{number}", packet("10.1.6.2"))
+        eventually(lambda: len(caplog.messages) >= 3)
+        rig.send("172.31.0.7", packet("10.1.6.2"))
+    assert len(caplog.messages) == 3
+
+
+def test_a_deleted_device_is_told_once_and_by_name(rig: Rig) -> None:
+    with rig.watch():
+        rig.namespace.delete_link(rig.device)
+        error = rig.failures.get(timeout=PATIENCE)
+    assert str(error).startswith(f"{rig.device} or the UDP socket is gone (")
+    assert rig.failures.empty()
+
+
+def test_it_ends_at_once_and_leaves_nothing(rig: Rig) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with rig.watch():
+        began = time.monotonic()
+    assert time.monotonic() - began < 1
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert "pump-watch" not in {thread.name for thread in threading.enumerate()}
