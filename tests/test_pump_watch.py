@@ -98,6 +98,25 @@ def test_a_stranger_is_named_once_with_the_way_out(
     ]
 
 
+def test_two_strangers_who_share_a_slot_of_the_workers_memory_are_named_once_each(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slot(address: IPv4Address) -> int:  # as report_refusal in worker.c
+        return (int(address) * 2654435761 & 0xFFFFFFFF) >> 24
+
+    stranger = IPv4Address(STRANGER)
+    twin = next(a for a in IPv4Network("172.31.0.0/16") if slot(a) == slot(stranger))
+    rig.namespace.add_address("lo", IPv4Interface(f"{twin}/32"))
+    with rig.watch():
+        for _ in range(3):
+            rig.send(STRANGER, packet("10.1.6.2"))
+            rig.send(str(twin), packet("10.1.6.2"))
+        eventually(lambda: len(caplog.messages) >= 2)
+        rig.send(STRANGER, packet("10.1.6.2"))
+        rig.send(str(twin), packet("10.1.6.2"))
+    assert len(caplog.messages) == 2
+
+
 def test_garbage_is_named_without_advice_that_does_not_help(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
