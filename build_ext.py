@@ -6,12 +6,15 @@ from cffi import FFI
 
 CSRC = Path("csrc")
 SOURCES = (
+    "coalesce",
     "filter",
     "icmp",
+    "outbox",
     "packet",
     "peer_table",
     "route_set",
     "route_table",
+    "segment",
     "tun_device",
     "tunpump",
     "udp_socket",
@@ -26,7 +29,13 @@ ffi.cdef(
         int tun_fd, udp_fd;
         uint32_t network, network_length, subnet, subnet_length, public_ip, tun_address;
         int check_source;
+        unsigned offloads;
+        uint32_t busy_poll_us;
     };
+    #define OFFLOAD_TSO ...
+    #define OFFLOAD_USO ...
+    #define OFFLOAD_UDP_GSO ...
+    #define OFFLOAD_UDP_GRO ...
     struct pump_route { uint32_t prefix, length, public_ip; };
     struct pump_peer_stats {
         uint32_t public_ip;
@@ -45,12 +54,13 @@ ffi.cdef(
     void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity);
     size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t capacity);
     uint32_t pump_lookup(struct pump *pump, uint32_t address);
+    unsigned pump_offloads(const struct pump *pump);
     int pump_event_fd(const struct pump *pump);
     int pump_next_refusal(struct pump *pump, struct refusal *refusal);
     int pump_failure(const struct pump *pump);
 
     #define TUN_NAME_SIZE ...
-    int tun_device_open(const char *pattern, char *name);
+    int tun_device_open(const char *pattern, _Bool vnet_header, char *name);
     int udp_socket_open(uint32_t address, uint16_t port);
 
     /* The pure parts, for the tests and the benchmarks. */

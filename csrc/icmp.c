@@ -2,9 +2,9 @@
 
 #include <string.h>
 
-#include "checksum.h"
+#include "transport.h"
 
-enum { PROTOCOL_ICMP = 1, ICMP_HEADER = 8, TYPE_UNREACHABLE = 3, CODE_NETWORK = 0 };
+enum { ICMP_HEADER = 8, TYPE_UNREACHABLE = 3, CODE_NETWORK = 0 };
 
 /* The types that report an error; of all others, and of unknown ones, an error may be sent (RFC 1122 3.2.2). */
 static bool is_error_type(uint8_t type)

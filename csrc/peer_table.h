@@ -34,6 +34,7 @@ struct peer {
     counter sent_packets, sent_bytes;         /* inner packets and their bytes handed to the socket */
     counter received_packets, received_bytes; /* inner packets and their bytes accepted from the peer */
     counter dropped_packets;                  /* packets for the peer that the kernel refused to send */
+    uint64_t plain_until_ns; /* the worker's own: its way out refuses UDP_SEGMENT (CLOCK_MONOTONIC) */
 };
 
 enum { PEER_CHUNK_SIZE = 256, PEER_CHUNKS = 4096 };

@@ -8,11 +8,20 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "offload.h"
+
+#ifndef TUN_F_USO4
+#define TUN_F_USO4 0x20 /* Linux 6.2 */
+#define TUN_F_USO6 0x40
+#endif
+
 _Static_assert(TUN_NAME_SIZE == IFNAMSIZ, "TUN_NAME_SIZE is the kernel's IFNAMSIZ");
 
-int tun_device_open(const char *pattern, char name[TUN_NAME_SIZE])
+int tun_device_open(const char *pattern, bool vnet_header, char name[TUN_NAME_SIZE])
 {
     struct ifreq request = {.ifr_flags = IFF_TUN | IFF_NO_PI};
+    if (vnet_header)
+        request.ifr_flags |= IFF_VNET_HDR;
     size_t length = strlen(pattern);
     if (length >= sizeof request.ifr_name)
         return -ENAMETOOLONG;
@@ -30,20 +39,62 @@ int tun_device_open(const char *pattern, char name[TUN_NAME_SIZE])
     return fd;
 }
 
-ssize_t tun_device_read(int fd, uint8_t *buffer, size_t size)
+/* Asks the kernel for these offloads at once; it takes all or none. */
+static bool set_offloads(int fd, unsigned offloads)
 {
-    ssize_t n;
-    do {
-        n = read(fd, buffer, size);
-    } while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : n;
+    unsigned flags = 0;
+    if (offloads & OFFLOAD_TSO)
+        flags |= TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO_ECN;
+    if (offloads & OFFLOAD_USO)
+        flags |= TUN_F_USO4 | TUN_F_USO6; /* the kernel takes them only together */
+    return ioctl(fd, TUNSETOFFLOAD, (unsigned long)flags) == 0;
 }
 
-int tun_device_write(int fd, const uint8_t *packet, size_t length)
+int tun_device_attach(struct tun_device *tun, int fd, unsigned wanted)
 {
+    struct ifreq request = {0};
+    if (ioctl(fd, TUNGETIFF, &request) < 0)
+        return -errno;
+    *tun = (struct tun_device){.fd = fd, .vnet_header = (request.ifr_flags & IFF_VNET_HDR) != 0};
+    if (!tun->vnet_header)
+        return 0;
+    int size = sizeof(struct virtio_net_hdr);
+    if (ioctl(fd, TUNSETVNETHDRSZ, &size) < 0)
+        return -errno;
+    unsigned ladder[] = {wanted & (OFFLOAD_TSO | OFFLOAD_USO), wanted & OFFLOAD_TSO, 0};
+    if (!(wanted & OFFLOAD_TSO))
+        ladder[0] = 0;
+    for (size_t i = 0; i < sizeof ladder / sizeof *ladder; i++) {
+        if (set_offloads(fd, ladder[i])) {
+            tun->offloads = ladder[i];
+            return 0;
+        }
+    }
+    return -errno;
+}
+
+ssize_t tun_device_read(const struct tun_device *tun, struct virtio_net_hdr *header, uint8_t *buffer,
+                        size_t size)
+{
+    struct iovec iov[2] = {{header, sizeof *header}, {buffer, size}};
+    size_t prefix = tun->vnet_header ? sizeof *header : 0;
+    ssize_t n;
+    if (!tun->vnet_header)
+        memset(header, 0, sizeof *header);
+    do {
+        n = tun->vnet_header ? readv(tun->fd, iov, 2) : read(tun->fd, buffer, size);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return -errno;
+    return (size_t)n < prefix ? -EIO : n - (ssize_t)prefix;
+}
+
+int tun_device_write(const struct tun_device *tun, const struct iovec *iov, size_t count)
+{
+    size_t skipped = tun->vnet_header ? 0 : 1;
     ssize_t n;
     do {
-        n = write(fd, packet, length);
+        n = writev(tun->fd, iov + skipped, (int)(count - skipped));
     } while (n < 0 && errno == EINTR);
     return n < 0 ? -errno : 0;
 }
@@ -53,4 +104,10 @@ bool tun_device_is_gone(int error)
     /* EBADFD: the device was deleted under the descriptor. EBADF, ENODEV: there is none.
      * Everything else speaks of one packet: EIO (set down), EAGAIN, ENOMEM, ENOBUFS, EINVAL. */
     return error == -EBADFD || error == -EBADF || error == -ENODEV;
+}
+
+bool tun_device_refused_superpacket(int error)
+{
+    /* EINVAL: the kernel does not like the vnet header (seen with some 6.6 kernels); E2BIG, EMSGSIZE: its size. */
+    return error == -EINVAL || error == -E2BIG || error == -EMSGSIZE;
 }

@@ -92,6 +92,8 @@ int pump_create(const struct pump_config *config, struct pump **out)
         pump->worker.tun_address = config->tun_address;
         pump->worker.tun_fd = config->tun_fd;
         pump->worker.udp_fd = config->udp_fd;
+        pump->worker.offloads = config->offloads;
+        pump->worker.busy_poll_ns = (uint64_t)config->busy_poll_us * 1000;
         error = worker_init(&pump->worker);
     }
     if (error < 0) {
@@ -355,6 +357,11 @@ size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t 
     }
     pthread_mutex_unlock(&pump->lock);
     return count;
+}
+
+unsigned pump_offloads(const struct pump *pump)
+{
+    return pump->worker.offloads;
 }
 
 int pump_event_fd(const struct pump *pump)

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "filter.h"
+#include "offload.h"
 #include "worker.h"
 
 struct pump;
@@ -22,6 +23,8 @@ struct pump_config {
     uint32_t public_ip;       /* our PublicIP */
     uint32_t tun_address;     /* the TUN device's own address, source of ICMP replies */
     int check_source;         /* 0: accept packets whose outer source is no lease's PublicIP */
+    unsigned offloads;        /* enum offload: those to use where the kernel has them */
+    uint32_t busy_poll_us;    /* look for packets this long before sleeping; 0: sleep at once */
 };
 
 struct pump_route {
@@ -80,6 +83,9 @@ size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t 
 
 /* The next hop of an address as the worker sees it, 0 if there is none. */
 uint32_t pump_lookup(struct pump *pump, uint32_t address);
+
+/* The offloads in use (enum offload). */
+unsigned pump_offloads(const struct pump *pump);
 
 /* Becomes readable when there is a refusal to log or the worker has failed; reading it (8 bytes) resets it. */
 int pump_event_fd(const struct pump *pump);

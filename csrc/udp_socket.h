@@ -1,17 +1,34 @@
-/* udp_socket.h - the outer UDP socket: open, send a batch, receive a batch. The only file that knows its errnos. */
+/* udp_socket.h - the outer UDP socket: open, offload probe, batch send, batch receive. The only file that knows
+ * its errnos and control messages. */
 #ifndef FLANNEL_UDP_UDP_SOCKET_H
 #define FLANNEL_UDP_UDP_SOCKET_H
 
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
 
 #include "filter.h"
 
+enum {
+    UDP_SEND_MAX = 65507,   /* bytes of payload one send takes, all segments together */
+    UDP_SEGMENTS_MAX = 63,  /* segments one send takes: 64 equal ones fail on older kernels */
+    UDP_CONTROL_SIZE = 64,  /* room for a control message of ours */
+};
+
 /* Opens a non-blocking, close-on-exec socket bound to address:port (host byte order) with large buffers.
  * The descriptor or -errno: -EADDRINUSE (port taken), -EADDRNOTAVAIL (not our address), -EACCES. */
 int udp_socket_open(uint32_t address, uint16_t port);
+
+/* Switches on those of the wanted OFFLOAD_UDP_* that the kernel has, and the others off. Which are on. */
+unsigned udp_socket_attach(int fd, unsigned wanted);
+
+/* Makes a message's control buffer ask for segments of `size` bytes; 0 asks for nothing. */
+void udp_socket_set_segment_size(struct msghdr *message, uint8_t control[UDP_CONTROL_SIZE], size_t size);
+
+/* The size of the datagrams that a received message holds one after another: its own if there is but one. */
+size_t udp_socket_datagram_size(const struct mmsghdr *message);
 
 /* Sends messages from the front of the batch; count must not be 0. How many the kernel took, at least one;
  * or -errno, which speaks of the first message only. */
@@ -27,7 +44,10 @@ enum send_verdict {
 /* Judges an error of udp_socket_send_batch; for SEND_DROP *drop names the counter. */
 enum send_verdict udp_socket_judge_send(int error, enum filter_drop *drop);
 
-/* Receives up to count datagrams. How many; -EAGAIN when there is none; any other -errno. */
+/* Whether a segmented send that failed so may pass as single datagrams. */
+bool udp_socket_refused_segments(int error);
+
+/* Receives up to count messages. How many; -EAGAIN when there is none; any other -errno. */
 int udp_socket_receive_batch(int fd, struct mmsghdr *batch, size_t count);
 
 /* Whether this receive error means the socket is unusable, not that one datagram was lost. */

@@ -9,38 +9,44 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "tun_device.h"
+#include "coalesce.h"
+#include "offload.h"
+#include "outbox.h"
+#include "segment.h"
+#include "transport.h"
 #include "udp_socket.h"
 
-/* One turn serves at most this many packets of one direction, so the other one, a stop or a table change waits
- * no longer than that. */
-enum { BATCH = 64 };
+enum {
+    /* One turn of one direction serves at most this much, so the other one, a stop or a table change waits no
+     * longer than that; what it reads also stays in the processor's cache until it is sent. */
+    TURN_PACKETS = 64,
+    TURN_BYTES = 64 << 10,
+    /* A superpacket leaves its sender in two sends: a batch of several receives joins its halves again. */
+    TURN_MERGED_RECEIVES = 16,
 
-/* A slot holds the largest packet and one byte more, so a longer datagram shows as truncated. */
-enum { SLOT_SIZE = PACKET_MAX + 1 };
+    SLOT_SIZE = PACKET_MAX + 1,           /* one byte more than any packet, so a longer datagram shows as truncated */
+    INBOUND_STRIDE = SLOT_SIZE + 17 * 64, /* an odd number of cache lines: slots do not share cache sets */
+};
+
+/* The TUN refused a superpacket: it is asked again after this long. */
+#define SUPERPACKET_RETRY_NS UINT64_C(10000000000)
 
 enum wake_source { WAKE_TUN, WAKE_UDP, WAKE_CONTROL };
 
-/* Messages on their way to the socket: [first, count) are still to be sent. */
-struct outbox {
-    size_t first, count;
-    struct mmsghdr headers[BATCH];
-    struct iovec iov[BATCH];
-    struct sockaddr_in to[BATCH];
-    struct peer *peers[BATCH];
-};
-
 struct inbox {
-    struct mmsghdr headers[BATCH];
-    struct iovec iov[BATCH];
-    struct sockaddr_in from[BATCH];
+    size_t size; /* messages one receive asks for */
+    struct mmsghdr headers[TURN_PACKETS];
+    struct iovec iov[TURN_PACKETS];
+    struct sockaddr_in from[TURN_PACKETS];
+    uint8_t control[TURN_PACKETS][UDP_CONTROL_SIZE] __attribute__((aligned(8)));
 };
 
 struct worker_buffers {
     struct outbox outbox;
     struct inbox inbox;
-    uint8_t outbound[BATCH][SLOT_SIZE];
-    uint8_t inbound[BATCH][SLOT_SIZE];
+    struct coalescer coalescer;
+    uint8_t outbound[TURN_BYTES + SLOT_SIZE];
+    uint8_t inbound[TURN_PACKETS][INBOUND_STRIDE];
 };
 
 static void signal_event(const struct worker *worker)
@@ -88,60 +94,87 @@ bool worker_next_refusal(struct worker *worker, struct refusal *refusal)
 
 /* ---- TUN to UDP ---- */
 
-static uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail: the clock exists on every Linux */
-    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
-
-/* Writes one packet to the TUN device. 0, or -errno if the device is gone; a packet it refused is *written = false. */
-static int write_tun(struct worker *worker, const uint8_t *bytes, size_t length, bool *written)
-{
-    int error = tun_device_write(worker->tun_fd, bytes, length);
-    *written = error == 0;
-    return tun_device_is_gone(error) ? error : 0;
-}
-
 static int answer_unroutable(struct worker *worker, const struct packet *packet)
 {
     uint8_t reply[ICMP_REPLY_MAX];
-    if (!icmp_may_answer(packet) || !icmp_limiter_allow(&worker->limiter, monotonic_ns())) {
+    if (!icmp_may_answer(packet) || !icmp_limiter_allow(&worker->limiter, worker->now_ns)) {
         counter_add(&worker->counters.icmp_suppressed, 1);
         return 0;
     }
+    struct virtio_net_hdr vnet = {0};
     size_t length = icmp_net_unreachable(reply, worker->tun_address, packet);
-    bool written;
-    int error = write_tun(worker, reply, length, &written);
-    counter_add(written ? &worker->counters.icmp_replies : &worker->counters.icmp_suppressed, 1);
-    return error;
+    struct iovec iov[2] = {{&vnet, sizeof vnet}, {reply, length}};
+    int error = tun_device_write(&worker->tun, iov, 2);
+    counter_add(error == 0 ? &worker->counters.icmp_replies : &worker->counters.icmp_suppressed, 1);
+    return tun_device_is_gone(error) ? error : 0;
 }
 
-/* Decides about one packet read from the TUN. *peer is where to send it, NULL if it is dropped. 0 or -errno. */
-static int route_outbound(struct worker *worker, const uint8_t *bytes, size_t length, struct peer **peer)
+/* Puts a packet's segments into the outbox. 0 or -EINVAL. */
+static int add_segments(struct outbox *outbox, const struct packet *packet,
+                        const struct virtio_net_hdr *vnet, struct peer *peer)
+{
+    struct segmenter segmenter;
+    int error = segment_begin(&segmenter, packet, vnet);
+    if (error < 0)
+        return error;
+    for (size_t i = 0; i < segmenter.count; i++) {
+        uint8_t *header = outbox_new_header(outbox);
+        struct iovec pieces[2] = {{header, segmenter.headers}};
+        segment_make(&segmenter, i, header, &pieces[1]);
+        outbox_add(outbox, peer, pieces, 2);
+    }
+    return 0;
+}
+
+/* Puts one packet or superpacket into the outbox, its checksums complete. 0 or -EINVAL. */
+static int add_outbound(struct worker *worker, uint8_t *bytes, const struct packet *packet,
+                        const struct virtio_net_hdr *vnet, struct peer *peer)
+{
+    struct outbox *outbox = &worker->buffers->outbox;
+    if (vnet->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+        counter_add(&worker->counters.tun_read_superpackets, 1);
+        return add_segments(outbox, packet, vnet, peer);
+    }
+    if (vnet->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
+        int error = segment_complete_checksum(bytes, packet->length, packet->protocol, vnet);
+        if (error < 0)
+            return error;
+    }
+    struct iovec whole = {bytes, packet->length};
+    outbox_add(outbox, peer, &whole, 1);
+    return 0;
+}
+
+/* Decides about one packet read from the TUN: into the outbox, or dropped and counted. 0 or -errno. */
+static int take_outbound(struct worker *worker, uint8_t *bytes, size_t length,
+                         const struct virtio_net_hdr *vnet)
 {
     struct packet packet;
-    *peer = NULL;
+    struct peer *peer;
     enum packet_fault fault = packet_parse(&packet, bytes, length);
     if (fault != PACKET_OK) {
         count_drop(worker, fault == PACKET_IPV6 ? DROP_TUN_IPV6 : DROP_TUN_MALFORMED);
         return 0;
     }
-    enum filter_drop drop = filter_outbound(worker->own, worker->routes, worker->peers, &packet, peer);
+    enum filter_drop drop = filter_outbound(worker->own, worker->routes, worker->peers, &packet, &peer);
+    if (drop == DROP_NONE && add_outbound(worker, bytes, &packet, vnet, peer) < 0)
+        drop = DROP_TUN_MALFORMED;
     if (drop == DROP_NONE)
         return 0;
     count_drop(worker, drop);
     return drop == DROP_TUN_NO_ROUTE ? answer_unroutable(worker, &packet) : 0;
 }
 
-/* Reads up to a batch of packets into the empty outbox. 0 or -errno. */
+/* Reads a turn's worth of packets into the empty outbox. 0 or -errno. */
 static int fill_outbox(struct worker *worker)
 {
-    struct outbox *box = &worker->buffers->outbox;
-    box->first = box->count = 0;
-    for (int turns = 0; turns < BATCH; turns++) {
-        uint8_t *slot = worker->buffers->outbound[box->count];
-        ssize_t n = tun_device_read(worker->tun_fd, slot, SLOT_SIZE);
+    struct outbox *outbox = &worker->buffers->outbox;
+    outbox_reset(outbox);
+    size_t used = 0;
+    for (int turns = 0; turns < TURN_PACKETS && used < TURN_BYTES && outbox_has_room(outbox); turns++) {
+        struct virtio_net_hdr vnet;
+        uint8_t *slot = worker->buffers->outbound + used;
+        ssize_t n = tun_device_read(&worker->tun, &vnet, slot, SLOT_SIZE);
         if (n == -EAGAIN)
             return 0;
         if (n < 0)
@@ -149,16 +182,10 @@ static int fill_outbox(struct worker *worker)
         size_t length = (size_t)n;
         counter_add(&worker->counters.tun_read_packets, 1);
         counter_add(&worker->counters.tun_read_bytes, length);
-        struct peer *peer;
-        int error = route_outbound(worker, slot, length, &peer);
+        int error = take_outbound(worker, slot, length, &vnet);
         if (error < 0)
             return error;
-        if (peer == NULL)
-            continue;
-        box->iov[box->count].iov_len = length;
-        box->to[box->count].sin_addr.s_addr = htonl(peer->address);
-        box->peers[box->count] = peer;
-        box->count++;
+        used += length;
     }
     return 0;
 }
@@ -179,44 +206,18 @@ static int set_paused(struct worker *worker, bool paused)
     return 0;
 }
 
-static void count_sent(struct worker *worker, const struct outbox *box, size_t first, size_t count)
-{
-    uint64_t bytes = 0;
-    for (size_t i = first; i < first + count; i++) {
-        size_t length = box->iov[i].iov_len;
-        bytes += length;
-        counter_add(&box->peers[i]->sent_packets, 1);
-        counter_add(&box->peers[i]->sent_bytes, length);
-    }
-    counter_add(&worker->counters.udp_sent_packets, count);
-    counter_add(&worker->counters.udp_sent_bytes, bytes);
-}
-
 /* Sends what the outbox holds, or as much as the socket takes. 0 or -errno. */
 static int flush_outbox(struct worker *worker)
 {
-    struct outbox *box = &worker->buffers->outbox;
-    while (box->first < box->count) {
-        int n = udp_socket_send_batch(worker->udp_fd, &box->headers[box->first], box->count - box->first);
-        if (n >= 0) {
-            count_sent(worker, box, box->first, (size_t)n);
-            box->first += (size_t)n;
-            continue;
-        }
-        enum filter_drop drop;
-        switch (udp_socket_judge_send(n, &drop)) {
-        case SEND_WAIT:
-            return set_paused(worker, true);
-        case SEND_DROP:
-            count_drop(worker, drop);
-            counter_add(&box->peers[box->first]->dropped_packets, 1);
-            box->first++;
-            break;
-        case SEND_DEAD:
-            return n;
-        }
-    }
-    return set_paused(worker, false);
+    const struct outbox_counters counters = {
+        .sent_packets = &worker->counters.udp_sent_packets,
+        .sent_bytes = &worker->counters.udp_sent_bytes,
+        .segmented_sends = &worker->counters.udp_segmented_sends,
+        .fallbacks = &worker->counters.send_fallbacks,
+        .drops = worker->counters.drops,
+    };
+    int full = outbox_flush(&worker->buffers->outbox, worker->udp_fd, worker->now_ns, &counters);
+    return full < 0 ? full : set_paused(worker, full > 0);
 }
 
 static int serve_tun(struct worker *worker)
@@ -229,60 +230,143 @@ static int serve_tun(struct worker *worker)
 
 /* ---- UDP to TUN ---- */
 
-/* Decides about one datagram. Whether its packet goes to the TUN; *sender then is its peer, or NULL. */
-static bool admit(struct worker *worker, const struct mmsghdr *message, const uint8_t *bytes,
-                  const struct sockaddr_in *from, struct peer **sender)
-{
-    struct packet packet = {0};
-    struct refusal refusal = {.outer_source = ntohl(from->sin_addr.s_addr)};
-    enum filter_drop drop = DROP_UDP_TRUNCATED;
-    if (!(message->msg_hdr.msg_flags & MSG_TRUNC)) {
-        enum packet_fault fault = packet_parse(&packet, bytes, message->msg_len);
-        drop = fault != PACKET_OK ? filter_inbound_fault(fault)
-                                  : filter_inbound(worker->own, worker->routes, worker->peers, &packet,
-                                                   refusal.outer_source, sender);
-    }
-    if (drop == DROP_NONE)
-        return true;
-    count_drop(worker, drop);
-    refusal.inner_source = packet.source;
-    refusal.inner_destination = packet.destination;
-    refusal.reason = drop;
-    report_refusal(worker, &refusal);
-    return false;
-}
-
-/* Hands one datagram's packet to the TUN. 0 or -errno. */
-static int deliver(struct worker *worker, const struct mmsghdr *message, const uint8_t *bytes,
-                   const struct sockaddr_in *from)
+/* Decides about one datagram's packet. Whether it goes to the TUN. */
+static bool admit(struct worker *worker, const uint8_t *bytes, size_t length, uint32_t outer_source,
+                  struct packet *packet)
 {
     struct peer *sender = NULL;
-    size_t length = message->msg_len;
-    counter_add(&worker->counters.udp_received_packets, 1);
-    counter_add(&worker->counters.udp_received_bytes, length);
-    if (!admit(worker, message, bytes, from, &sender))
-        return 0;
+    struct refusal refusal = {.outer_source = outer_source};
+    enum packet_fault fault = packet_parse(packet, bytes, length);
+    enum filter_drop drop = filter_inbound_fault(fault);
+    if (fault == PACKET_OK) {
+        drop = filter_inbound(worker->own, worker->routes, worker->peers, packet, outer_source, &sender);
+        refusal.inner_source = packet->source;
+        refusal.inner_destination = packet->destination;
+    }
+    if (drop != DROP_NONE) {
+        count_drop(worker, drop);
+        refusal.reason = drop;
+        report_refusal(worker, &refusal);
+        return false;
+    }
     if (sender != NULL) {
         counter_add(&sender->received_packets, 1);
         counter_add(&sender->received_bytes, length);
     }
-    bool written;
-    int error = write_tun(worker, bytes, length, &written);
-    if (written) {
-        counter_add(&worker->counters.tun_written_packets, 1);
-        counter_add(&worker->counters.tun_written_bytes, length);
-    } else {
-        count_drop(worker, DROP_UDP_TUN_REFUSED);
+    return true;
+}
+
+static void count_written(struct worker *worker, size_t packets, size_t bytes)
+{
+    counter_add(&worker->counters.tun_written_packets, packets);
+    counter_add(&worker->counters.tun_written_bytes, bytes);
+}
+
+/* Writes the packets of a superpacket that the TUN refused, one by one. 0 or -errno. */
+static int write_singly(struct worker *worker, const struct bundle *bundle)
+{
+    const struct coalescer *coalescer = &worker->buffers->coalescer;
+    uint16_t index = bundle->first;
+    for (size_t left = bundle->count; left > 0; left--) {
+        const struct coalesced_packet *packet = &coalescer->packets[index];
+        struct virtio_net_hdr vnet = {.flags = VIRTIO_NET_HDR_F_DATA_VALID}; /* as in coalesce_build */
+        struct iovec iov[2] = {{&vnet, sizeof vnet}, {(void *)(uintptr_t)packet->bytes, packet->length}};
+        int error = tun_device_write(&worker->tun, iov, 2);
+        if (tun_device_is_gone(error))
+            return error;
+        if (error == 0)
+            count_written(worker, 1, packet->length);
+        else
+            count_drop(worker, DROP_UDP_TUN_REFUSED);
+        index = packet->next;
     }
+    return 0;
+}
+
+/* The TUN refused this superpacket: what it holds is written, and the next ones are not merged for a while. */
+static int fall_back_to_singles(struct worker *worker, const struct bundle *bundle)
+{
+    uint64_t *until = bundle->protocol == PROTOCOL_TCP ? &worker->tcp_single_until_ns : &worker->udp_single_until_ns;
+    *until = worker->now_ns + SUPERPACKET_RETRY_NS;
+    counter_add(&worker->counters.write_fallbacks, 1);
+    return write_singly(worker, bundle);
+}
+
+static int write_bundle(struct worker *worker, size_t index)
+{
+    const struct coalescer *coalescer = &worker->buffers->coalescer;
+    const struct bundle *bundle = &coalescer->bundles[index];
+    struct virtio_net_hdr vnet;
+    uint8_t header[SEGMENT_HEADER_MAX];
+    struct iovec iov[COALESCE_IOVECS];
+    size_t count = coalesce_build(coalescer, index, &vnet, header, iov);
+    int error = tun_device_write(&worker->tun, iov, count);
+    if (tun_device_is_gone(error))
+        return error;
+    if (error == 0) {
+        size_t bytes = (size_t)bundle->headers * bundle->count + bundle->payload;
+        count_written(worker, bundle->count, bundle->count == 1 ? iov[1].iov_len : bytes);
+        if (bundle->count > 1)
+            counter_add(&worker->counters.tun_written_superpackets, 1);
+        return 0;
+    }
+    if (bundle->count > 1 && tun_device_refused_superpacket(error))
+        return fall_back_to_singles(worker, bundle);
+    counter_add(&worker->counters.drops[DROP_UDP_TUN_REFUSED], bundle->count);
+    return 0;
+}
+
+/* Hands the batch to the TUN and starts an empty one. 0 or -errno. */
+static int write_batch(struct worker *worker)
+{
+    struct coalescer *coalescer = &worker->buffers->coalescer;
+    int error = 0;
+    for (size_t i = 0; i < coalescer->bundle_count && error == 0; i++)
+        error = write_bundle(worker, i);
+    coalesce_reset(coalescer);
     return error;
+}
+
+/* Takes what one receive brought: one datagram, or several of one size one after another. 0 or -errno. */
+static int take_inbound(struct worker *worker, const struct mmsghdr *message, const uint8_t *bytes,
+                        const struct sockaddr_in *from)
+{
+    uint32_t outer_source = ntohl(from->sin_addr.s_addr);
+    size_t size = udp_socket_datagram_size(message), left = message->msg_len;
+    if (message->msg_hdr.msg_flags & MSG_TRUNC) {
+        counter_add(&worker->counters.udp_received_packets, 1);
+        count_drop(worker, DROP_UDP_TRUNCATED);
+        return 0;
+    }
+    if (size < left)
+        counter_add(&worker->counters.udp_merged_receives, 1);
+    do { /* an empty datagram counts, too */
+        struct packet packet;
+        size_t length = left < size ? left : size;
+        counter_add(&worker->counters.udp_received_packets, 1);
+        counter_add(&worker->counters.udp_received_bytes, length);
+        if (admit(worker, bytes, length, outer_source, &packet) &&
+            !coalesce_add(&worker->buffers->coalescer, &packet)) {
+            int error = write_batch(worker);
+            if (error < 0)
+                return error;
+            (void)coalesce_add(&worker->buffers->coalescer, &packet); /* there is room: it is empty */
+        }
+        bytes += length;
+        left -= length;
+    } while (left > 0);
+    return 0;
 }
 
 static int serve_udp(struct worker *worker)
 {
     struct inbox *box = &worker->buffers->inbox;
-    for (size_t i = 0; i < BATCH; i++)
-        box->headers[i].msg_hdr.msg_namelen = sizeof box->from[i]; /* the kernel writes it: set it anew */
-    int n = udp_socket_receive_batch(worker->udp_fd, box->headers, BATCH);
+    struct coalescer *coalescer = &worker->buffers->coalescer;
+    for (size_t i = 0; i < box->size; i++) { /* the kernel writes these: set them anew */
+        box->headers[i].msg_hdr.msg_namelen = sizeof box->from[i];
+        box->headers[i].msg_hdr.msg_controllen = sizeof box->control[i];
+    }
+    int n = udp_socket_receive_batch(worker->udp_fd, box->headers, box->size);
     if (n < 0) {
         if (udp_socket_is_dead(n))
             return n;
@@ -290,12 +374,14 @@ static int serve_udp(struct worker *worker)
             counter_add(&worker->counters.receive_errors, 1);
         return 0;
     }
+    coalescer->tcp = worker->offloads & OFFLOAD_TSO && worker->now_ns >= worker->tcp_single_until_ns;
+    coalescer->udp = worker->offloads & OFFLOAD_USO && worker->now_ns >= worker->udp_single_until_ns;
     for (int i = 0; i < n; i++) {
-        int error = deliver(worker, &box->headers[i], worker->buffers->inbound[i], &box->from[i]);
+        int error = take_inbound(worker, &box->headers[i], worker->buffers->inbound[i], &box->from[i]);
         if (error < 0)
             return error;
     }
-    return 0;
+    return write_batch(worker);
 }
 
 /* ---- the loop ---- */
@@ -335,24 +421,43 @@ static void become_quiescent(struct worker *worker)
     atomic_fetch_add_explicit(&worker->passes, 1, memory_order_acq_rel);
 }
 
+static uint64_t monotonic_ns(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail: the clock exists on every Linux */
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+/* How long to sleep, for epoll_wait: not at all while packets came within the busy poll time. */
+static int sleep_ms(const struct worker *worker, uint64_t last_packet_ns)
+{
+    if (worker->busy_poll_ns == 0)
+        return -1;
+    return monotonic_ns() - last_packet_ns < worker->busy_poll_ns ? 0 : -1;
+}
+
 /* Moves packets until it is told to stop (0) or cannot go on (-errno). */
 static int worker_loop(struct worker *worker)
 {
+    uint64_t last_packet_ns = 0;
     for (;;) {
         struct epoll_event events[3];
         /* The outbox keeps peers over a pause; a peer it points to must not be freed meanwhile. */
         bool holds_peers = worker->paused;
         if (!holds_peers)
             become_quiescent(worker);
-        int n = epoll_wait(worker->epoll_fd, events, 3, -1);
+        int n = epoll_wait(worker->epoll_fd, events, 3, sleep_ms(worker, last_packet_ns));
         if (!holds_peers)
             become_active(worker);
         if (n < 0 && errno != EINTR)
             return -errno;
-        counter_add(&worker->counters.wakeups, 1);
         /* acquire: whatever the stopping thread did before it asked is visible */
         if (atomic_load_explicit(&worker->stop, memory_order_acquire))
             return 0;
+        if (n <= 0)
+            continue;
+        counter_add(&worker->counters.wakeups, 1);
+        worker->now_ns = last_packet_ns = monotonic_ns();
         for (int i = 0; i < n; i++) {
             int error = handle_wake(worker, &events[i]);
             if (error < 0)
@@ -377,24 +482,20 @@ static void *worker_main(void *argument)
 
 /* ---- life cycle ---- */
 
-static void prepare_messages(struct worker_buffers *buffers, uint16_t port)
+static void prepare_buffers(struct worker *worker, uint16_t port)
 {
-    for (size_t i = 0; i < BATCH; i++) {
-        struct outbox *out = &buffers->outbox;
-        out->to[i] = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
-        out->iov[i].iov_base = buffers->outbound[i];
-        out->headers[i].msg_hdr = (struct msghdr){
-            .msg_name = &out->to[i],
-            .msg_namelen = sizeof out->to[i],
-            .msg_iov = &out->iov[i],
+    struct worker_buffers *buffers = worker->buffers;
+    buffers->outbox.port = port;
+    buffers->outbox.gso = (worker->offloads & OFFLOAD_UDP_GSO) != 0;
+    struct inbox *inbox = &buffers->inbox;
+    inbox->size = worker->offloads & OFFLOAD_UDP_GRO ? TURN_MERGED_RECEIVES : TURN_PACKETS;
+    for (size_t i = 0; i < inbox->size; i++) {
+        inbox->iov[i] = (struct iovec){.iov_base = buffers->inbound[i], .iov_len = SLOT_SIZE};
+        inbox->headers[i].msg_hdr = (struct msghdr){
+            .msg_name = &inbox->from[i],
+            .msg_iov = &inbox->iov[i],
             .msg_iovlen = 1,
-        };
-        struct inbox *in = &buffers->inbox;
-        in->iov[i] = (struct iovec){.iov_base = buffers->inbound[i], .iov_len = SLOT_SIZE};
-        in->headers[i].msg_hdr = (struct msghdr){
-            .msg_name = &in->from[i],
-            .msg_iov = &in->iov[i],
-            .msg_iovlen = 1,
+            .msg_control = inbox->control[i],
         };
     }
 }
@@ -419,8 +520,11 @@ int worker_init(struct worker *worker)
 {
     uint16_t port = 0;
     int error = local_port(worker->udp_fd, &port);
+    if (error == 0)
+        error = tun_device_attach(&worker->tun, worker->tun_fd, worker->offloads);
     if (error < 0)
         return error;
+    worker->offloads = worker->tun.offloads | udp_socket_attach(worker->udp_fd, worker->offloads);
     worker->buffers = calloc(1, sizeof *worker->buffers);
     worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -439,7 +543,7 @@ int worker_init(struct worker *worker)
         worker_destroy(worker);
         return error;
     }
-    prepare_messages(worker->buffers, port);
+    prepare_buffers(worker, port);
     return 0;
 }
 

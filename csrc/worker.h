@@ -14,17 +14,24 @@
 #include "icmp.h"
 #include "peer_table.h"
 #include "route_table.h"
+#include "tun_device.h"
 
 /* What the worker counts, in the order the statistics show it. Bytes are those of inner packets. */
 #define WORKER_COUNTERS(X)                                                                                   \
-    X(tun_read_packets)                                                                                      \
+    X(tun_read_packets) /* as the kernel counts them: a superpacket is one */                                \
     X(tun_read_bytes)                                                                                        \
-    X(udp_sent_packets)                                                                                      \
+    X(tun_read_superpackets)                                                                                 \
+    X(udp_sent_packets) /* datagrams on the wire */                                                          \
     X(udp_sent_bytes)                                                                                        \
+    X(udp_segmented_sends) /* sends of more than one datagram */                                             \
     X(udp_received_packets)                                                                                  \
     X(udp_received_bytes)                                                                                    \
-    X(tun_written_packets)                                                                                   \
+    X(udp_merged_receives) /* receives of more than one datagram */                                          \
+    X(tun_written_packets) /* as they arrived */                                                             \
     X(tun_written_bytes)                                                                                     \
+    X(tun_written_superpackets)                                                                              \
+    X(send_fallbacks)  /* segmented sends the kernel refused: sent one by one, and their peer's for a while */ \
+    X(write_fallbacks) /* superpackets the TUN refused: written one by one, and the next for a while */      \
     X(icmp_replies)    /* net unreachable written to the TUN */                                              \
     X(icmp_suppressed) /* not written: RFC 1122 forbids one, or the rate limit */                            \
     X(send_pauses)     /* times the socket was full and TUN reads paused */                                  \
@@ -55,6 +62,9 @@ struct worker {
     const struct peer_table *peers;
     uint32_t tun_address; /* source of ICMP replies, host byte order */
     int tun_fd, udp_fd;   /* borrowed */
+    uint64_t busy_poll_ns; /* looks for packets this long before it sleeps */
+    unsigned offloads;    /* enum offload: wanted, and after worker_init those the kernel has */
+    struct tun_device tun;
     int epoll_fd;
     int wake_fd;  /* eventfd: Python -> worker */
     int event_fd; /* eventfd: worker -> Python (a refusal to log, or the worker has stopped) */
@@ -72,11 +82,14 @@ struct worker {
 
     /* the worker's own */
     struct icmp_limiter limiter;
+    uint64_t now_ns;                /* CLOCK_MONOTONIC at this wake-up */
+    uint64_t tcp_single_until_ns;   /* the TUN refused a TCP superpacket */
+    uint64_t udp_single_until_ns;
     uint32_t refusal_seen[REFUSAL_SEEN]; /* outer sources reported, by hash */
     bool paused;                         /* TUN reads wait for the socket */
 };
 
-/* Sets up the epoll set, the eventfds and the buffers. 0 or -errno; on error nothing is left behind. */
+/* Probes the offloads, sets up the epoll set, the eventfds and the buffers. 0 or -errno; on error nothing is left behind. */
 int worker_init(struct worker *worker);
 
 /* Starts the thread, with all signals blocked. 0 or -errno. */

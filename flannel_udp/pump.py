@@ -6,6 +6,7 @@ border as ``ipaddress`` types and become 32-bit integers in host byte order on t
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,9 +17,25 @@ from typing import Any
 from flannel_udp._pump import ffi, lib
 
 
+class Offload(enum.Flag):
+    """What makes packets cheap, where the kernel has it (csrc/offload.h)."""
+
+    TSO = lib.OFFLOAD_TSO
+    USO = lib.OFFLOAD_USO
+    UDP_GSO = lib.OFFLOAD_UDP_GSO
+    UDP_GRO = lib.OFFLOAD_UDP_GRO
+
+
+NO_OFFLOADS = Offload(0)
+
+
 @dataclass(frozen=True, slots=True)
 class PumpConfig:
-    """What a pump joins and what is ours. The descriptors are borrowed until ``Pump.close``."""
+    """What a pump joins and what is ours. The descriptors are borrowed until ``Pump.close``.
+
+    ``offloads`` are those to use where the kernel has them; ``busy_poll_us`` is how many
+    microseconds the worker looks for packets before it sleeps.
+    """
 
     tun_fd: int
     udp_fd: int
@@ -27,6 +44,8 @@ class PumpConfig:
     public_ip: IPv4Address
     tun_address: IPv4Address
     check_source: bool = True
+    offloads: Offload = NO_OFFLOADS
+    busy_poll_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +93,13 @@ STAT_NAMES = _stat_names()
 _DROP_NAMES = tuple(name for name in STAT_NAMES if name.startswith("drop_"))
 
 
-def open_tun(pattern: str = "flannel%d") -> tuple[int, str]:
-    """A TUN device's descriptor and name; ``%d`` becomes the first free number. Raises OSError."""
+def open_tun(pattern: str = "flannel%d", *, vnet_header: bool = True) -> tuple[int, str]:
+    """A TUN device's descriptor and name; ``%d`` becomes the first free number.
+
+    Without ``vnet_header`` the device can have no offloads. Raises OSError.
+    """
     name = ffi.new("char[]", lib.TUN_NAME_SIZE)
-    fd = _check(lib.tun_device_open(pattern.encode(), name))
+    fd = _check(lib.tun_device_open(pattern.encode(), vnet_header, name))
     return fd, ffi.string(name).decode()
 
 
@@ -105,6 +127,8 @@ class Pump:
                 "public_ip": int(config.public_ip),
                 "tun_address": int(config.tun_address),
                 "check_source": config.check_source,
+                "offloads": config.offloads.value,
+                "busy_poll_us": config.busy_poll_us,
             },
         )
         out = ffi.new("struct pump **")
@@ -169,6 +193,11 @@ class Pump:
             )
             for row in rows[0:count]
         ]
+
+    @property
+    def offloads(self) -> Offload:
+        """Those in use."""
+        return Offload(lib.pump_offloads(self._pump))
 
     @property
     def event_fd(self) -> int:

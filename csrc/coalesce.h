@@ -1,0 +1,67 @@
+/* coalesce.h - packets of one flow become superpackets again, so that the kernel handles many at once (pure).
+ *
+ * It merges only what the kernel's own GRO would (Linux net/ipv4/tcp_offload.c, udp_offload.c) and what cutting
+ * would give back byte for byte. Packets are added in the order they arrived; every bundle is one packet or one
+ * superpacket, and bundles are written in the order of their first packets. A packet that cannot be merged
+ * closes its flow's bundle, so the order inside a flow is kept. Nothing is held from one batch to the next.
+ *
+ * Packets are never changed: a superpacket's headers are a corrected copy, so the originals can still be
+ * written one by one.
+ */
+#ifndef FLANNEL_UDP_COALESCE_H
+#define FLANNEL_UDP_COALESCE_H
+
+#include <linux/virtio_net.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "packet.h"
+#include "segment.h"
+
+enum {
+    COALESCE_PACKETS = 1024, /* a batch */
+    COALESCE_SEGMENTS = 64,  /* packets in a superpacket: the kernel's limit for UDP (UDP_GRO_CNT_MAX) */
+    COALESCE_SETS = 16,      /* flows are looked up by addresses in a set ... */
+    COALESCE_WAYS = 8,       /* ... of this many open bundles */
+    COALESCE_IOVECS = COALESCE_SEGMENTS + 2,
+};
+
+struct coalesced_packet {
+    const uint8_t *bytes;
+    uint16_t length;
+    uint16_t next; /* packet after this one in its bundle */
+};
+
+struct bundle {
+    uint16_t first, last; /* packets */
+    uint16_t count;
+    uint16_t headers;      /* IP and transport header, bytes; 0 if nothing may be merged with it */
+    uint16_t payload_size; /* of every packet but the last */
+    uint16_t next_id;      /* IP id that continues the bundle, if DF is not set */
+    uint32_t payload;      /* all of it, bytes */
+    uint32_t next_sequence;
+    uint8_t protocol;
+    bool pushed;  /* the last packet carries PSH */
+};
+
+struct coalescer {
+    bool tcp, udp; /* what may be merged */
+    size_t packet_count, bundle_count;
+    struct coalesced_packet packets[COALESCE_PACKETS];
+    struct bundle bundles[COALESCE_PACKETS];
+    uint16_t open[COALESCE_SETS][COALESCE_WAYS]; /* bundle number + 1, 0 for none; the latest first */
+};
+
+/* Starts an empty batch. */
+void coalesce_reset(struct coalescer *coalescer);
+
+/* Adds a packet, whose bytes must stay until the batch is written. Whether there was room. */
+bool coalesce_add(struct coalescer *coalescer, const struct packet *packet);
+
+/* Prepares bundle `index` for tun_device_write: fills *vnet, header[] and iov[]. The number of iovecs. */
+size_t coalesce_build(const struct coalescer *coalescer, size_t index, struct virtio_net_hdr *vnet,
+                      uint8_t header[SEGMENT_HEADER_MAX], struct iovec iov[COALESCE_IOVECS]);
+
+#endif

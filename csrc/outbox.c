@@ -1,0 +1,195 @@
+#include "outbox.h"
+
+/* A way out that refused segments is asked again after this long: a route or a device may have changed. */
+#define GSO_RETRY_NS UINT64_C(10000000000)
+
+void outbox_reset(struct outbox *outbox)
+{
+    outbox->first = outbox->count = outbox->headers = 0;
+}
+
+bool outbox_has_room(const struct outbox *outbox)
+{
+    const size_t most_messages = (SEGMENT_COUNT_MAX + UDP_SEGMENTS_MAX - 1) / UDP_SEGMENTS_MAX;
+    return outbox->headers + SEGMENT_COUNT_MAX <= OUTBOX_PACKETS &&
+           outbox->count + most_messages <= OUTBOX_MESSAGES;
+}
+
+uint8_t *outbox_new_header(struct outbox *outbox)
+{
+    return outbox->header_pool[outbox->headers++];
+}
+
+/* ---- gathering ---- */
+
+/* The latest message of this peer, if it takes one more packet. */
+static struct message *open_message(struct outbox *outbox, const struct peer *peer, size_t pieces,
+                                    size_t length)
+{
+    size_t looked = 0;
+    for (size_t i = outbox->count; i > 0 && looked < OUTBOX_LOOK_BACK; i--, looked++) {
+        struct message *message = &outbox->messages[i - 1];
+        if (message->peer != peer)
+            continue;
+        bool fits = message->open && message->pieces == pieces && length <= message->packet_size &&
+                    message->packets < UDP_SEGMENTS_MAX && message->length + length <= UDP_SEND_MAX;
+        return fits ? message : NULL;
+    }
+    return NULL;
+}
+
+static struct message *new_message(struct outbox *outbox, struct peer *peer, size_t pieces, size_t length)
+{
+    struct message *message = &outbox->messages[outbox->count++];
+    message->peer = peer;
+    message->packet_size = length;
+    message->length = 0;
+    message->packets = message->sent = 0;
+    message->pieces = (uint8_t)pieces;
+    message->open = true;
+    message->refused = false;
+    return message;
+}
+
+void outbox_add(struct outbox *outbox, struct peer *peer, const struct iovec *pieces, size_t count)
+{
+    size_t length = 0;
+    for (size_t i = 0; i < count; i++)
+        length += pieces[i].iov_len;
+    struct message *message = open_message(outbox, peer, count, length);
+    if (message == NULL)
+        message = new_message(outbox, peer, count, length);
+    for (size_t i = 0; i < count; i++)
+        message->iov[message->packets * count + i] = pieces[i];
+    message->packets++;
+    message->length += length;
+    message->open = length == message->packet_size;
+}
+
+/* ---- sending ---- */
+
+/* The bytes of one packet of a message. */
+static size_t packet_length(const struct message *message, size_t index)
+{
+    size_t length = 0;
+    for (size_t i = 0; i < message->pieces; i++)
+        length += message->iov[index * message->pieces + i].iov_len;
+    return length;
+}
+
+static bool leaves_segmented(const struct outbox *outbox, const struct message *message, uint64_t now_ns)
+{
+    return outbox->gso && message->packets > 1 && message->sent == 0 && !message->refused &&
+           now_ns >= message->peer->plain_until_ns;
+}
+
+/* Fills place `at` of the window with `packets` packets of the message from `index` on. */
+static void window_set(struct outbox *outbox, size_t at, struct message *message, size_t index,
+                       size_t packets)
+{
+    outbox->to[at] = (struct sockaddr_in){
+        .sin_family = AF_INET,
+        .sin_port = htons(outbox->port),
+        .sin_addr.s_addr = htonl(message->peer->address),
+    };
+    struct msghdr *header = &outbox->window[at].msg_hdr;
+    *header = (struct msghdr){
+        .msg_name = &outbox->to[at],
+        .msg_namelen = sizeof outbox->to[at],
+        .msg_iov = &message->iov[index * message->pieces],
+        .msg_iovlen = packets * message->pieces,
+    };
+    udp_socket_set_segment_size(header, outbox->control[at], packets > 1 ? message->packet_size : 0);
+}
+
+/* Makes the next system call's sends from the front of the outbox. How many. */
+static size_t window_fill(struct outbox *outbox, uint64_t now_ns)
+{
+    size_t at = 0;
+    for (size_t i = outbox->first; i < outbox->count && at < OUTBOX_WINDOW; i++) {
+        struct message *message = &outbox->messages[i];
+        message->segmented = leaves_segmented(outbox, message, now_ns);
+        if (message->segmented) {
+            window_set(outbox, at++, message, 0, message->packets);
+            continue;
+        }
+        for (size_t index = message->sent; index < message->packets && at < OUTBOX_WINDOW; index++)
+            window_set(outbox, at++, message, index, 1);
+    }
+    return at;
+}
+
+static void count_sent(const struct outbox_counters *counters, struct peer *peer, size_t packets,
+                       size_t bytes)
+{
+    counter_add(&peer->sent_packets, packets);
+    counter_add(&peer->sent_bytes, bytes);
+    counter_add(counters->sent_packets, packets);
+    counter_add(counters->sent_bytes, bytes);
+}
+
+/* One send is done with, well or not: what it held leaves the outbox. */
+static void advance(struct outbox *outbox, const struct message *message)
+{
+    if (message->segmented || message->sent == message->packets)
+        outbox->first++;
+}
+
+/* The kernel took the front send. */
+static void take_sent(struct outbox *outbox, uint64_t now_ns, const struct outbox_counters *counters)
+{
+    struct message *message = &outbox->messages[outbox->first];
+    if (message->segmented) {
+        count_sent(counters, message->peer, message->packets, message->length);
+        counter_add(counters->segmented_sends, 1);
+    } else {
+        count_sent(counters, message->peer, 1, packet_length(message, message->sent));
+        /* Only now it is known that the segments were the trouble, not the peer. */
+        if (message->refused && message->sent == 0) {
+            message->peer->plain_until_ns = now_ns + GSO_RETRY_NS;
+            counter_add(counters->fallbacks, 1);
+        }
+        message->sent++;
+    }
+    advance(outbox, message);
+}
+
+/* The kernel refused the front send with an error that is not about waiting. */
+static void take_refused(struct outbox *outbox, int error, enum filter_drop drop,
+                         const struct outbox_counters *counters)
+{
+    struct message *message = &outbox->messages[outbox->first];
+    if (message->segmented && udp_socket_refused_segments(error)) {
+        message->refused = true; /* nothing of it has left: it is tried again, packet by packet */
+        return;
+    }
+    size_t lost = message->segmented ? message->packets : 1;
+    counter_add(&counters->drops[drop], lost);
+    counter_add(&message->peer->dropped_packets, lost);
+    if (!message->segmented)
+        message->sent++;
+    advance(outbox, message);
+}
+
+int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns, const struct outbox_counters *counters)
+{
+    while (!outbox_is_empty(outbox)) {
+        size_t sends = window_fill(outbox, now_ns);
+        int n = udp_socket_send_batch(fd, outbox->window, sends);
+        for (int i = 0; i < n; i++)
+            take_sent(outbox, now_ns, counters);
+        if (n >= 0)
+            continue;
+        enum filter_drop drop;
+        switch (udp_socket_judge_send(n, &drop)) {
+        case SEND_WAIT:
+            return 1;
+        case SEND_DROP:
+            take_refused(outbox, n, drop, counters);
+            break;
+        case SEND_DEAD:
+            return n;
+        }
+    }
+    return 0;
+}
