@@ -61,6 +61,9 @@ ffi.cdef(
 
     #define TUN_NAME_SIZE ...
     int tun_device_open(const char *pattern, _Bool vnet_header, char *name);
+    struct tun_device { unsigned offloads; ...; };
+    int tun_device_attach(struct tun_device *tun, int fd, unsigned wanted);
+    unsigned udp_socket_attach(int fd, unsigned wanted);
     int udp_socket_open(uint32_t address, uint16_t port);
 
     /* The pure parts, for the tests and the benchmarks. */

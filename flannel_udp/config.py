@@ -13,6 +13,7 @@ from flannel_udp import gojson
 from flannel_udp.errors import BackendTypeError, NetworkConfigError
 
 DEFAULT_PORT = 8285
+OFFLOAD_PRESETS = ("auto", "full", "tso", "none")
 MIN_MTU = 576  # RFC 791: what every IPv4 host must be able to receive
 MAX_MTU = 65507  # the largest payload of a UDP datagram over IPv4
 
@@ -46,6 +47,8 @@ class Options:
     iptables_forward_rules: bool = True
     ip_blackhole_route: bool = False
     source_check: bool = True
+    offload: str = "auto"  # one of OFFLOAD_PRESETS
+    busy_poll_us: int = 0  # microseconds, 0 = off
     verbosity: int = 0
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
 import signal
 import threading
 from dataclasses import dataclass
@@ -14,18 +12,19 @@ from typing import Any
 
 from flannel_udp import admin, hostlock, netdev, subnet_env, systemd
 from flannel_udp.config import NetworkConfig, Options
-from flannel_udp.errors import DeviceError, EtcdError, FlannelError, SubnetFileError
+from flannel_udp.errors import EtcdError, FlannelError, SubnetFileError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower
 from flannel_udp.interface import ExternalInterface
 from flannel_udp.lease import Events, Snapshot
 from flannel_udp.lease_keeper import LeaseKeeper
-from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
+from flannel_udp.pump import Pump, PumpConfig
 from flannel_udp.pump_watch import PumpWatch
 from flannel_udp.reconciler import Reconciler
 from flannel_udp.registry import OwnLease, Registry
 from flannel_udp.retry import retry_until
 from flannel_udp.routes import RouteSet
+from flannel_udp.tunnel import Tunnel, describe, open_tunnel
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +88,7 @@ def _serve(
 
     # Everything that can fail on this host comes before the lease: a start that fails claims none.
     undo.enter_context(hostlock.hold(config.port))
-    tun_fd, tun_name = _open_tun()
-    undo.callback(os.close, tun_fd)
-    udp_fd = _open_udp(external.address, config.port)
-    undo.callback(os.close, udp_fd)
+    tunnel = undo.enter_context(open_tunnel(external.address, config.port, options.offload))
 
     previous = _previous_subnet(options, config.network)
     acquired = retry_until(
@@ -106,14 +102,14 @@ def _serve(
         return
     own, snapshot = acquired
 
-    overlay = _Overlay(options, config, external, public_ip, own, tun_name)
-    netdev.configure_tunnel(tun_name, overlay.tun_address, overlay.mtu, config.network)
+    overlay = _Overlay(options, config, external, public_ip, own, tunnel)
+    netdev.configure_tunnel(tunnel.device, overlay.tun_address, overlay.mtu, config.network)
     if options.ip_blackhole_route:
         netdev.add_blackhole(own.subnet)
         undo.callback(netdev.remove_blackhole, own.subnet)
 
-    pump = undo.enter_context(Pump(overlay.pump_config(tun_fd, udp_fd)))
-    through_tunnel = netdev.through_tunnel(tun_name)
+    pump = undo.enter_context(Pump(overlay.pump_config()))
+    through_tunnel = netdev.through_tunnel(tunnel.device)
     routes = RouteSet(config, own.subnet, public_ip, through_tunnel)
     reconciler = Reconciler(routes, pump)
     reconciler.apply(snapshot)
@@ -132,21 +128,21 @@ def _serve(
     written = _write_subnet_env(options, overlay, readiness)
     _warn_of_host_settings()
     pump.start()
-    undo.enter_context(PumpWatch(pump, tun_name, shutdown.fail))
+    undo.enter_context(PumpWatch(pump, tunnel.device, shutdown.fail))
     for thread in (follower, keeper):
         thread.start()
         undo.callback(thread.join, _STOP_PATIENCE)
         undo.callback(thread.stop)
     log.info(
         "forwarding: %s on %s, %d routes, PublicIP %s port %d, MTU %d",
-        *(own.subnet, tun_name, len(routes.routes), public_ip, config.port, overlay.mtu),
+        *(own.subnet, tunnel.device, len(routes.routes), public_ip, config.port, overlay.mtu),
     )
     while not written and not shutdown.requested.wait(_SUBNET_FILE_RETRY):
         written = _write_subnet_env(options, overlay, readiness)
     if written:
         readiness.ready()
         keeper.mark_ready()
-        systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tun_name}")
+        systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tunnel.device}")
     shutdown.requested.wait()
 
 
@@ -168,34 +164,6 @@ def _obey_signals(shutdown: Shutdown) -> None:
             shutdown.stop()
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
-
-
-def _open_tun() -> tuple[int, str]:
-    try:
-        return open_tun()
-    except OSError as error:
-        advice = {
-            errno.ENOENT: "load the tun module, or give the container --device /dev/net/tun",
-            errno.EPERM: "run as root (CAP_NET_ADMIN)",
-            errno.EACCES: "run as root (CAP_NET_ADMIN)",
-        }.get(error.errno or 0, "check that the kernel has TUN (CONFIG_TUN)")
-        raise DeviceError(
-            f"cannot open a TUN device through /dev/net/tun: {error.strerror}; {advice}"
-        ) from None
-
-
-def _open_udp(address: IPv4Address, port: int) -> int:
-    try:
-        return open_udp(address, port)
-    except OSError as error:
-        advice = {
-            errno.EADDRINUSE: "another program has the port: stop it (ss -lunp shows it), or set"
-            " another Backend.Port for the whole network",
-            errno.EACCES: "ports below 1024 need root (CAP_NET_BIND_SERVICE)",
-        }.get(error.errno or 0, "check the interface's address")
-        raise DeviceError(
-            f"cannot receive on {address} UDP port {port}: {error.strerror}; {advice}"
-        ) from None
 
 
 def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | None:
@@ -246,7 +214,7 @@ class _Overlay:
     external: ExternalInterface
     public_ip: IPv4Address
     own: OwnLease
-    tun_name: str
+    tunnel: Tunnel
 
     @property
     def tun_address(self) -> IPv4Address:
@@ -256,15 +224,17 @@ class _Overlay:
     def mtu(self) -> int:
         return netdev.tunnel_mtu(self.external.mtu, self.config.mtu_cap)
 
-    def pump_config(self, tun_fd: int, udp_fd: int) -> PumpConfig:
+    def pump_config(self) -> PumpConfig:
         return PumpConfig(
-            tun_fd=tun_fd,
-            udp_fd=udp_fd,
+            tun_fd=self.tunnel.tun_fd,
+            udp_fd=self.tunnel.udp_fd,
             network=self.config.network,
             subnet=self.own.subnet,
             public_ip=self.public_ip,
             tun_address=self.tun_address,
             check_source=self.options.source_check,
+            offloads=self.tunnel.offloads,
+            busy_poll_us=self.options.busy_poll_us,
         )
 
     def subnet_env(self) -> subnet_env.SubnetEnv:
@@ -297,7 +267,8 @@ class _StatusReport:
             "public_ip": str(overlay.public_ip),
             "port": overlay.config.port,
             "interface": overlay.external.name,
-            "device": overlay.tun_name,
+            "device": overlay.tunnel.device,
+            "offloads": describe(overlay.tunnel.offloads),
             "mtu": overlay.mtu,
             "reservation": self.keeper.own.deadline is None,
             "ready": self.readiness.reason is None,

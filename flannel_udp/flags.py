@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flannel_udp import __version__
-from flannel_udp.config import Options, clean_prefix
+from flannel_udp.config import OFFLOAD_PRESETS, Options, clean_prefix
 
 IGNORED_VALUES = ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file", "net-config-path")
 IGNORED_BOOLEANS = ("set-node-network-unavailable",)
@@ -91,6 +91,19 @@ class FlagParser(argparse.ArgumentParser):
             " another address (default: on)",
             _on_or_off,
         )
+        self._value(
+            "offload",
+            "PRESET",
+            "auto uses what the kernel has, full insists on all of it, tso leaves UDP GSO and GRO"
+            " out, none sends packet by packet",
+            _offload,
+        )
+        self._value(
+            "busy-poll-us",
+            "MICROSECONDS",
+            "look for packets this long before sleeping: lower latency for a busier CPU; 0 is off",
+            _number(0, 1_000_000, " microseconds"),
+        )
         self._boolean("ip-blackhole-route", "drop what is for no container of our subnet")
         self._value("v", "N", "log more", _number(0, 99, ""), dest="verbosity", nargs="?", const=1)
         self._add("version", "print the version", action="version", version=__version__)
@@ -156,6 +169,12 @@ def _boolean(text: str) -> bool:
     if text not in _BOOLEANS:
         raise _wrong(text, "is neither true nor false")
     return _BOOLEANS[text]
+
+
+def _offload(text: str) -> str:
+    if text not in OFFLOAD_PRESETS:
+        raise _wrong(text, "is none of " + ", ".join(OFFLOAD_PRESETS))
+    return text
 
 
 def _on_or_off(text: str) -> bool:

@@ -27,6 +27,7 @@ class Offload(enum.Flag):
 
 
 NO_OFFLOADS = Offload(0)
+ALL_OFFLOADS = Offload.TSO | Offload.USO | Offload.UDP_GSO | Offload.UDP_GRO
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,13 @@ def open_tun(pattern: str = "flannel%d", *, vnet_header: bool = True) -> tuple[i
 def open_udp(address: IPv4Address, port: int) -> int:
     """A UDP socket's descriptor, bound to ``address:port``. Raises OSError."""
     return _check(lib.udp_socket_open(int(address), port))
+
+
+def probe_offloads(tun_fd: int, udp_fd: int, wanted: Offload) -> Offload:
+    """Those of the wanted offloads that the kernel has; they are on from here. Raises OSError."""
+    tun = ffi.new("struct tun_device *")
+    _check(lib.tun_device_attach(tun, tun_fd, wanted.value))
+    return Offload(tun.offloads | lib.udp_socket_attach(udp_fd, wanted.value))
 
 
 class Pump:

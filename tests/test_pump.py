@@ -21,7 +21,15 @@ from scapy.packet import Raw
 
 from flannel_udp import netdev
 from flannel_udp.netns import Namespace
-from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
+from flannel_udp.pump import (
+    ALL_OFFLOADS,
+    NO_OFFLOADS,
+    Offload,
+    Pump,
+    PumpConfig,
+    open_tun,
+    open_udp,
+)
 
 NETWORK = IPv4Network("10.1.0.0/16")
 OWN_SUBNET = IPv4Network("10.1.5.0/24")
@@ -70,16 +78,23 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.fixture
-def rig(namespace: Namespace, request: pytest.FixtureRequest) -> Iterator[Rig]:
+def source_check() -> bool:
+    return True
+
+
+@pytest.fixture(params=[NO_OFFLOADS, ALL_OFFLOADS], ids=["plain", "offloads"])
+def rig(namespace: Namespace, source_check: bool, request: pytest.FixtureRequest) -> Iterator[Rig]:
     for address in (OWN_IP, *PEERS.values(), IPv4Address("172.30.0.66")):
         namespace.add_address("lo", IPv4Interface(f"{address}/32"))
-    tun_fd, tun_name = namespace.call(open_tun)
+    offloads: Offload = request.param
+    tun_fd, tun_name = namespace.call(open_tun, vnet_header=offloads != NO_OFFLOADS)
     udp_fd = namespace.call(open_udp, OWN_IP, PORT)
     namespace.call(netdev.configure_tunnel, tun_name, TUN_ADDRESS, 1472, NETWORK)
     config = PumpConfig(
-        tun_fd, udp_fd, NETWORK, OWN_SUBNET, OWN_IP, TUN_ADDRESS, getattr(request, "param", True)
+        tun_fd, udp_fd, NETWORK, OWN_SUBNET, OWN_IP, TUN_ADDRESS, source_check, offloads
     )
     with Pump(config) as pump, contextlib.ExitStack() as stack:
+        assert pump.offloads == offloads  # this kernel has them all
         rig = Rig(namespace, pump, tun_fd, tun_name, udp_fd, {})
         for address in (*PEERS.values(), IPv4Address("172.30.0.66")):
             rig.sockets[address] = stack.enter_context(rig.socket(address, PORT))
@@ -170,7 +185,7 @@ def test_an_outer_source_without_a_lease_is_refused_and_reported_once(rig: Rig) 
     assert refusal.inner_source == IPv4Address("10.1.6.2")
 
 
-@pytest.mark.parametrize("rig", [False], indirect=True)
+@pytest.mark.parametrize("source_check", [False])
 def test_without_source_check_any_outer_source_may_speak_but_not_for_us(rig: Rig) -> None:
     receiver = rig.socket("10.1.5.0", 4000)
     rig.from_peer("172.30.0.66", inner())

@@ -1,0 +1,107 @@
+"""The two ends the pump joins, opened and probed: a TUN device and the UDP socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from flannel_udp.errors import DeviceError
+from flannel_udp.pump import (
+    ALL_OFFLOADS,
+    NO_OFFLOADS,
+    Offload,
+    open_tun,
+    open_udp,
+    probe_offloads,
+)
+
+log = logging.getLogger(__name__)
+
+# What each --offload preset asks for.
+_WANTED = {
+    "auto": ALL_OFFLOADS,
+    "full": ALL_OFFLOADS,
+    "tso": Offload.TSO | Offload.USO,
+    "none": NO_OFFLOADS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """``device`` is the TUN's name; ``offloads`` those that are on. The owner closes both."""
+
+    device: str
+    tun_fd: int
+    udp_fd: int
+    offloads: Offload
+
+
+@contextlib.contextmanager
+def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel]:
+    """Both ends, closed at the end; with the TUN device go its address and routes.
+
+    Raises DeviceError, also if the preset is ``full`` and the kernel lacks an offload.
+    """
+    with contextlib.ExitStack() as opened:
+        wanted = _WANTED[preset]
+        tun_fd, device = _open_tun(vnet_header=wanted != NO_OFFLOADS)
+        opened.callback(os.close, tun_fd)
+        udp_fd = _open_udp(address, port)
+        opened.callback(os.close, udp_fd)
+        try:
+            offloads = probe_offloads(tun_fd, udp_fd, wanted)
+        except OSError as error:
+            raise DeviceError(
+                f"cannot set up {device}: {error.strerror}; try --offload none"
+            ) from None
+        if preset == "full" and offloads != wanted:
+            raise DeviceError(
+                f"cannot use --offload full: this kernel has no {describe(wanted ^ offloads)};"
+                " use --offload auto"
+            )
+        log.info("offloads in use: %s (--offload %s)", describe(offloads), preset)
+        yield Tunnel(device, tun_fd, udp_fd, offloads)
+
+
+def describe(offloads: Offload) -> str:
+    """Their names, for people: ``TSO, UDP GSO``."""
+    names = [str(each.name).replace("_", " ") for each in Offload if each in offloads]
+    return ", ".join(names) or "none"
+
+
+def _open_tun(*, vnet_header: bool) -> tuple[int, str]:
+    try:
+        try:
+            return open_tun(vnet_header=vnet_header)
+        except OSError as error:
+            if not vnet_header or error.errno != errno.EINVAL:
+                raise
+            return open_tun(vnet_header=False)  # a kernel without vnet headers
+    except OSError as error:
+        advice = {
+            errno.ENOENT: "load the tun module, or give the container --device /dev/net/tun",
+            errno.EPERM: "run as root (CAP_NET_ADMIN)",
+            errno.EACCES: "run as root (CAP_NET_ADMIN)",
+        }.get(error.errno or 0, "check that the kernel has TUN (CONFIG_TUN)")
+        raise DeviceError(
+            f"cannot open a TUN device through /dev/net/tun: {error.strerror}; {advice}"
+        ) from None
+
+
+def _open_udp(address: IPv4Address, port: int) -> int:
+    try:
+        return open_udp(address, port)
+    except OSError as error:
+        advice = {
+            errno.EADDRINUSE: "another program has the port: stop it (ss -lunp shows it), or set"
+            " another Backend.Port for the whole network",
+            errno.EACCES: "ports below 1024 need root (CAP_NET_BIND_SERVICE)",
+        }.get(error.errno or 0, "check the interface's address")
+        raise DeviceError(
+            f"cannot receive on {address} UDP port {port}: {error.strerror}; {advice}"
+        ) from None
