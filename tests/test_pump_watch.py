@@ -114,7 +114,10 @@ def test_two_strangers_who_share_a_slot_of_the_workers_memory_are_named_once_eac
         eventually(lambda: len(caplog.messages) >= 2)
         rig.send(STRANGER, packet("10.1.6.2"))
         rig.send(str(twin), packet("10.1.6.2"))
-    assert len(caplog.messages) == 2
+        rig.namespace.add_address("lo", IPv4Interface("172.30.0.67/32"))
+        rig.send("172.30.0.67", packet("10.1.6.2"))  # its line would come after theirs
+        eventually(lambda: any("172.30.0.67" in message for message in caplog.messages))
+    assert len(caplog.messages) == 3
 
 
 def test_garbage_is_named_without_advice_that_does_not_help(
