@@ -1,0 +1,166 @@
+"""Packets of a stable route do not notice what happens to other leases."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Network
+
+import pytest
+from etcd_server import wait_until
+from instruments import EtcdWriter, drops, lease_value, listen, log_lines, routes
+
+from flannel_udp.lab import UNDERLAY, Container, Lab
+
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h; not in Python's socket module
+
+RATE = 100  # changes a second
+SECONDS = 10
+INTERVAL = 0.0005  # seconds between two packets of the stream
+BUFFER = 8 << 20  # bytes: what arrives while Python is busy elsewhere waits here
+
+
+class Stream:
+    """Numbered datagrams from one container to another, as sent and as received."""
+
+    def __init__(self, source: Container, target: Container) -> None:
+        self._out = listen(source, socket.SOCK_DGRAM)
+        self._in = listen(target, socket.SOCK_DGRAM)
+        self._in.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        self._in.settimeout(1)
+        self._address = str(target.address), self._in.getsockname()[1]
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=each) for each in (self._send, self._receive)]
+        self.sent = 0
+        self.received: list[int] = []
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self) -> None:
+        """Returns when nothing more arrives."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._out.close()
+        self._in.close()
+
+    def _send(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            self._out.sendto(self.sent.to_bytes(8, "big"), self._address)
+            self.sent += 1
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                self.received.append(int.from_bytes(self._in.recv(64), "big"))
+            except TimeoutError:
+                if self._stop.is_set():
+                    return
+
+
+@contextmanager
+def streams_both_ways(one: Container, other: Container) -> Iterator[list[Stream]]:
+    """Traffic while the block runs; afterwards every packet must have arrived once, in order."""
+    streams = [Stream(one, other), Stream(other, one)]
+    for stream in streams:
+        stream.start()
+    try:
+        yield streams
+    finally:
+        for stream in streams:
+            stream.finish()
+    for stream in streams:
+        assert stream.received == list(range(stream.sent))
+
+
+class Churn:
+    """Leases that come, change and go; none of them carries the streams."""
+
+    def __init__(self, lab: Lab, writer: EtcdWriter, seed: int) -> None:
+        self._writer = writer
+        self._random = random.Random(seed)
+        self._narrow = [f"10.1.{third}.0-24" for third in range(150, 250)]
+        # Wider than the subnets of the streams and around them: longest prefix must win.
+        self._wide = ["10.1.0.0-17", "10.1.0.0-18", "10.1.64.0-18"]
+        self._holders = [f"172.30.0.{last}" for last in (lab.hosts[2].address.packed[3], 50, 51)]
+        self._present: set[str] = set()
+
+    def step(self) -> None:
+        name = self._random.choice(self._narrow + self._wide * 10)
+        if name in self._present and self._random.random() < 0.5:
+            self._writer.delete(name)
+            self._present.remove(name)
+        else:
+            self._writer.put(name, lease_value(self._random.choice(self._holders)))
+            self._present.add(name)
+
+    def withdraw_all(self) -> None:
+        for name in self._present:
+            self._writer.delete(name)
+        self._present.clear()
+
+
+def paced(step: Callable[[], None]) -> int:
+    """Call ``step`` RATE times a second for SECONDS; returns how often it was called."""
+    started, count = time.monotonic(), 0
+    while (elapsed := time.monotonic() - started) < SECONDS:
+        if count <= elapsed * RATE:
+            step()
+            count += 1
+        else:
+            time.sleep(count / RATE - elapsed)
+    return count
+
+
+def settled(lab: Lab, revision: int) -> bool:
+    return all(host.status()["etcd"]["revision"] >= revision for host in lab.hosts)
+
+
+@pytest.fixture
+def writer(lab: Lab) -> EtcdWriter:
+    return EtcdWriter(lab)
+
+
+def test_no_packet_is_lost_doubled_or_misled_while_other_leases_change(
+    lab: Lab, writer: EtcdWriter
+) -> None:
+    before = [routes(host) for host in lab.hosts]
+    quiet = [drops(host) for host in lab.hosts]
+    churn = Churn(lab, writer, seed=8285)
+    with streams_both_ways(lab.hosts[0].containers[0], lab.hosts[1].containers[0]) as streams:
+        changes = paced(churn.step)
+        churn.withdraw_all()
+        last = writer.delete("10.1.251.0-24")
+        wait_until(lambda: settled(lab, last - 1), "the daemons seeing every change")
+    assert changes >= 0.95 * RATE * SECONDS
+    assert min(stream.sent for stream in streams) > 1000
+    assert [routes(host) for host in lab.hosts] == before
+    # A packet that was sent elsewhere would be refused there.
+    assert [drops(host) for host in lab.hosts] == quiet
+
+
+def test_no_packet_is_lost_while_etcd_is_away_and_all_leases_are_read_again(lab: Lab) -> None:
+    """The change that the hosts miss is compacted away, so that each must read everything anew."""
+    hosts = lab.hosts[:2]
+    etcd = IPv4Network(UNDERLAY.ip)
+    with streams_both_ways(hosts[0].containers[0], hosts[1].containers[0]):
+        for host in hosts:
+            host.netns.add_route(etcd, type="blackhole")
+        lab.etcd.restart()
+        writer = EtcdWriter(lab)
+        writer.put("10.1.251.0-24", lease_value("172.30.0.50"))
+        lab.etcdctl("compact", str(writer.put("10.1.252.0-24", lease_value("172.30.0.51"))))
+        for host in hosts:
+            assert "10.1.251.0/24" not in routes(host)
+            host.run(["ip", "route", "del", "blackhole", str(etcd)], check=True)
+        wait_until(
+            lambda: all("10.1.251.0/24" in routes(host) for host in hosts), "reading all leases"
+        )
+    for host in hosts:
+        assert log_lines(host, "read all leases again")
