@@ -10,7 +10,7 @@ class UsageError(FlannelError):
 
 
 class NetworkConfigError(FlannelError):
-    """The network config in etcd is missing or invalid; the daemon says so and waits for a good one."""
+    """The network config in etcd is missing or invalid; the daemon waits for a good one."""
 
 
 class BackendTypeError(FlannelError):
