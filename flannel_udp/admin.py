@@ -8,6 +8,7 @@ import http.server
 import json
 import logging
 import os
+import select
 import socket
 import socketserver
 import threading
@@ -137,12 +138,21 @@ def read_status(path: Path) -> Status:
 
 
 @contextlib.contextmanager
-def _serving(server: socketserver.BaseServer) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever, name="admin", daemon=True)
+def _serving(server: socketserver.TCPServer) -> Iterator[None]:
+    """Serve in a thread; unlike serve_forever it ends at once and does not poll in between."""
+    stop_reader, stop_writer = os.pipe2(os.O_CLOEXEC)
+    server.timeout = 0  # handle_request does not wait for a client that has gone again
+
+    def serve() -> None:
+        while stop_reader not in select.select((stop_reader, server.fileno()), (), ())[0]:
+            server.handle_request()
+
+    thread = threading.Thread(target=serve, name="admin", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        server.shutdown()
-        server.server_close()
+        os.close(stop_writer)
         thread.join()
+        os.close(stop_reader)
+        server.server_close()
