@@ -121,7 +121,9 @@ def configure_tunnel(name: str, address: IPv4Address, mtu: int, network: IPv4Net
     """
     with _netlink(f"set up {name}") as ip:
         index = _index_of(ip, name)
-        _refuse_or_warn_of_foreign_routes(ip, index, address, network)
+        foreign = _foreign_routes(ip, network, tunnel=index)
+        _refuse_taken(ip, foreign, network)
+        _warn_of_strays(ip, foreign, address, network)
         # Without these, the kernel sends router solicitations into an IPv4-only tunnel, and drops
         # as martian the ICMP errors that the pump writes in the name of this device's own address.
         _write_sysctl(f"ipv6/conf/{name}/addr_gen_mode", "1", optional=True)  # 1 = none
@@ -154,34 +156,53 @@ def remove_blackhole(subnet: IPv4Network) -> None:
         ip.route("del", dst=str(subnet), type=_TYPE_BLACKHOLE, priority=BLACKHOLE_METRIC)
 
 
-def _refuse_or_warn_of_foreign_routes(
-    ip: IPRoute, tunnel: int, address: IPv4Address, network: IPv4Network
-) -> None:
-    """Routes through other devices that take traffic away from the tunnel.
+def refuse_taken(network: IPv4Network) -> None:
+    """Raises DeviceError if the host already routes exactly ``network`` somewhere."""
+    with _netlink("read the routes") as ip:
+        _refuse_taken(ip, _foreign_routes(ip, network), network)
 
-    The bridge of our own subnet is expected to: its directly connected route holds ``address``.
-    """
-    names = {link["index"]: link.get("ifname") for link in _dump(ip.link)}
-    foreign = [
+
+def _foreign_routes(ip: IPRoute, network: IPv4Network, tunnel: int | None = None) -> list[_Route]:
+    """Routes inside ``network`` through other devices than the tunnel."""
+    return [
         route
         for route in _read_routes(ip)
         if route.is_main and tunnel not in route.devices and route.dst.subnet_of(network)
     ]
+
+
+def _refuse_taken(ip: IPRoute, foreign: list[_Route], network: IPv4Network) -> None:
     for route in foreign:
         if route.dst == network and route.is_unicast:
             raise DeviceError(
                 f"cannot route {network} into the tunnel: the host already has the route"
-                f" '{route.text(names)}'; remove it or choose another Network in the etcd config"
+                f" '{route.text(_names(ip))}'; remove it or choose another Network in the etcd"
+                " config"
             )
+
+
+def _warn_of_strays(
+    ip: IPRoute, foreign: list[_Route], address: IPv4Address, network: IPv4Network
+) -> None:
+    """Routes that take traffic away from the tunnel.
+
+    The bridge of our own subnet is expected to: its directly connected route holds ``address``.
+    """
     own = [r.dst for r in foreign if r.gateway is None and address in r.dst]
     stray = [r for r in foreign if not any(r.dst.subnet_of(subnet) for subnet in own)]
     stray = [r for r in stray if r.is_unicast]
     if stray:
+        names = _names(ip)
         log.warning(
             "these routes inside %s bypass the tunnel: %s",
             network,
             "; ".join(route.text(names) for route in stray),
         )
+
+
+def _names(ip: IPRoute) -> dict[int, str]:
+    """The interfaces' names by index."""
+    return {link["index"]: link.get("ifname") for link in _dump(ip.link)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +280,7 @@ def gateway_route_covering(subnet: IPv4Network, network: IPv4Network | None = No
                 and route.dst.prefixlen >= narrowest
                 and subnet.subnet_of(route.dst)
             ):
-                return route.text({link["index"]: link.get("ifname") for link in _dump(ip.link)})
+                return route.text(_names(ip))
     return None
 
 
