@@ -85,6 +85,26 @@ ffi.cdef(
     _Bool icmp_may_answer(const struct packet *packet);
     size_t icmp_net_unreachable(uint8_t *reply, uint32_t source, const struct packet *packet);
     uint16_t checksum_of(const void *bytes, size_t length);
+
+    #define SEGMENT_HEADER_MAX ...
+    #define COALESCE_IOVECS ...
+    struct iovec { void *iov_base; size_t iov_len; };
+    struct virtio_net_hdr {
+        uint8_t flags, gso_type;
+        uint16_t hdr_len, gso_size, csum_start, csum_offset;
+    };
+    struct segmenter { size_t headers, count; ...; };
+    int segment_begin(struct segmenter *segmenter, const struct packet *packet,
+                      const struct virtio_net_hdr *vnet);
+    void segment_make(const struct segmenter *segmenter, size_t index, uint8_t *header,
+                      struct iovec *payload);
+    int segment_complete_checksum(uint8_t *bytes, size_t length, uint8_t protocol,
+                                  const struct virtio_net_hdr *vnet);
+    struct coalescer { _Bool tcp, udp; size_t packet_count, bundle_count; ...; };
+    void coalesce_reset(struct coalescer *coalescer);
+    _Bool coalesce_add(struct coalescer *coalescer, const struct packet *packet);
+    size_t coalesce_build(const struct coalescer *coalescer, size_t index,
+                          struct virtio_net_hdr *vnet, uint8_t *header, struct iovec *iov);
     """
 )
 
@@ -92,8 +112,10 @@ ffi.set_source(
     "flannel_udp._pump",
     """
     #include "checksum.h"
+    #include "coalesce.h"
     #include "icmp.h"
     #include "route_table.h"
+    #include "segment.h"
     #include "tun_device.h"
     #include "tunpump.h"
     #include "udp_socket.h"

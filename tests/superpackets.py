@@ -1,0 +1,104 @@
+"""The C segmenter and coalescer, called on bytes; shared by their tests."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+from flannel_udp._pump import ffi, lib
+
+GSO_NONE, GSO_TCPV4, GSO_UDP_L4, GSO_ECN = 0, 1, 5, 0x80  # linux/virtio_net.h
+NEEDS_CSUM, DATA_VALID = 1, 2
+EINVAL = 22
+
+
+@dataclass(frozen=True)
+class Vnet:
+    """The fields of struct virtio_net_hdr that matter."""
+
+    gso_type: int = GSO_NONE
+    gso_size: int = 0
+    flags: int = 0
+    hdr_len: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+
+    def to_c(self) -> Any:
+        return ffi.new("struct virtio_net_hdr *", vars(self))
+
+
+def parse(data: bytes) -> Any:
+    """A C packet over the bytes, or None if they are no IPv4 packet; keeps the bytes alive."""
+    packet = ffi.new("struct packet *")
+    buffer = ffi.from_buffer(data)
+    _alive[packet] = buffer
+    return packet if lib.packet_parse(packet, buffer, len(data)) == 0 else None
+
+
+_alive: Any = weakref.WeakKeyDictionary()
+
+
+def segments(data: bytes, vnet: Vnet) -> list[bytes] | None:
+    """The packets a superpacket is cut into; None if it is refused."""
+    packet = parse(data)
+    assert packet is not None
+    segmenter = ffi.new("struct segmenter *")
+    rc = lib.segment_begin(segmenter, packet, vnet.to_c())
+    if rc < 0:
+        assert rc == -EINVAL
+        return None
+    cut = []
+    for index in range(segmenter.count):
+        header = ffi.new("uint8_t[]", lib.SEGMENT_HEADER_MAX)
+        payload = ffi.new("struct iovec *")
+        lib.segment_make(segmenter, index, header, payload)
+        head = bytes(ffi.buffer(header, segmenter.headers))
+        cut.append(head + bytes(ffi.buffer(payload.iov_base, payload.iov_len)))
+    return cut
+
+
+def complete_checksum(data: bytes, protocol: int, vnet: Vnet) -> bytes | None:
+    """The packet with its checksum completed; None if its position is refused."""
+    buffer = bytearray(data)
+    with ffi.from_buffer("uint8_t[]", buffer) as view:
+        rc = lib.segment_complete_checksum(view, len(buffer), protocol, vnet.to_c())
+    return bytes(buffer) if rc == 0 else None
+
+
+@dataclass
+class Bundle:
+    """What is written to the TUN at once: a vnet header and a packet or superpacket."""
+
+    vnet: Vnet
+    data: bytes
+    packets: list[bytes] = field(default_factory=list)
+
+    @property
+    def is_superpacket(self) -> bool:
+        return self.vnet.gso_type != GSO_NONE
+
+
+def coalesce(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> list[Bundle]:
+    """One batch; ``packets`` of a bundle are what cutting it gives back."""
+    coalescer = ffi.new("struct coalescer *")
+    coalescer.tcp, coalescer.udp = tcp, udp
+    lib.coalesce_reset(coalescer)
+    parsed = [parse(data) for data in packets]
+    for packet in parsed:
+        assert lib.coalesce_add(coalescer, packet)
+    return [_built(coalescer, index) for index in range(coalescer.bundle_count)]
+
+
+def _built(coalescer: Any, index: int) -> Bundle:
+    vnet = ffi.new("struct virtio_net_hdr *")
+    header = ffi.new("uint8_t[]", lib.SEGMENT_HEADER_MAX)
+    iov = ffi.new("struct iovec[]", lib.COALESCE_IOVECS)
+    count = lib.coalesce_build(coalescer, index, vnet, header, iov)
+    data = b"".join(bytes(ffi.buffer(v.iov_base, v.iov_len)) for v in iov[1:count])
+    names = ("gso_type", "gso_size", "flags", "hdr_len", "csum_start", "csum_offset")
+    bundle = Bundle(Vnet(**{name: getattr(vnet, name) for name in names}), data)
+    cut = segments(data, bundle.vnet) if bundle.is_superpacket else [data]
+    assert cut is not None
+    bundle.packets = cut
+    return bundle

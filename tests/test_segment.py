@@ -1,0 +1,167 @@
+"""Superpackets cut into packets: every one is what scapy would have built for that payload."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.packet import Raw
+from superpackets import (
+    GSO_ECN,
+    GSO_TCPV4,
+    GSO_UDP_L4,
+    NEEDS_CSUM,
+    Vnet,
+    complete_checksum,
+    segments,
+)
+
+OPTIONS = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))]
+
+
+def tcp(payload: bytes, **fields: Any) -> bytes:
+    ip = {k[3:]: fields.pop(k) for k in list(fields) if k.startswith("ip_")}
+    return bytes(
+        IP(**{"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7} | ip)
+        / TCP(**{"sport": 1000, "dport": 2000, "seq": 5, "ack": 9, "flags": "A"} | fields)
+        / Raw(payload)
+    )
+
+
+def udp(payload: bytes, **ip: Any) -> bytes:
+    headers = IP(**{"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7} | ip) / UDP(sport=1, dport=2)
+    return bytes(headers / Raw(payload))
+
+
+def rebuilt(packet: bytes) -> bytes:
+    """The same packet with lengths and checksums computed by scapy."""
+    parsed = IP(packet)
+    del parsed.len, parsed.chksum
+    if UDP in parsed:
+        del parsed[UDP].len
+    del parsed[1].chksum
+    return bytes(parsed)
+
+
+@settings(deadline=None)
+@given(
+    payload=st.binary(min_size=1, max_size=9000),
+    size=st.integers(8, 3000),
+    seq=st.integers(0, 2**32 - 1),
+    ip_id=st.integers(0, 0xFFFF),
+    flags=st.sampled_from(["A", "PA", "FA", "FPA", "CA", "CEPFA"]),
+    options=st.sampled_from([[], OPTIONS, [("EOL", None)] * 40]),
+)
+def test_tcp_segments_are_what_scapy_would_build(
+    payload: bytes, size: int, seq: int, ip_id: int, flags: str, options: list[Any]
+) -> None:
+    whole = tcp(payload, seq=seq, flags=flags, options=options, ip_id=ip_id)
+    cut = segments(whole, Vnet(GSO_TCPV4 | GSO_ECN, size))
+    assert cut is not None
+    parts = [payload[at : at + size] for at in range(0, len(payload), size)]
+    assert len(cut) == len(parts)
+    for index, (packet, part) in enumerate(zip(cut, parts, strict=True)):
+        first, last = index == 0, index == len(parts) - 1
+        expected_flags = "".join(
+            flag for flag in flags if (flag not in "FP" or last) and (flag != "C" or first)
+        )
+        assert packet == tcp(
+            part,
+            seq=(seq + index * size) % 2**32,
+            flags=expected_flags,
+            options=options,
+            ip_id=(ip_id + index) % 2**16,
+        )
+
+
+@settings(deadline=None)
+@given(payload=st.binary(min_size=1, max_size=9000), size=st.integers(8, 3000))
+def test_udp_segments_are_what_scapy_would_build(payload: bytes, size: int) -> None:
+    cut = segments(udp(payload), Vnet(GSO_UDP_L4, size))
+    assert cut is not None
+    parts = [payload[at : at + size] for at in range(0, len(payload), size)]
+    assert cut == [udp(part, id=7 + index) for index, part in enumerate(parts)]
+
+
+def test_a_udp_checksum_of_zero_is_sent_as_all_ones() -> None:
+    # What complements the sum of the rest makes the whole sum all ones, whose complement is zero.
+    payload = IP(udp(b"\0\0"))[UDP].chksum.to_bytes(2, "big")
+    cut = segments(udp(payload + b"\0\0"), Vnet(GSO_UDP_L4, 2))
+    assert cut is not None
+    assert IP(cut[0])[UDP].chksum == 0xFFFF
+
+
+def test_ip_options_and_the_largest_superpacket_are_cut() -> None:
+    payload = bytes(range(256)) * 255
+    whole = tcp(payload, ip_flags="DF")
+    cut = segments(whole, Vnet(GSO_TCPV4, 1420))
+    assert cut is not None
+    assert b"".join(bytes(IP(packet)[TCP].payload) for packet in cut) == payload
+    assert all(packet == rebuilt(packet) for packet in cut)
+
+
+@pytest.mark.parametrize(
+    ("data", "vnet"),
+    [
+        (tcp(b"x" * 100), Vnet(GSO_TCPV4, 0)),
+        (tcp(b"x" * 100), Vnet(GSO_UDP_L4, 10)),
+        (udp(b"x" * 100), Vnet(GSO_TCPV4, 10)),
+        (udp(b"x" * 100), Vnet(3, 10)),  # UFO
+        (tcp(b"x" * 100), Vnet(4, 10)),  # TCPV6
+        (tcp(b""), Vnet(GSO_TCPV4, 10)),
+        (tcp(b"x" * 100, ip_frag=1), Vnet(GSO_TCPV4, 10)),
+        (tcp(b"x" * 100, ip_flags="MF"), Vnet(GSO_TCPV4, 10)),
+        (tcp(b"x" * 100, dataofs=4), Vnet(GSO_TCPV4, 10)),
+        (tcp(b"x" * 10, dataofs=15), Vnet(GSO_TCPV4, 10)),
+        (tcp(b"x" * 60000), Vnet(GSO_TCPV4, 1)),  # more segments than any kernel asks for
+        (bytes(IP(src="1.1.1.1", dst="2.2.2.2", proto=6) / Raw(b"x" * 19)), Vnet(GSO_TCPV4, 10)),
+        (bytes(IP(src="1.1.1.1", dst="2.2.2.2", proto=17) / Raw(b"x" * 7)), Vnet(GSO_UDP_L4, 10)),
+    ],
+)
+def test_what_is_no_superpacket_is_refused(data: bytes, vnet: Vnet) -> None:
+    assert segments(data, vnet) is None
+
+
+@given(
+    data=st.binary(min_size=20, max_size=200),
+    gso_type=st.integers(0, 255),
+    gso_size=st.integers(0, 0xFFFF),
+    protocol=st.sampled_from([6, 17]),
+)
+def test_any_bytes_are_cut_or_refused_within_bounds(
+    data: bytes, gso_type: int, gso_size: int, protocol: int
+) -> None:
+    whole = bytearray(data)
+    whole[0] = 0x45 + min((data[0] & 15) % 11, len(data) // 4 - 5)
+    whole[2:4] = len(whole).to_bytes(2, "big")
+    whole[9] = protocol
+    for packet in segments(bytes(whole), Vnet(gso_type, gso_size)) or []:
+        assert len(packet) <= len(whole)
+
+
+@given(payload=st.binary(max_size=3000))
+def test_partial_checksums_are_completed(payload: bytes) -> None:
+    for whole, protocol, offset in ((tcp(payload), 6, 16), (udp(payload), 17, 6)):
+        parsed = IP(whole)
+        pseudo = bytes(parsed)[12:20] + bytes([0, protocol]) + (len(whole) - 20).to_bytes(2, "big")
+        total = sum(int.from_bytes(pseudo[i : i + 2], "big") for i in range(0, 12, 2))
+        while total >> 16:
+            total = (total & 0xFFFF) + (total >> 16)
+        at = 20 + offset
+        partial = whole[:at] + total.to_bytes(2, "big") + whole[at + 2 :]
+        vnet = Vnet(flags=NEEDS_CSUM, csum_start=20, csum_offset=offset)
+        assert complete_checksum(partial, protocol, vnet) == whole
+
+
+@given(
+    data=st.binary(min_size=1, max_size=100),
+    start=st.integers(0, 0xFFFF),
+    offset=st.integers(0, 0xFFFF),
+)
+def test_a_checksum_outside_the_packet_is_refused(data: bytes, start: int, offset: int) -> None:
+    vnet = Vnet(flags=NEEDS_CSUM, csum_start=start, csum_offset=offset)
+    outside = start > len(data) or start + offset + 2 > len(data)
+    assert (complete_checksum(data, 6, vnet) is None) == outside
