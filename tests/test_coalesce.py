@@ -68,7 +68,7 @@ class Flow:
         self.seq += 7 if quirk == "gap" else 0
         self.ack += 1 if quirk == "ack" else 0
         self.ip_id += 3 if quirk == "id" else 0
-        ip = {
+        ip: dict[str, Any] = {
             "src": "10.1.5.2",
             "dst": f"10.1.6.{self.number // 4}",
             "id": self.ip_id % 2**16,
@@ -199,7 +199,8 @@ def test_udp_that_differs_is_not_merged(changed: dict[str, Any]) -> None:
 
 
 def test_udp_without_a_checksum_or_with_a_false_length_passes_alone() -> None:
-    for field in ({"chksum": 0}, {"len": 50}):
+    fields: list[dict[str, Any]] = [{"chksum": 0}, {"len": 50}]
+    for field in fields:
         odd = [
             bytes(IP(src="10.1.5.2", dst="10.1.6.2", id=n) / UDP(sport=1, dport=2, **field) / data)
             for n, data in enumerate((Raw(b"a" * 100), Raw(b"b" * 100)))

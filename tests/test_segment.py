@@ -23,17 +23,18 @@ OPTIONS = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))]
 
 
 def tcp(payload: bytes, **fields: Any) -> bytes:
-    ip = {k[3:]: fields.pop(k) for k in list(fields) if k.startswith("ip_")}
-    return bytes(
-        IP(**{"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7} | ip)
-        / TCP(**{"sport": 1000, "dport": 2000, "seq": 5, "ack": 9, "flags": "A"} | fields)
-        / Raw(payload)
-    )
+    """A TCP packet; fields of its IP header start with ``ip_``."""
+    ip: dict[str, Any] = {"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7}
+    ip |= {name[3:]: value for name, value in fields.items() if name.startswith("ip_")}
+    head: dict[str, Any] = {"sport": 1000, "dport": 2000, "seq": 5, "ack": 9, "flags": "A"}
+    head |= {name: value for name, value in fields.items() if not name.startswith("ip_")}
+    return bytes(IP(**ip) / TCP(**head) / Raw(payload))
 
 
-def udp(payload: bytes, **ip: Any) -> bytes:
-    headers = IP(**{"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7} | ip) / UDP(sport=1, dport=2)
-    return bytes(headers / Raw(payload))
+def udp(payload: bytes, **fields: Any) -> bytes:
+    """A UDP packet; fields are those of its IP header."""
+    ip: dict[str, Any] = {"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7} | fields
+    return bytes(IP(**ip) / UDP(sport=1, dport=2) / Raw(payload))
 
 
 def rebuilt(packet: bytes) -> bytes:
@@ -42,7 +43,7 @@ def rebuilt(packet: bytes) -> bytes:
     del parsed.len, parsed.chksum
     if UDP in parsed:
         del parsed[UDP].len
-    del parsed[1].chksum
+    del parsed.payload.chksum
     return bytes(parsed)
 
 
