@@ -38,9 +38,9 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", -1),  # the default of 4 MB is some 25,000 leases
-    ("grpc.initial_reconnect_backoff_ms", 250),
-    ("grpc.min_reconnect_backoff_ms", 3_000),  # also how long one connection attempt may take
-    ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # the callers wait longer; this must not add to it
+    ("grpc.min_reconnect_backoff_ms", 3_000),  # despite its name the time to connect
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),  # as flannel: http_proxy is not meant for etcd
     ("grpc.use_local_subchannel_pool", 1),
@@ -237,6 +237,8 @@ class Etcd:
                     raise self._unusable({member.url: fault}) from None
                 faults[member.url] = fault
                 self._avoid(member)
+            except ValueError:  # how gRPC says that the channel is closed
+                raise EtcdError("etcd cannot be used: the connection to it was ended") from None
             else:
                 self._prefer(member)
                 return answer

@@ -180,6 +180,8 @@ class Registry:
                 best = min(fitting, key=lambda lease: (lease.subnet != previous, lease.subnet))
                 kv = next(kv for kv in found.kvs if self._name(kv) == best.key)
                 own = self._take_over(kv, best.subnet, public_ip)
+                if own:
+                    log.info("going on with lease %s of %s", own.subnet, public_ip)
             elif ours:
                 self._remove_misfits(config, ours)
                 continue
@@ -227,14 +229,11 @@ class Registry:
         """Take a free subnet under a new etcd lease; None if another host was faster."""
         key = self._folder + encode_key(subnet)
         with self._new_lease() as new:
-            swap = self._etcd.put_if_unchanged(
-                key, encode_value(public_ip), lease=new.id, mod_revision=0
-            )
-            if not swap.succeeded:
-                return None
-            new.used = True
-        log.info("leased %s for %s", subnet, public_ip)
-        return OwnLease(subnet, public_ip, key, new.id, swap.revision, new.deadline)
+            own = self.rewrite(OwnLease(subnet, public_ip, key, new.id, 0, new.deadline))
+            new.used = own is not None
+        if own:
+            log.info("leased %s for %s", subnet, public_ip)
+        return own
 
     def _take_over(
         self, kv: KeyValue, subnet: IPv4Network, public_ip: IPv4Address
@@ -280,9 +279,10 @@ class Registry:
         return replace(own, deadline=asked + ttl) if ttl > 0 else None
 
     def rewrite(self, own: OwnLease) -> OwnLease | None:
-        """Put our value under our etcd lease if the key is as we know it; None if it is not.
+        """Put our value under our etcd lease if the key is as we know it (mod_revision 0: absent).
 
-        Unchanged as it is, the put shows the lease to flannel hosts that missed it before.
+        None if it is not, or if the etcd lease is gone. A put that changes nothing shows the lease
+        to flannel hosts that missed it before.
         """
         try:
             swap = self._etcd.put_if_unchanged(

@@ -138,7 +138,7 @@ class EtcdServer:
         command += [f"--initial-cluster={self.initial_cluster}"]
         command += [f"--listen-metrics-urls=http://127.0.0.1:{self._metrics_port}"]
         # Short elections lower the least lease TTL that etcd grants from 2 s to 1 s.
-        command += ["--heartbeat-interval=50", "--election-timeout=500"]
+        command += ["--heartbeat-interval=20", "--election-timeout=200"]
         if self.tls:
             command += [f"--cert-file={self.tls.server_cert}", f"--key-file={self.tls.server_key}"]
             if self._client_cert_auth:

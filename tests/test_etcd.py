@@ -121,6 +121,13 @@ def test_connect_refuses_a_malformed_endpoint() -> None:
         Etcd.connect(Options(etcd_endpoints=("ftp://127.0.0.1:2379",)))
 
 
+def test_a_closed_client_raises_no_stranger(server: EtcdServer) -> None:
+    client = Etcd([server.url])
+    client.close()
+    with pytest.raises(EtcdError, match="ended"):
+        client.get("/key")
+
+
 # Login
 
 
@@ -338,6 +345,12 @@ def test_a_range_holds_the_prefix_and_nothing_else(client: Etcd) -> None:
     for key in ("/p/a", "/p/b", "/p", "/p0", "/q"):
         put(client, key)
     assert [kv.key for kv in client.range("/p/").kvs] == ["/p/a", "/p/b"]
+
+
+def test_an_answer_may_be_longer_than_the_four_megabytes_of_grpc(client: Etcd) -> None:
+    for number in range(5):
+        put(client, f"/big/{number}", bytes(1_000_000))
+    assert sum(len(kv.value) for kv in client.range("/big/").kvs) == 5_000_000
 
 
 @given(st.binary(min_size=1, max_size=6), st.binary(max_size=6))
