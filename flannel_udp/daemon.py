@@ -87,8 +87,8 @@ def _serve(
     external, public_ip = netdev.choose_interface(options)
 
     # Everything that can fail on this host comes before the lease: a start that fails claims none.
-    netdev.refuse_taken(config.network)
     undo.enter_context(hostlock.hold(config.port))
+    netdev.refuse_taken(config.network)
     tunnel = undo.enter_context(open_tunnel(external.address, config.port, options.offload))
 
     previous = _previous_subnet(options, config.network)

@@ -12,6 +12,8 @@ from ipaddress import IPv4Address
 from typing import Any
 from urllib.parse import urlsplit
 
+from etcd_server import wait_until
+
 from flannel_udp.lab import Host, Lab, Node
 
 _MOST_OPERATIONS = 128  # in one transaction, etcd's default
@@ -68,6 +70,14 @@ def routes(host: Host) -> dict[str, str]:
     }
 
 
+def wait_until_seen(lab: Lab, revision: int) -> None:
+    """Until every daemon has taken in what etcd held at the revision, which wrote a lease."""
+    wait_until(
+        lambda: all(host.status()["etcd"]["revision"] >= revision for host in lab.hosts),
+        f"all daemons seeing revision {revision}",
+    )
+
+
 def log_lines(host: Host, *words: str) -> list[str]:
     """The lines of the daemon's log that hold all the words."""
     lines = host.log_path.read_text().splitlines()
@@ -98,10 +108,10 @@ def delete_leases(lab: Lab) -> None:
     lab.etcdctl("del", "--prefix", f"{lab.prefix}/subnets/")
 
 
-def etcd_revision(lab: Lab) -> int:
-    """Grows with every write, so that none can hide."""
+def etcd_state(lab: Lab) -> tuple[int, str]:
+    """The revision, which grows with every write, and the etcd leases: no change can hide."""
     answer = json.loads(lab.etcdctl("get", "--write-out=json", lab.prefix))
-    return int(answer["header"]["revision"])
+    return int(answer["header"]["revision"]), lab.etcdctl("lease", "list")
 
 
 def listen(node: Node, kind: socket.SocketKind) -> socket.socket:
@@ -122,6 +132,26 @@ def connect(node: Node, address: IPv4Address, port: int) -> socket.socket:
     """A TCP connection from the node."""
     target = (str(address), port)
     return node.netns.call(lambda: socket.create_connection(target, timeout=10))
+
+
+HEALTH_FLAGS = ("--healthz-ip", "127.0.0.1", "--healthz-port", "8080")
+
+
+def health(host: Host, path: str) -> tuple[int, str]:
+    """Status and body that a daemon with HEALTH_FLAGS answers; (0, "") if none answers."""
+
+    def fetch() -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", 8080, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionRefusedError:
+            return 0, ""
+        finally:
+            connection.close()
+
+    return host.netns.call(fetch)
 
 
 def _base64(text: str) -> str:
