@@ -6,6 +6,7 @@ from cffi import FFI
 
 CSRC = Path("csrc")
 SOURCES = (
+    "checksum",
     "coalesce",
     "filter",
     "icmp",
@@ -85,6 +86,8 @@ ffi.cdef(
     _Bool icmp_may_answer(const struct packet *packet);
     size_t icmp_net_unreachable(uint8_t *reply, uint32_t source, const struct packet *packet);
     uint16_t checksum_of(const void *bytes, size_t length);
+    uint64_t checksum_add_payload(uint64_t sum, const void *bytes, size_t length);
+    uint16_t checksum_fold(uint64_t sum);
 
     #define SEGMENT_HEADER_MAX ...
     #define COALESCE_IOVECS ...

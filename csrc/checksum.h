@@ -37,6 +37,9 @@ static inline uint64_t checksum_add(uint64_t sum, const void *bytes, size_t leng
     return sum;
 }
 
+/* The same for payload: three times as fast on long buffers where the processor has wide registers. */
+uint64_t checksum_add_payload(uint64_t sum, const void *bytes, size_t length);
+
 /* Folds a running sum to 16 bits without complementing it. */
 static inline uint16_t checksum_fold(uint64_t sum)
 {

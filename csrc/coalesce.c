@@ -23,7 +23,7 @@ static bool checksum_is_good(const struct packet *packet)
     const uint8_t *transport = packet->bytes + packet->header_length;
     size_t length = packet->length - packet->header_length;
     uint64_t sum = transport_pseudo_sum(packet->bytes, packet->protocol, length);
-    return checksum_fold(checksum_add(sum, transport, length)) == UINT16_MAX;
+    return checksum_fold(checksum_add_payload(sum, transport, length)) == UINT16_MAX;
 }
 
 static bool udp_may_merge(const uint8_t *udp, size_t length)

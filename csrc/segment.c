@@ -78,7 +78,7 @@ void segment_make(const struct segmenter *segmenter, size_t index, uint8_t heade
     write_u16(checksum, 0);
     uint64_t sum = transport_pseudo_sum(header, segmenter->protocol, transport_length);
     sum = checksum_add(sum, transport, segmenter->headers - segmenter->ip_header);
-    sum = checksum_add(sum, payload->iov_base, length);
+    sum = checksum_add_payload(sum, payload->iov_base, length);
     transport_store_checksum(checksum, segmenter->protocol, sum);
 }
 
@@ -89,6 +89,6 @@ int segment_complete_checksum(uint8_t *bytes, size_t length, uint8_t protocol,
     if (start > length || field + 2 > length)
         return -EINVAL;
     /* The field holds the pseudo header's sum, which thereby takes part. */
-    transport_store_checksum(bytes + field, protocol, checksum_add(0, bytes + start, length - start));
+    transport_store_checksum(bytes + field, protocol, checksum_add_payload(0, bytes + start, length - start));
     return 0;
 }

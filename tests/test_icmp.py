@@ -105,10 +105,14 @@ def test_parse_accepts_only_what_a_plain_reading_of_rfc_791_accepts(data: bytes)
 def test_checksum_is_scapys(data: bytes) -> None:
     value = lib.checksum_of(ffi.from_buffer(data), len(data))
     assert value.to_bytes(2, sys.byteorder) == checksum(data).to_bytes(2, "big")
+    wide = ~lib.checksum_fold(lib.checksum_add_payload(0, ffi.from_buffer(data), len(data)))
+    assert wide & 0xFFFF == value
 
 
 def test_checksum_of_large_buffers_does_not_overflow() -> None:
     data = random.Random(2).randbytes(65535)
     for sample in (data, b"\xff" * 65535, b"\xff" * 65534):
         value = lib.checksum_of(ffi.from_buffer(sample), len(sample))
+        wide = ~lib.checksum_fold(lib.checksum_add_payload(0, ffi.from_buffer(sample), len(sample)))
+        assert wide & 0xFFFF == value
         assert value.to_bytes(2, sys.byteorder) == checksum(sample).to_bytes(2, "big")
