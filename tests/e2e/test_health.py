@@ -1,0 +1,59 @@
+"""/healthz and /readyz tell an orchestrator what flannel tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from etcd_server import wait_until
+from instruments import HEALTH_FLAGS, health, log_lines
+
+from flannel_udp.lab import Host, Lab
+
+
+@pytest.fixture(scope="module")
+def health_lab(network_rights: None) -> Iterator[Lab]:
+    with Lab(hosts=1, start_daemons=False, daemon_args=HEALTH_FLAGS) as lab:
+        yield lab
+
+
+@pytest.fixture
+def host(health_lab: Lab) -> Iterator[Host]:
+    host = health_lab.hosts[0]
+    yield host
+    if host.daemon and host.daemon.poll() is None:
+        host.kill_daemon()
+
+
+def test_health_answers_before_etcd_does_and_readiness_comes_with_forwarding(
+    health_lab: Lab, host: Host
+) -> None:
+    assert health(host, "/healthz") == (0, "")
+    health_lab.etcd.kill()
+    host.start_daemon(wait=False)
+    wait_until(lambda: health(host, "/healthz") == (200, "flanneld is running"), "/healthz")
+    code, text = health(host, "/readyz")
+    assert code == 503
+    assert text.splitlines()[0] == "flanneld is not ready yet"
+    wait_until(lambda: "connection refused" in health(host, "/readyz")[1], "the reason")
+    health_lab.etcd.start()
+    host.wait_until_ready()
+    assert health(host, "/readyz") == (200, "flanneld is ready")
+    assert health(host, "/healthz") == (200, "flanneld is running")
+    assert health(host, "/metrics")[0] == 404
+    assert host.stop_daemon() == 0
+    assert health(host, "/healthz") == (0, "")
+
+
+def test_ready_stays_ready_while_etcd_is_away(health_lab: Lab, host: Host) -> None:
+    """Else one outage of etcd would mark every host of the cluster unready."""
+    host.log_path.unlink(missing_ok=True)
+    host.start_daemon()
+    health_lab.etcd.kill()
+    wait_until(lambda: log_lines(host, "cannot be followed"), "noticing that etcd is away")
+    assert host.status()["etcd"]["state"] != "watching"
+    assert health(host, "/readyz") == (200, "flanneld is ready")
+    assert health(host, "/healthz") == (200, "flanneld is running")
+    health_lab.etcd.start()
+    wait_until(lambda: host.status()["etcd"]["state"] == "watching", "following again")
+    assert health(host, "/readyz") == (200, "flanneld is ready")

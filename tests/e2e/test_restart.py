@@ -1,0 +1,193 @@
+"""Whatever ends a daemon, the next one goes on with the same subnet and nothing is in its way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from etcd_server import wait_until
+from instruments import (
+    delete_leases,
+    devices,
+    lease_value,
+    leases,
+    log_lines,
+    unreachable,
+)
+
+from flannel_udp.lab import Host, Lab
+
+EXIT_WITHIN = 10.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def pair_lab(network_rights: None) -> Iterator[Lab]:
+    with Lab(hosts=2, start_daemons=False) as lab:
+        yield lab
+
+
+@pytest.fixture
+def running(pair_lab: Lab) -> Iterator[Lab]:
+    """The pair with both daemons running, on new leases."""
+    delete_leases(pair_lab)
+    for host in pair_lab.hosts:
+        host.subnet_file.unlink(missing_ok=True)
+        host.log_path.unlink(missing_ok=True)
+    pair_lab.start_daemons()
+    assert unreachable(pair_lab) == []
+    yield pair_lab
+    for host in pair_lab.hosts:
+        assert host.daemon
+        if host.daemon.poll() is None:
+            assert host.stop_daemon() == 0
+        assert "Traceback" not in host.log_path.read_text()
+
+
+def network_routes(host: Host) -> list[str]:
+    """The devices that the routes to Network lead into."""
+    shown = json.loads(host.run(["ip", "-j", "route", "show", "10.1.0.0/16"], check=True).stdout)
+    return [route["dev"] for route in shown]
+
+
+def ends(host: Host) -> int:
+    assert host.daemon
+    return host.daemon.wait(EXIT_WITHIN)
+
+
+def assert_restart_works(lab: Lab, host: Host) -> None:
+    """The daemon starts with the subnet it had, and all is as before."""
+    before = host.subnet
+    old = leases(lab)
+    host.start_daemon()
+    assert host.subnet == before
+    assert leases(lab) == old
+    assert devices(host) == ["flannel0"]
+    assert network_routes(host) == ["flannel0"]
+    assert unreachable(lab) == []
+
+
+def test_killed_daemon_comes_back_with_its_subnet(running: Lab) -> None:
+    host = running.hosts[0]
+    host.kill_daemon()
+    assert_restart_works(running, host)
+
+
+def test_killed_daemon_finds_its_subnet_in_etcd_alone(running: Lab) -> None:
+    """subnet.env lives in /run, which a reboot empties."""
+    host = running.hosts[0]
+    before = host.subnet
+    host.kill_daemon()
+    host.subnet_file.unlink()
+    host.start_daemon()
+    assert host.subnet == before
+    assert unreachable(running) == []
+
+
+def test_killed_daemon_finds_its_subnet_in_subnet_env_alone(running: Lab) -> None:
+    """The containers still use it after its lease has expired."""
+    host = running.hosts[0]
+    before = host.subnet
+    host.kill_daemon()
+    delete_leases(running)
+    host.start_daemon()
+    assert host.subnet == before
+
+
+def test_killed_while_it_starts_it_leaves_nothing_in_the_way(running: Lab) -> None:
+    """Killed at every stage of the start, as far as its log tells the stages apart."""
+    host = running.hosts[0]
+    assert host.stop_daemon() == 0
+    for stage in ("external interface", "forwarding", "following"):
+        host.log_path.unlink()
+        host.start_daemon(wait=False)
+        wait_until(partial(log_lines, host, stage), stage)
+        host.kill_daemon()
+    assert_restart_works(running, host)
+
+
+def test_sigterm_keeps_the_lease_and_subnet_env_and_removes_the_rest(running: Lab) -> None:
+    host = running.hosts[0]
+    before, env = leases(running), host.subnet_file.read_text()
+    assert host.stop_daemon(signal.SIGTERM) == 0
+    assert leases(running) == before
+    assert host.subnet_file.read_text() == env
+    assert devices(host) == []
+    assert network_routes(host) == []
+    assert sorted(os.listdir(host.directory)) == ["daemon.log", "notify", "subnet.env"]
+    assert_restart_works(running, host)
+
+
+def test_sigint_ends_it_the_same_way(running: Lab) -> None:
+    host = running.hosts[0]
+    assert host.stop_daemon(signal.SIGINT) == 0
+    assert devices(host) == []
+
+
+def test_every_further_signal_is_ignored_while_it_cleans_up(running: Lab) -> None:
+    host = running.hosts[0]
+    assert host.daemon
+    while host.daemon.poll() is None:
+        host.daemon.send_signal(signal.SIGTERM)
+    assert ends(host) == 0
+    assert devices(host) == []
+    assert len(log_lines(host, "stopping")) == 1
+
+
+def test_deleted_key_ends_it_with_a_sentence(running: Lab) -> None:
+    host, other = running.hosts
+    key = str(host.subnet).replace("/", "-")
+    running.etcdctl("del", f"{running.prefix}/subnets/{key}")
+    assert ends(host) == 1
+    (sentence,) = log_lines(host, "flannel-udp: ")
+    assert str(host.subnet) in sentence
+    assert "revoked" in sentence
+    assert devices(host) == []
+    assert running.ping(other.containers[0], host.containers[0], wait=1) is None
+    assert key not in leases(running)
+    host.start_daemon()
+    assert unreachable(running) == []
+
+
+def test_key_taken_over_by_another_host_ends_it_with_a_sentence(running: Lab) -> None:
+    host = running.hosts[0]
+    key = str(host.subnet).replace("/", "-")
+    running.etcdctl("put", f"{running.prefix}/subnets/{key}", lease_value("172.30.0.50"))
+    assert ends(host) == 1
+    (sentence,) = log_lines(host, "flannel-udp: ")
+    assert str(host.subnet) in sentence
+    assert "172.30.0.50" in sentence
+    assert devices(host) == []
+    assert leases(running)[key] == lease_value("172.30.0.50"), "it touched another host's lease"
+    lost = host.subnet
+    host.start_daemon()
+    assert host.subnet != lost
+    assert unreachable(running) == []
+
+
+def test_device_deleted_by_somebody_ends_it_with_a_sentence(running: Lab) -> None:
+    host = running.hosts[0]
+    host.netns.delete_link("flannel0")
+    assert ends(host) == 1
+    (sentence,) = log_lines(host, "flannel-udp: ")
+    assert "flannel0" in sentence
+    assert_restart_works(running, host)
+
+
+def test_reservation_stays_without_a_lease(running: Lab) -> None:
+    """A key that an operator wrote by hand is used, and neither given a life time nor deleted."""
+    host = running.hosts[0]
+    assert host.stop_daemon() == 0
+    delete_leases(running)
+    host.subnet_file.unlink()
+    key = f"{running.prefix}/subnets/10.1.222.0-24"
+    running.etcdctl("put", key, lease_value(str(host.address)))
+    host.start_daemon()
+    assert str(host.subnet) == "10.1.222.0/24"
+    assert host.status()["reservation"]
+    assert host.stop_daemon() == 0
+    (kv,) = json.loads(running.etcdctl("get", "--write-out=json", key))["kvs"]
+    assert "lease" not in kv
