@@ -1,0 +1,70 @@
+"""Options of the benchmarks, and the way their samples get into pytest-benchmark."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench import clock
+from bench.plan import PLANS, Plan
+
+Replay = Callable[[str, str, Sequence[float]], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("flannel_udp benchmarks")
+    group.addoption("--plan", choices=PLANS, default="full", help="how much to measure")
+    group.addoption("--rounds", type=int, help="instead of the plan's")
+    group.addoption("--daemon-args", default="", help="further flags of the daemons under test")
+
+
+def plan_of(config: pytest.Config) -> Plan:
+    plan = PLANS[config.getoption("--plan")]
+    rounds = config.getoption("--rounds")
+    return replace(plan, rounds=rounds) if rounds else plan
+
+
+@pytest.fixture(scope="session")
+def plan(pytestconfig: pytest.Config) -> Plan:
+    return plan_of(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def daemon_args(pytestconfig: pytest.Config) -> list[str]:
+    return shlex.split(pytestconfig.getoption("--daemon-args"))
+
+
+@pytest.fixture
+def replay(benchmark: Any) -> Replay:
+    """Hands samples, in seconds, to pytest-benchmark as its rounds: group, name, samples.
+
+    They were taken before, in rounds interleaved with those of the other benchmarks. The name is
+    what limits.toml knows them by.
+    """
+
+    def hand_over(group: str, name: str, seconds: Sequence[float]) -> None:
+        waiting = iter(seconds)
+        benchmark.group = group
+        benchmark.extra_info["name"] = name
+        benchmark.pedantic(lambda: clock.advance(next(waiting)), rounds=len(seconds))
+
+    return hand_over
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=clock.now))
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)
+    machine_info.get("cpu", {}).pop("flags", None)
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    output_json["command"] = shlex.join(["pytest", *sys.argv[1:]])

@@ -1,0 +1,94 @@
+/* kernels.c - the pure parts of the pump in loops, each beside the least that any code would have to do.
+ *
+ * Every function does its work `times` over; the results go where the compiler cannot see that nobody wants
+ * them.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checksum.h"
+#include "coalesce.h"
+#include "packet.h"
+#include "route_table.h"
+#include "segment.h"
+
+volatile uint64_t kernels_result;
+
+void run_memcpy(uint8_t *to, const uint8_t *from, size_t length, size_t times)
+{
+    for (size_t i = 0; i < times; i++) {
+        memcpy(to, from, length);
+        __asm__ volatile("" : : "r"(to) : "memory");
+    }
+}
+
+void run_checksum(const uint8_t *bytes, size_t length, size_t times)
+{
+    for (size_t i = 0; i < times; i++) {
+        kernels_result += checksum_of(bytes, length);
+        __asm__ volatile("" : : "r"(bytes) : "memory");
+    }
+}
+
+void run_lookup(const struct route_table *table, const uint32_t *addresses, size_t count)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < count; i++)
+        sum += route_table_lookup(table, addresses[i]);
+    kernels_result += sum;
+}
+
+void run_array_reads(const uint64_t *array, const uint32_t *indexes, size_t count)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < count; i++)
+        sum += array[indexes[i]];
+    kernels_result += sum;
+}
+
+/* Cuts the superpacket. Without `to` only headers are made, as in the pump; with it whole packets are laid
+ * out one after another. Their number, 0 on error. */
+size_t run_segment(uint8_t *to, const uint8_t *bytes, size_t length, uint16_t size, size_t times)
+{
+    static uint8_t headers[SEGMENT_COUNT_MAX][SEGMENT_HEADER_MAX];
+    const struct virtio_net_hdr vnet = {.gso_type = VIRTIO_NET_HDR_GSO_TCPV4, .gso_size = size};
+    struct packet packet;
+    struct segmenter segmenter = {0};
+    struct iovec payload;
+    for (size_t i = 0; i < times; i++) {
+        if (packet_parse(&packet, bytes, length) != 0 || segment_begin(&segmenter, &packet, &vnet) < 0)
+            return 0;
+        for (size_t at = 0; at < segmenter.count; at++) {
+            segment_make(&segmenter, at, headers[at], &payload);
+            if (to == NULL)
+                continue;
+            memcpy(to, headers[at], segmenter.headers);
+            memcpy(to + segmenter.headers, payload.iov_base, payload.iov_len);
+            to += segmenter.headers + payload.iov_len;
+        }
+        __asm__ volatile("" : : "r"(headers) : "memory");
+    }
+    return segmenter.count;
+}
+
+/* Merges `length` bytes of packets of `size` bytes, the last perhaps shorter. The number of superpackets. */
+size_t run_coalesce(const uint8_t *bytes, size_t length, size_t size, size_t times)
+{
+    static struct coalescer coalescer = {.tcp = true, .udp = true};
+    struct virtio_net_hdr vnet;
+    uint8_t header[SEGMENT_HEADER_MAX];
+    struct iovec iov[COALESCE_IOVECS];
+    for (size_t i = 0; i < times; i++) {
+        coalesce_reset(&coalescer);
+        for (size_t at = 0; at < length; at += size) {
+            struct packet packet;
+            if (packet_parse(&packet, bytes + at, length - at < size ? length - at : size) != 0)
+                return 0;
+            (void)coalesce_add(&coalescer, &packet);
+        }
+        for (size_t at = 0; at < coalescer.bundle_count; at++)
+            kernels_result += coalesce_build(&coalescer, at, &vnet, header, iov);
+    }
+    return coalescer.bundle_count;
+}

@@ -1,0 +1,59 @@
+"""The C code of the benchmarks, compiled when it is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+CSRC = HERE.parent / "csrc"
+
+_KERNELS = """
+    void run_memcpy(uint8_t *to, const uint8_t *from, size_t length, size_t times);
+    void run_checksum(const uint8_t *bytes, size_t length, size_t times);
+    struct route_table;
+    void run_lookup(const struct route_table *table, const uint32_t *addresses, size_t count);
+    void run_array_reads(const uint64_t *array, const uint32_t *indexes, size_t count);
+    size_t run_segment(uint8_t *to, const uint8_t *bytes, size_t length, uint16_t size,
+                       size_t times);
+    size_t run_coalesce(const uint8_t *bytes, size_t length, size_t size, size_t times);
+    int route_table_create(struct route_table **out);
+    void route_table_free(struct route_table *table);
+    int route_table_insert(struct route_table *table, uint32_t prefix, uint8_t length,
+                           uint32_t next_hop, uint32_t *previous);
+"""
+_PARTS = ("coalesce", "packet", "route_set", "route_table", "segment")
+
+
+def build(name: str, directory: Path) -> Path:
+    """The program made of bench/NAME.c, in the directory. Raises CalledProcessError."""
+    program = directory / name
+    compiler = shutil.which("cc") or "gcc"
+    flags = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
+    subprocess.run([compiler, *flags, str(HERE / f"{name}.c"), "-o", str(program)], check=True)
+    return program
+
+
+def load_kernels(directory: Path) -> tuple[Any, Any]:
+    """cffi's ``ffi`` and ``lib`` of kernels.c with the pure parts, compiled as the pump is."""
+    ffi = FFI()
+    ffi.cdef(_KERNELS)
+    ffi.set_source(
+        "kernels",
+        (HERE / "kernels.c").read_text(),
+        sources=[str(CSRC / f"{name}.c") for name in _PARTS],
+        include_dirs=[str(CSRC)],
+        define_macros=[("_GNU_SOURCE", None)],
+        extra_compile_args=["-std=gnu11", "-O3"],
+    )
+    spec = importlib.util.spec_from_file_location("kernels", ffi.compile(str(directory)))
+    assert spec is not None
+    assert spec.loader is not None
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    return kernels.ffi, kernels.lib

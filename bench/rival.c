@@ -1,0 +1,64 @@
+/* rival.c - the overlay as it is first written: one read and one send for every packet.
+ *
+ *   rival DEVICE LOCAL PEER PORT
+ *
+ * The yardstick of the preset `none`, which has no offloads either. One peer, and nothing is checked.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static int check(int result, const char *what)
+{
+    if (result < 0) {
+        perror(what);
+        exit(1);
+    }
+    return result;
+}
+
+static struct sockaddr_in address_of(const char *text, const char *port)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port))};
+    check(inet_pton(AF_INET, text, &address.sin_addr) - 1, text);
+    return address;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 5)
+        return 2;
+    struct ifreq request = {.ifr_flags = IFF_TUN | IFF_NO_PI};
+    strncpy(request.ifr_name, argv[1], IFNAMSIZ - 1);
+    int tun = check(open("/dev/net/tun", O_RDWR | O_NONBLOCK), "/dev/net/tun");
+    check(ioctl(tun, TUNSETIFF, &request), argv[1]);
+
+    struct sockaddr_in local = address_of(argv[2], argv[4]), peer = address_of(argv[3], argv[4]);
+    int udp = check(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), "socket"), buffer = 4 << 20;
+    setsockopt(udp, SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer);
+    setsockopt(udp, SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof buffer);
+    check(bind(udp, (struct sockaddr *)&local, sizeof local), "bind");
+    printf("ready\n");
+    fflush(stdout);
+
+    static char packet[1 << 16];
+    struct pollfd fds[2] = {{tun, POLLIN, 0}, {udp, POLLIN, 0}};
+    for (;;) {
+        check(poll(fds, 2, -1), "poll");
+        ssize_t n;
+        /* A turn of 64 at most, so that neither direction starves. */
+        for (int i = 0; i < 64 && (n = read(tun, packet, sizeof packet)) > 0; i++)
+            (void)!sendto(udp, packet, (size_t)n, 0, (struct sockaddr *)&peer, sizeof peer);
+        for (int i = 0; i < 64 && (n = recv(udp, packet, sizeof packet, 0)) > 0; i++)
+            (void)!write(tun, packet, (size_t)n);
+    }
+}

@@ -1,0 +1,18 @@
+/* corpus.h - the inputs a fuzzer starts with: written by the harness, not kept in the repository. */
+#ifndef FLANNEL_UDP_TESTS_CORPUS_H
+#define FLANNEL_UDP_TESTS_CORPUS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* libFuzzer's entry points. */
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* Calls write_seeds with the corpus directory of libFuzzer's command line, if it names one. */
+void corpus_fill(int argc, char **argv, void (*write_seeds)(const char *directory));
+
+/* Adds one input. */
+void corpus_write(const char *directory, const uint8_t *input, size_t length);
+
+#endif

@@ -1,0 +1,162 @@
+#include "rig.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/if.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "oracle.h"
+#include "packets.h"
+#include "tun_device.h"
+#include "udp_socket.h"
+
+static struct sockaddr_in endpoint(uint32_t address, uint16_t port)
+{
+    return (struct sockaddr_in){
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(address)};
+}
+
+static struct ifreq request_for(const char *device)
+{
+    struct ifreq request = {0};
+    CHECK(strlen(device) < sizeof request.ifr_name);
+    memcpy(request.ifr_name, device, strlen(device));
+    return request;
+}
+
+static void set_up(const char *device)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    struct ifreq request = request_for(device);
+    CHECK_EQ(ioctl(fd, SIOCGIFFLAGS, &request), 0);
+    request.ifr_flags |= IFF_UP;
+    CHECK_EQ(ioctl(fd, SIOCSIFFLAGS, &request), 0);
+    close(fd);
+}
+
+void rig_enter_namespace(void)
+{
+    if (unshare(CLONE_NEWNET) < 0) {
+        perror("a network namespace is needed: run as root");
+        exit(1);
+    }
+    /* New devices would announce themselves with IPv6 packets, which the pump reads and counts. */
+    int fd = open("/proc/sys/net/ipv6/conf/default/disable_ipv6", O_WRONLY);
+    if (fd >= 0) {
+        CHECK_EQ(write(fd, "1", 1), 1);
+        close(fd);
+    }
+    set_up("lo");
+}
+
+static void set_address(const char *device, unsigned long what, uint32_t address)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    struct ifreq request = request_for(device);
+    struct sockaddr_in wanted = endpoint(address, 0);
+    memcpy(&request.ifr_addr, &wanted, sizeof wanted);
+    CHECK_EQ(ioctl(fd, what, &request), 0);
+    close(fd);
+}
+
+void rig_configure(const char *device, uint32_t address, uint8_t length)
+{
+    set_address(device, SIOCSIFADDR, address);
+    set_address(device, SIOCSIFNETMASK, oracle_mask(length));
+    set_up(device);
+}
+
+int rig_socket(uint32_t address, uint16_t port)
+{
+    int fd = udp_socket_open(address, port);
+    CHECK(fd >= 0);
+    CHECK_EQ(fcntl(fd, F_SETFL, 0), 0);
+    struct timeval patience = {.tv_sec = RIG_PATIENCE_MS / 1000};
+    CHECK_EQ(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
+    return fd;
+}
+
+void rig_send(int fd, uint32_t to, uint16_t port, const void *bytes, size_t length)
+{
+    struct sockaddr_in target = endpoint(to, port);
+    CHECK_EQ(sendto(fd, bytes, length, 0, (const struct sockaddr *)&target, sizeof target), length);
+}
+
+void rig_open(struct rig *rig, unsigned offloads)
+{
+    memset(rig, 0, sizeof *rig);
+    rig->config = (struct pump_config){
+        .tun_fd = tun_device_open("rig%d", offloads != 0, rig->device),
+        .udp_fd = udp_socket_open(address("127.0.0.1"), RIG_PORT),
+        .network = address("10.1.0.0"),
+        .network_length = 16,
+        .subnet = address("10.1.5.0"),
+        .subnet_length = 24,
+        .public_ip = address("127.0.0.1"),
+        .tun_address = address("10.1.5.1"),
+        .check_source = 1,
+        .offloads = offloads,
+    };
+    CHECK(rig->config.tun_fd >= 0);
+    CHECK(rig->config.udp_fd >= 0);
+    rig_configure(rig->device, address("10.1.5.1"), 16);
+}
+
+void rig_close(struct rig *rig)
+{
+    CHECK_EQ(close(rig->config.tun_fd), 0);
+    CHECK_EQ(close(rig->config.udp_fd), 0);
+}
+
+uint64_t rig_stat(struct pump *pump, enum pump_stat stat)
+{
+    uint64_t values[PUMP_STAT_COUNT];
+    pump_read_stats(pump, values, PUMP_STAT_COUNT);
+    return values[stat];
+}
+
+enum pump_stat rig_drop(enum filter_drop drop)
+{
+    return (enum pump_stat)(PUMP_STAT_FIRST_DROP + (unsigned)drop);
+}
+
+int64_t rig_now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+void rig_await(struct pump *pump, enum pump_stat stat, uint64_t value)
+{
+    int64_t deadline = rig_now_ms() + RIG_PATIENCE_MS;
+    while (rig_stat(pump, stat) < value) {
+        if (rig_now_ms() > deadline) {
+            fprintf(stderr, "waited %d ms for %s to reach %" PRIu64 ": it is %" PRIu64 "\n", RIG_PATIENCE_MS,
+                    pump_stat_name(stat), value, rig_stat(pump, stat));
+            exit(1);
+        }
+        usleep(500);
+    }
+    CHECK_EQ(rig_stat(pump, stat), value);
+}
+
+size_t rig_descriptors(void)
+{
+    size_t count = 0;
+    DIR *directory = opendir("/proc/self/fd");
+    CHECK(directory != NULL);
+    while (readdir(directory) != NULL)
+        count++;
+    closedir(directory);
+    return count;
+}

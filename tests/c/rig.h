@@ -1,0 +1,50 @@
+/* rig.h - a network namespace with a TUN device and UDP sockets on loopback addresses, for a real pump. */
+#ifndef FLANNEL_UDP_TESTS_RIG_H
+#define FLANNEL_UDP_TESTS_RIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tunpump.h"
+
+enum { RIG_PORT = 8285, RIG_PATIENCE_MS = 5000 };
+
+/* Moves the program into a fresh network namespace with lo up and IPv6 off. Needs root. */
+void rig_enter_namespace(void);
+
+/* Gives the device an address and sets it up; the prefix becomes a route. Host byte order. */
+void rig_configure(const char *device, uint32_t address, uint8_t length);
+
+/* A bound UDP socket with large buffers, whose receive gives up after the patience. */
+int rig_socket(uint32_t address, uint16_t port);
+
+/* Sends a datagram whole. */
+void rig_send(int fd, uint32_t to, uint16_t port, const void *bytes, size_t length);
+
+/* What a pump joins: a TUN device 10.1.5.1/16 and the socket 127.0.0.1:RIG_PORT. */
+struct rig {
+    struct pump_config config;
+    char device[16];
+};
+
+/* `offloads` (enum offload) are those the pump is to use. */
+void rig_open(struct rig *rig, unsigned offloads);
+void rig_close(struct rig *rig);
+
+/* A statistic of the pump. */
+uint64_t rig_stat(struct pump *pump, enum pump_stat stat);
+
+/* The statistic's number of a refusal. */
+enum pump_stat rig_drop(enum filter_drop drop);
+
+/* Waits until the statistic has the value; fails if it passes it or the patience ends. */
+void rig_await(struct pump *pump, enum pump_stat stat, uint64_t value);
+
+/* CLOCK_MONOTONIC in milliseconds. */
+int64_t rig_now_ms(void);
+
+/* How many descriptors the program has open. */
+size_t rig_descriptors(void);
+
+#endif

@@ -1,0 +1,207 @@
+"""The documents are true: what they name exists, and the commands that can run here do run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from flannel_udp import lab_demo, subnet_env
+from flannel_udp.cli import parse_options
+from flannel_udp.config import NetworkConfig
+from flannel_udp.flags import FlagParser
+from flannel_udp.lab import Lab
+from flannel_udp.pump import STAT_NAMES
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+OPERATIONS = ROOT / "docs/operations.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+INSTALLED = "/opt/flannel-udp"
+
+# Commands of the system, whose arguments only the reader's machine can judge.
+_SYSTEM = {"apt-get", "cat", "etcdctl", "install", "ip", "iptables", "sysctl", "systemctl"}
+_BLOCK = re.compile(r"(<!-- run -->\n)?```sh\n(.*?)```", re.DOTALL)
+
+
+def blocks(document: Path) -> list[tuple[bool, list[str]]]:
+    """The shell blocks: whether they can run in a lab, and their lines."""
+    found = _BLOCK.findall(document.read_text())
+    return [(bool(marked), text.strip().splitlines()) for marked, text in found]
+
+
+def commands() -> list[str]:
+    return [line for each in DOCUMENTS for _, lines in blocks(each) for line in lines]
+
+
+def ids(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_one_that_exists(command: str) -> None:
+    words = [word for word in shlex.split(command) if not re.match("[A-Z_]+=", word)]
+    program, arguments = words[0], words[1:]
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(arguments) <= set(targets)
+    elif program.endswith("/flannel-udp"):
+        if arguments[:1] == ["lab"]:
+            lab_demo._parser().parse_args(arguments[1:])
+        else:
+            parse_options(arguments, {})
+    elif program.endswith("/mk-docker-opts"):
+        subnet_env._parse_arguments(arguments)
+    elif Path(program).name in ("python", "python3"):
+        assert arguments[0] in ("-c", "-m")
+        if arguments[0] == "-c":
+            ast.parse(arguments[1])
+    elif not program.endswith("/pip"):
+        assert program in _SYSTEM
+    for word in words:
+        if word.startswith(("packaging/", "tests/", "docs/", "tools/", "bench/")):
+            assert (ROOT / word).exists(), word
+        if word.startswith("{"):
+            NetworkConfig.parse(word)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=ids)
+def test_every_flag_and_path_exists(document: Path) -> None:
+    text = document.read_text()
+    known = {f"--{name}" for name in FlagParser().flags}
+    known |= {word for action in lab_demo._parser()._actions for word in action.option_strings}
+    known |= {"--now", "--ip-masq", "--endpoints", "--prefix"}  # systemctl's, docker's, etcdctl's
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
+    for link in re.findall(r"\]\(([^):#]+)[^):]*\)", text):
+        assert (document.parent / link).exists(), link
+    for path in re.findall(
+        r"`((?:csrc|flannel_udp|tests|docs|packaging|tools|bench)/[^`<]*)`", text
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_variables_are_flags() -> None:
+    flags = {"FLANNELD_" + name.upper().replace("-", "_") for name in FlagParser().flags}
+    for document in DOCUMENTS:
+        assert set(re.findall(r"FLANNELD_[A-Z_]+", document.read_text())) <= flags
+
+
+def test_the_lease_keys_in_the_picture_are_what_the_daemon_writes() -> None:
+    config, *_ = re.findall(r"network/config +(\{.*\})", README.read_text())
+    assert NetworkConfig.parse(config).network == IPv4Network("10.1.0.0/16")
+
+
+def test_every_module_and_c_file_is_on_the_map() -> None:
+    named = set(re.findall(r"`(\w+\.[pych]+)`", (ROOT / "docs/internals.md").read_text()))
+    modules = {path.name for path in (ROOT / "flannel_udp").glob("*.py")} - {"__init__.py"}
+    sources = {path.name for path in (ROOT / "csrc").glob("*.c")}
+    assert not (modules | sources) - named
+    assert not {name for name in named if not any(ROOT.glob(f"*/{name}"))}
+
+
+def test_every_counter_is_explained_and_every_explained_one_exists() -> None:
+    rows = re.findall(r"^\| (`[^|]*`) \|", OPERATIONS.read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row)}
+    assert set(STAT_NAMES) <= named
+    assert {name for name in named if name.startswith(("drop_", "tun_", "udp_"))} <= set(STAT_NAMES)
+
+
+def log_lines() -> Iterator[tuple[str, str]]:
+    """Module and fixed part of every line that a daemon can log at its default level."""
+    for path in sorted((ROOT / "flannel_udp").glob("*.py")):
+        if path.name.startswith(("lab", "netns")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("info", "warning", "error")
+                and ast.unparse(node.func.value).endswith("log")
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                text = str(node.args[0].value)
+                yield path.stem, max(re.split(r"%[sdx]", text), key=len).strip(" ;:,'.")
+
+
+@pytest.mark.parametrize(("module", "line"), sorted({each for each in log_lines() if each[1]}))
+def test_every_log_line_is_explained(module: str, line: str) -> None:
+    explained = " ".join(OPERATIONS.read_text().split())
+    words = line.split(" '")[0].split(", ")[0]
+    assert words in explained, f"docs/operations.md does not explain what {module} logs: {line!r}"
+
+
+# Running what the documents say
+
+
+def in_a_host(lines: list[str]) -> str:
+    """A script for a lab host: the commands in a file system where the install took place.
+
+    A daemon among them runs in the background once its subnet.env is there.
+    """
+    script = [
+        "set -e",
+        "mount -t tmpfs tmpfs /opt",
+        "mount -t tmpfs tmpfs /run",
+        f"ln -s {sys.prefix} {INSTALLED}",
+    ]
+    for line in lines:
+        if line.startswith(f"{INSTALLED}/bin/flannel-udp --"):
+            script += [
+                f"{line} & daemon=$!",
+                "until [ -e /run/flannel/subnet.env ]; do kill -0 $daemon; sleep 0.05; done",
+            ]
+        else:
+            script.append(line)
+    return "\n".join([*script, "kill $daemon", "wait $daemon"])
+
+
+def documented_lines() -> list[str]:
+    found = [*blocks(README), *blocks(OPERATIONS)]
+    return [line for can_run, lines in found if can_run for line in lines]
+
+
+def test_the_commands_for_real_hosts_do_what_is_said(network_rights: None) -> None:
+    with Lab(hosts=1, start_daemons=False) as lab:
+        lab.etcdctl("del", "/coreos.com/network/config")
+        assert lab.etcd.url == "http://172.30.0.254:2379"
+        host = lab.hosts[0]
+        result = host.run(["sh", "-c", in_a_host(documented_lines())], timeout=60)
+        subnet = lab.etcdctl("get", "--prefix", "--keys-only", "/coreos.com/network/subnets/")
+    output = result.stdout
+    assert result.returncode == 0, output + result.stderr
+    assert "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1." in output
+    assert "10.1.0.0/16 dev flannel0" in output
+    assert subnet.strip() in output
+    assert 'DOCKER_NETWORK_OPTIONS=" --bip=10.1.' in output
+    status = json.JSONDecoder().raw_decode(output[output.index("{\n") :])[0]
+    assert (status["ready"], status["device"]) == (True, "flannel0")
+
+
+def test_make_lists_every_target_a_reader_may_use() -> None:
+    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    phony = re.findall(r"^\.PHONY: (help .*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.findall(r"^make ([a-z-]+)", result.stdout, re.MULTILINE) == phony[0].split()
+
+
+def without_figures(output: str) -> list[str]:
+    """What a demo prints, less what differs from run to run."""
+    output = re.sub(r"fl[a-z0-9]{4}-|flannel-udp-lab-[^/]+", "NAME", output)
+    output = re.sub(r"[0-9]+(\.[0-9]+)*", "N", re.sub("[\u2500]+", "", output))
+    return [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+
+
+def test_the_sample_output_is_what_the_demo_prints(network_rights: None) -> None:
+    (sample,) = re.findall(r"```\n(Building .*?)```", README.read_text(), re.DOTALL)
+    command = [sys.executable, "-m", "flannel_udp", "lab", "--hosts", "3"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert without_figures(sample) == without_figures(result.stdout)
