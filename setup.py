@@ -1,4 +1,4 @@
-"""Everything else is in pyproject.toml; this names the extension and the oldest Python it is for."""
+"""The extension and the oldest Python it is for; all else is in pyproject.toml."""
 
 from setuptools import setup
 

@@ -57,7 +57,8 @@ def add_daemons(lab: Lab, name: str, number: int, arguments: Sequence[str]) -> W
     prefix = f"/bench/{name}"
     network = IPv4Network((f"10.{101 + number}.0.0", 16))
     backend = {"Type": "udp", "Port": FIRST_PORT + number}
-    lab.etcdctl("put", f"{prefix}/config", json.dumps({"Network": str(network), "Backend": backend}))
+    config = {"Network": str(network), "Backend": backend}
+    lab.etcdctl("put", f"{prefix}/config", json.dumps(config))
     setup = DaemonSetup(sys.executable, lab.etcd.url, prefix, tuple(arguments))
     daemons = []
     for host in lab.hosts:

@@ -43,6 +43,11 @@ CLOSED = Fault(
     "check that it runs and whether it wants https:// in --etcd-endpoints",
 )
 NO_ANSWER = Fault(Kind.UNREACHABLE, "no answer", _RUNNING)
+_NO_CLIENT_CERTIFICATE = Fault(
+    Kind.UNREACHABLE,
+    "it accepts no TLS connection without a client certificate it trusts",
+    _CLIENT_CERTIFICATE,
+)
 
 # The first row whose words all occur in the text counts.
 _TEXTS: tuple[tuple[tuple[str, ...], Fault], ...] = (
@@ -94,15 +99,10 @@ _TEXTS: tuple[tuple[tuple[str, ...], Fault], ...] = (
             "check that it runs and whether it wants http:// in --etcd-endpoints",
         ),
     ),
-    (
-        # How a TLS 1.3 server's "certificate required" and "bad certificate" arrive.
-        ("Unwrap failed",),
-        Fault(
-            Kind.UNREACHABLE,
-            "it accepts no TLS connection without a client certificate it trusts",
-            _CLIENT_CERTIFICATE,
-        ),
-    ),
+    # A server's "bad certificate"; of TLS 1.3, where it comes after the handshake, often "Unwrap".
+    (("ALERT_BAD_CERTIFICATE",), _NO_CLIENT_CERTIFICATE),
+    (("CERTIFICATE_REQUIRED",), _NO_CLIENT_CERTIFICATE),
+    (("Unwrap failed",), _NO_CLIENT_CERTIFICATE),
     (
         ("SSL_ERROR_SSL",),
         Fault(Kind.UNREACHABLE, "the TLS handshake failed", _CLIENT_CERTIFICATE),
