@@ -47,6 +47,7 @@ ffi.cdef(
 
     int pump_create(const struct pump_config *config, struct pump **out);
     int pump_start(struct pump *pump);
+    int pump_restart(struct pump *pump, int tun_fd, int udp_fd);
     void pump_stop(struct pump *pump);
     void pump_free(struct pump *pump);
     int pump_replace(struct pump *pump, const struct pump_route *routes, size_t count);

@@ -23,7 +23,8 @@
  * that; the next change looks whether it has come.
  *
  * Nothing here prints, exits or is global. Errors are -errno. A pump whose device or socket is lost stops,
- * keeps the reason in `failure` and makes the event descriptor readable; it never spins.
+ * keeps the reason in `failure` and makes the event descriptor readable; it never spins. pump_restart gives it
+ * other ends: routes, peers and counters go on.
  *
  * GLOSSARY (smallest to largest)
  *   packet     one inner IPv4 packet, as a container sent it
@@ -92,7 +93,7 @@ int pump_create(const struct pump_config *config, struct pump **out)
         pump->worker.tun_address = config->tun_address;
         pump->worker.tun_fd = config->tun_fd;
         pump->worker.udp_fd = config->udp_fd;
-        pump->worker.offloads = config->offloads;
+        pump->worker.wanted = config->offloads;
         pump->worker.busy_poll_ns = (uint64_t)config->busy_poll_us * 1000;
         error = worker_init(&pump->worker);
     }
@@ -110,6 +111,17 @@ int pump_start(struct pump *pump)
     /* relaxed: only the callers of start and stop touch it, and they hold the lock */
     bool stopped = atomic_load_explicit(&pump->worker.stop, memory_order_relaxed);
     int error = pump->worker.started || stopped ? -EALREADY : worker_start(&pump->worker);
+    pthread_mutex_unlock(&pump->lock);
+    return error;
+}
+
+int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
+{
+    pthread_mutex_lock(&pump->lock);
+    worker_stop(&pump->worker);
+    int error = worker_rejoin(&pump->worker, tun_fd, udp_fd);
+    if (error == 0)
+        error = worker_start(&pump->worker);
     pthread_mutex_unlock(&pump->lock);
     return error;
 }
@@ -295,14 +307,15 @@ uint32_t pump_lookup(struct pump *pump, uint32_t address)
 
 /* ---- counters and events ---- */
 
-static uint64_t thread_cpu_ns(const struct worker *worker)
+static uint64_t cpu_ns(const struct worker *worker)
 {
     clockid_t clock;
     struct timespec used;
+    uint64_t past = counter_read(&worker->past_cpu_ns);
     if (!worker->started || pthread_getcpuclockid(worker->thread, &clock) != 0 ||
         clock_gettime(clock, &used) < 0)
-        return 0;
-    return (uint64_t)used.tv_sec * UINT64_C(1000000000) + (uint64_t)used.tv_nsec;
+        return past;
+    return past + (uint64_t)used.tv_sec * UINT64_C(1000000000) + (uint64_t)used.tv_nsec;
 }
 
 const char *pump_stat_name(unsigned stat)
@@ -329,7 +342,7 @@ void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity)
     for (size_t i = 0; i < DROP_COUNT; i++)
         all[PUMP_STAT_FIRST_DROP + i] = counter_read(&counters->drops[i]);
     all[PUMP_STAT_udp_overflows] = udp_socket_overflows(pump->worker.udp_fd);
-    all[PUMP_STAT_cpu_ns] = thread_cpu_ns(&pump->worker);
+    all[PUMP_STAT_cpu_ns] = cpu_ns(&pump->worker);
     all[PUMP_STAT_routes] = route_table_count(pump->routes);
     pthread_mutex_unlock(&pump->lock);
     memcpy(values, all, (capacity < PUMP_STAT_COUNT ? capacity : PUMP_STAT_COUNT) * sizeof *values);

@@ -36,7 +36,7 @@ struct pump_route {
  * for each refusal of filter.h. */
 #define PUMP_GAUGES(X)                                                                                       \
     X(udp_overflows) /* datagrams the kernel dropped before we could read them */                            \
-    X(cpu_ns)        /* CPU time of the worker thread */                                                     \
+    X(cpu_ns)        /* CPU time of the worker, all its threads */                                           \
     X(routes)        /* in the table now */
 
 enum pump_stat {
@@ -60,6 +60,10 @@ int pump_create(const struct pump_config *config, struct pump **out);
 
 /* Starts carrying packets. 0, -EALREADY, or -errno. */
 int pump_start(struct pump *pump);
+
+/* Stops carrying packets if it does, and starts again between other ends, with the same routes, peers and counters:
+ * after its device or socket was lost. 0 or -errno; after an error it does not run and may be restarted again. */
+int pump_restart(struct pump *pump, int tun_fd, int udp_fd);
 
 /* Stops for good and waits for the worker; fine at any time. */
 void pump_stop(struct pump *pump);

@@ -421,11 +421,16 @@ static void become_quiescent(struct worker *worker)
     atomic_fetch_add_explicit(&worker->passes, 1, memory_order_acq_rel);
 }
 
-static uint64_t monotonic_ns(void)
+static uint64_t clock_ns(clockid_t clock)
 {
     struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail: the clock exists on every Linux */
+    (void)clock_gettime(clock, &now); /* cannot fail: our clocks exist on every Linux */
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t monotonic_ns(void)
+{
+    return clock_ns(CLOCK_MONOTONIC);
 }
 
 /* How long to sleep, for epoll_wait: not at all while packets came within the busy poll time. */
@@ -472,6 +477,7 @@ static void *worker_main(void *argument)
     become_active(worker);
     int error = worker_loop(worker);
     become_quiescent(worker);
+    counter_add(&worker->past_cpu_ns, clock_ns(CLOCK_THREAD_CPUTIME_ID));
     if (error < 0) {
         /* release: the counters of the last turn are visible to who sees the failure */
         atomic_store_explicit(&worker->failure, error, memory_order_release);
@@ -482,9 +488,18 @@ static void *worker_main(void *argument)
 
 /* ---- life cycle ---- */
 
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
 static void prepare_buffers(struct worker *worker, uint16_t port)
 {
     struct worker_buffers *buffers = worker->buffers;
+    outbox_reset(&buffers->outbox);
+    coalesce_reset(&buffers->coalescer);
     buffers->outbox.port = port;
     buffers->outbox.gso = (worker->offloads & OFFLOAD_UDP_GSO) != 0;
     struct inbox *inbox = &buffers->inbox;
@@ -500,10 +515,27 @@ static void prepare_buffers(struct worker *worker, uint16_t port)
     }
 }
 
-static int watch_fd(const struct worker *worker, int fd, enum wake_source source)
+static int watch_fd(int epoll_fd, int fd, enum wake_source source)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = source};
-    return epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+    return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+/* A new epoll set with these ends, or -errno. */
+static int watch_ends(const struct worker *worker, int tun_fd, int udp_fd)
+{
+    int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll_fd < 0)
+        return -errno;
+    int error = watch_fd(epoll_fd, tun_fd, WAKE_TUN);
+    if (error == 0)
+        error = watch_fd(epoll_fd, udp_fd, WAKE_UDP);
+    if (error == 0)
+        error = watch_fd(epoll_fd, worker->wake_fd, WAKE_CONTROL);
+    if (error == 0)
+        return epoll_fd;
+    close(epoll_fd);
+    return error;
 }
 
 static int local_port(int fd, uint16_t *port)
@@ -516,34 +548,59 @@ static int local_port(int fd, uint16_t *port)
     return 0;
 }
 
-int worker_init(struct worker *worker)
+/* Probes the ends and makes them the worker's, which is not running. 0 or -errno, and then it has its old ones. */
+static int join_ends(struct worker *worker, int tun_fd, int udp_fd)
 {
     uint16_t port = 0;
-    int error = local_port(worker->udp_fd, &port);
+    struct tun_device tun;
+    int error = local_port(udp_fd, &port);
     if (error == 0)
-        error = tun_device_attach(&worker->tun, worker->tun_fd, worker->offloads);
+        error = tun_device_attach(&tun, tun_fd, worker->wanted);
     if (error < 0)
         return error;
-    worker->offloads = worker->tun.offloads | udp_socket_attach(worker->udp_fd, worker->offloads);
+    int epoll_fd = watch_ends(worker, tun_fd, udp_fd);
+    if (epoll_fd < 0)
+        return epoll_fd;
+    close_fd(&worker->epoll_fd);
+    worker->epoll_fd = epoll_fd;
+    worker->tun_fd = tun_fd;
+    worker->udp_fd = udp_fd;
+    worker->tun = tun;
+    worker->offloads = tun.offloads | udp_socket_attach(udp_fd, worker->wanted);
+    worker->paused = false;
+    prepare_buffers(worker, port);
+    return 0;
+}
+
+int worker_init(struct worker *worker)
+{
+    int error = 0;
     worker->buffers = calloc(1, sizeof *worker->buffers);
-    worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     worker->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (worker->buffers == NULL)
         error = -ENOMEM;
-    else if (worker->epoll_fd < 0 || worker->wake_fd < 0 || worker->event_fd < 0)
+    else if (worker->wake_fd < 0 || worker->event_fd < 0)
         error = -errno;
     if (error == 0)
-        error = watch_fd(worker, worker->tun_fd, WAKE_TUN);
-    if (error == 0)
-        error = watch_fd(worker, worker->udp_fd, WAKE_UDP);
-    if (error == 0)
-        error = watch_fd(worker, worker->wake_fd, WAKE_CONTROL);
-    if (error < 0) {
+        error = join_ends(worker, worker->tun_fd, worker->udp_fd);
+    if (error < 0)
         worker_destroy(worker);
+    return error;
+}
+
+int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd)
+{
+    int error = join_ends(worker, tun_fd, udp_fd);
+    if (error < 0)
         return error;
-    }
-    prepare_buffers(worker, port);
+    uint64_t wakes;
+    ssize_t n = read(worker->wake_fd, &wakes, sizeof wakes);
+    (void)n; /* EAGAIN: nobody has woken it */
+    worker->tcp_single_until_ns = worker->udp_single_until_ns = 0;
+    /* relaxed: the thread that will read them is made after this */
+    atomic_store_explicit(&worker->failure, 0, memory_order_relaxed);
+    atomic_store_explicit(&worker->stop, false, memory_order_relaxed);
     return 0;
 }
 
@@ -575,13 +632,6 @@ void worker_stop(struct worker *worker)
     (void)n; /* cannot fail: the counter is 0 and the descriptor ours */
     (void)pthread_join(worker->thread, NULL); /* the thread exists and nobody else joins it */
     worker->started = false;
-}
-
-static void close_fd(int *fd)
-{
-    if (*fd >= 0)
-        close(*fd);
-    *fd = -1;
 }
 
 void worker_destroy(struct worker *worker)

@@ -63,7 +63,8 @@ struct worker {
     uint32_t tun_address; /* source of ICMP replies, host byte order */
     int tun_fd, udp_fd;   /* borrowed */
     uint64_t busy_poll_ns; /* looks for packets this long before it sleeps */
-    unsigned offloads;    /* enum offload: wanted, and after worker_init those the kernel has */
+    unsigned wanted;      /* enum offload */
+    unsigned offloads;    /* of these, those the kernel has */
     struct tun_device tun;
     int epoll_fd;
     int wake_fd;  /* eventfd: Python -> worker */
@@ -79,6 +80,7 @@ struct worker {
     struct refusal refusals[REFUSAL_RING]; /* single producer, single consumer */
     atomic_uint refusals_written, refusals_read;
     struct worker_counters counters;
+    counter past_cpu_ns; /* of threads that have ended */
 
     /* the worker's own */
     struct icmp_limiter limiter;
@@ -91,6 +93,10 @@ struct worker {
 
 /* Probes the offloads, sets up the epoll set, the eventfds and the buffers. 0 or -errno; on error nothing is left behind. */
 int worker_init(struct worker *worker);
+
+/* Joins a worker whose thread is stopped or has ended to other ends, as worker_init does: ready to start. What
+ * waited for the old socket is lost; counters go on. 0 or -errno; after an error it has its old ends. */
+int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd);
 
 /* Starts the thread, with all signals blocked. 0 or -errno. */
 int worker_start(struct worker *worker);

@@ -147,6 +147,14 @@ class Pump:
         """Starts carrying packets. Raises OSError."""
         _check(lib.pump_start(self._pump))
 
+    def restart(self, tun_fd: int, udp_fd: int) -> None:
+        """Goes on between other ends, with the same routes, peers and counters.
+
+        For a pump whose device or socket is gone. Raises OSError, and then it does not run and may
+        be restarted again.
+        """
+        _check(lib.pump_restart(self._pump, tun_fd, udp_fd))
+
     def close(self) -> None:
         """Stops the worker, waits for it and frees the pump. The descriptors stay open."""
         ffi.release(self._pump)

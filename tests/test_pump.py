@@ -284,6 +284,68 @@ def test_a_deleted_device_stops_the_worker_and_tells(rig: Rig) -> None:
     assert time.process_time() - before < 0.1
 
 
+def assert_carries(rig: Rig) -> None:
+    """One packet each way, through the routes of the rig."""
+    with rig.socket("10.1.5.0", 4000) as host:
+        host.sendto(b"there", ("10.1.7.2", 7))
+        assert rig.sockets[IPv4Address("172.30.0.7")].recv(100).endswith(b"there")
+        rig.from_peer("172.30.0.7", inner(src="10.1.7.2", payload=b"back"))
+        assert host.recv(100) == b"back"
+
+
+def test_after_a_deleted_device_it_goes_on_with_another_one(rig: Rig) -> None:
+    """Same routes, same counters, and the socket keeps what arrives meanwhile."""
+    assert_carries(rig)
+    before, descriptors = rig.pump.stats(), len(os.listdir("/proc/self/fd"))
+    offloads = rig.pump.offloads
+    rig.namespace.delete_link(rig.tun_name)
+    eventually(lambda: rig.pump.failure is not None, "the worker to end")
+    rig.from_peer("172.30.0.6", inner(payload=b"meanwhile"))
+    tun_fd, name = rig.namespace.call(open_tun, vnet_header=offloads != NO_OFFLOADS)
+    rig.namespace.call(netdev.configure_tunnel, name, TUN_ADDRESS, 1472, NETWORK)
+    with rig.socket("10.1.5.0", 4000) as host:
+        rig.pump.restart(tun_fd, rig.udp_fd)
+        assert host.recv(100) == b"meanwhile"
+    assert_carries(rig)
+    after = rig.pump.stats()
+    assert rig.pump.failure is None
+    assert rig.pump.offloads == offloads
+    assert after["udp_received_packets"] == before["udp_received_packets"] + 2
+    assert after["cpu_ns"] > before["cpu_ns"]
+    assert after["routes"] == len(PEERS)
+    assert len(os.listdir("/proc/self/fd")) == descriptors + 1  # the new device's
+    rig.pump.close()
+    os.close(tun_fd)
+
+
+def test_after_a_lost_socket_it_goes_on_with_another_one(rig: Rig) -> None:
+    with socket.socket(fileno=os.dup(rig.udp_fd)) as doomed:
+        with contextlib.suppress(OSError):  # it is not connected; its receivers wake all the same
+            doomed.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: rig.pump.failure is not None, "the worker to end")
+    os.close(rig.udp_fd)
+    udp_fd = rig.namespace.call(open_udp, OWN_IP, PORT)
+    rig.pump.restart(rig.tun_fd, udp_fd)
+    assert_carries(rig)
+    rig.pump.close()
+    if udp_fd != rig.udp_fd:
+        os.close(udp_fd)
+
+
+def test_a_restart_with_a_dead_device_fails_and_may_be_repeated(rig: Rig) -> None:
+    rig.namespace.delete_link(rig.tun_name)
+    eventually(lambda: rig.pump.failure is not None, "the worker to end")
+    for _ in range(2):
+        with pytest.raises(OSError, match=os.strerror(errno.EBADFD)):
+            rig.pump.restart(rig.tun_fd, rig.udp_fd)
+    tun_fd, name = rig.namespace.call(open_tun, vnet_header=rig.pump.offloads != NO_OFFLOADS)
+    rig.namespace.call(netdev.configure_tunnel, name, TUN_ADDRESS, 1472, NETWORK)
+    rig.pump.restart(tun_fd, rig.udp_fd)
+    assert_carries(rig)
+    rig.pump.close()
+    os.close(tun_fd)
+
+
 def test_a_device_set_down_and_up_again_carries_on(rig: Rig) -> None:
     receiver = rig.socket("10.1.5.0", 4000)
     rig.namespace.set_link(rig.tun_name, state="down")
