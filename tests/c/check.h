@@ -1,4 +1,5 @@
-/* check.h - assertions: the first one that fails says where and what, and ends the program with status 1. */
+/* check.h - assertions: the first one that fails says where and what, and aborts,
+ * at which a fuzzer keeps its input. */
 #ifndef FLANNEL_UDP_TESTS_CHECK_H
 #define FLANNEL_UDP_TESTS_CHECK_H
 
@@ -6,25 +7,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define CHECK(condition)                                                                                     \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #condition);            \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
+/* What the macros do when an assertion fails; they do not return. */
+_Noreturn void check_failed(const char *file, int line, const char *function, const char *condition);
+_Noreturn void check_failed_eq(const char *file, int line, const char *function, const char *what, intmax_t actual,
+                               intmax_t expected);
+
+#define CHECK(condition) ((condition) ? (void)0 : check_failed(__FILE__, __LINE__, __func__, #condition))
 
 #define CHECK_EQ(actual, expected)                                                                           \
     do {                                                                                                     \
         intmax_t actual_ = (intmax_t)(actual), expected_ = (intmax_t)(expected);                             \
         if (actual_ != expected_) {                                                                          \
-            fprintf(stderr, "%s:%d: %s: %s is %" PRIdMAX ", expected %" PRIdMAX " (%s)\n", __FILE__, __LINE__, \
-                    __func__, #actual, actual_, expected_, #expected);                                       \
-            exit(1);                                                                                         \
+            check_failed_eq(__FILE__, __LINE__, __func__, #actual " is to be " #expected, actual_, expected_); \
         }                                                                                                    \
     } while (0)
 
 /* Runs a test, and says so once it has passed. */
-#define RUN(test) (test(), printf("ok %s\n", #test))
+#define RUN(test) (test(), (void)printf("ok %s\n", #test))
 
 #endif

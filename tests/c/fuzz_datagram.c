@@ -40,6 +40,7 @@ static void write_seeds(const char *directory)
     corpus_write(directory, (const uint8_t *)"\0\x60", 2);
 }
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): as libFuzzer declares it */
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     CHECK_EQ(route_table_create(&routes), 0);

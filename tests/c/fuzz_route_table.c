@@ -32,6 +32,7 @@ static void write_seeds(const char *directory)
     }
 }
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): as libFuzzer declares it */
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     CHECK_EQ(route_table_create(&table), 0);

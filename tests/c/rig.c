@@ -46,8 +46,7 @@ static void set_up(const char *device)
 void rig_enter_namespace(void)
 {
     if (unshare(CLONE_NEWNET) < 0) {
-        perror("a network namespace is needed: run as root");
-        exit(1);
+        check_failed(__FILE__, __LINE__, __func__, "a network namespace is needed: run as root");
     }
     /* New devices would announce themselves with IPv6 packets, which the pump reads and counts. */
     int fd = open("/proc/sys/net/ipv6/conf/default/disable_ipv6", O_WRONLY);
@@ -141,9 +140,8 @@ void rig_await(struct pump *pump, enum pump_stat stat, uint64_t value)
     int64_t deadline = rig_now_ms() + RIG_PATIENCE_MS;
     while (rig_stat(pump, stat) < value) {
         if (rig_now_ms() > deadline) {
-            fprintf(stderr, "waited %d ms for %s to reach %" PRIu64 ": it is %" PRIu64 "\n", RIG_PATIENCE_MS,
-                    pump_stat_name(stat), value, rig_stat(pump, stat));
-            exit(1);
+            check_failed_eq(__FILE__, __LINE__, "patience ended", pump_stat_name(stat),
+                            (intmax_t)rig_stat(pump, stat), (intmax_t)value);
         }
         usleep(500);
     }
@@ -155,7 +153,7 @@ size_t rig_descriptors(void)
     size_t count = 0;
     DIR *directory = opendir("/proc/self/fd");
     CHECK(directory != NULL);
-    while (readdir(directory) != NULL)
+    while (readdir(directory) != NULL) /* NOLINT(concurrency-mt-unsafe): the stream is this function's own */
         count++;
     closedir(directory);
     return count;

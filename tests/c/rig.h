@@ -8,7 +8,7 @@
 
 #include "tunpump.h"
 
-enum { RIG_PORT = 8285, RIG_PATIENCE_MS = 5000 };
+enum { RIG_PORT = 8285, RIG_PATIENCE_MS = 20000 };
 
 /* Moves the program into a fresh network namespace with lo up and IPv6 off. Needs root. */
 void rig_enter_namespace(void);

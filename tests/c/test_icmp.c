@@ -120,7 +120,7 @@ enum { SECOND = 1000000000 };
 static size_t burst(struct icmp_limiter *limiter, uint64_t now)
 {
     size_t allowed = 0;
-    while (allowed < 10 * ICMP_BURST && icmp_limiter_allow(limiter, now))
+    while (allowed < (size_t)10 * ICMP_BURST && icmp_limiter_allow(limiter, now))
         allowed++;
     return allowed;
 }

@@ -707,7 +707,7 @@ static void a_full_socket_stops_at_once_and_still_receives(void)
 int main(void)
 {
     static const unsigned offloads[] = {0, OFFLOAD_TSO, OFFLOAD_UDP_GSO | OFFLOAD_UDP_GRO, OFFLOAD_ALL};
-    setvbuf(stdout, NULL, _IOLBF, 0);
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
     rig_enter_namespace();
     RUN_ON_RIG(starts_and_stops_in_every_order_leave_nothing_behind, OFFLOAD_ALL);
     RUN_ON_RIG(a_stopped_pump_does_not_start_again, OFFLOAD_ALL);

@@ -4,7 +4,7 @@
  * keeps; `moving` leaves through one whose next hop every swap changes or uncovers; `inbound` arrives from the
  * stable peer. Meanwhile the main thread swaps tables, and another one reads all there is to read and lets
  * strangers speak. Each stream keeps a window, so no queue of the kernel overflows and every loss is the pump's.
- * SWAP_SECONDS (default 10) says how long.
+ * Argument: how many seconds (10).
  */
 #include <errno.h>
 #include <poll.h>
@@ -46,9 +46,8 @@ static bool has_room(struct stream *stream)
     int64_t deadline = rig_now_ms() + RIG_PATIENCE_MS;
     while (atomic_load(&stream->sent) - atomic_load(&stream->received) >= WINDOW) {
         if (rig_now_ms() > deadline) {
-            fprintf(stderr, "%s: %u packets sent and %u received after %d ms\n", stream->name,
-                    atomic_load(&stream->sent), atomic_load(&stream->received), RIG_PATIENCE_MS);
-            exit(1);
+            check_failed_eq(__FILE__, __LINE__, "patience ended", stream->name, atomic_load(&stream->received),
+                            atomic_load(&stream->sent));
         }
         usleep(50);
     }
@@ -249,11 +248,10 @@ static void check_counters(void)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    const char *seconds = getenv("SWAP_SECONDS");
-    int64_t duration = 1000 * (seconds == NULL ? 10 : strtol(seconds, NULL, 10));
-    setvbuf(stdout, NULL, _IOLBF, 0);
+    int64_t duration = 1000 * (argc < 2 ? 10 : strtol(argv[1], NULL, 10));
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
     rig_enter_namespace();
     rig_open(&rig, OFFLOAD_ALL);
     struct stream *streams[] = {&stable, &moving, &inbound};
