@@ -1,4 +1,4 @@
-"""What a running daemon tells others: its health over HTTP, its status over a unix socket."""
+"""What a running daemon tells others: health and metrics over HTTP, status over a unix socket."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flannel_udp import __version__
 from flannel_udp.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
 Status = dict[str, Any]
+
+# Of the Accept header: the metrics in a format the asker reads, and the name of the format.
+Exposition = Callable[[str], tuple[bytes, str]]
 
 
 class Readiness:
@@ -41,9 +45,43 @@ class Readiness:
         self._reason = None
 
 
+class Board:
+    """The status, for all who ask. A lock keeps the report alive while somebody reads it."""
+
+    def __init__(self, readiness: Readiness) -> None:
+        self.readiness = readiness
+        self._lock = threading.Lock()
+        self._report: Callable[[], Status] | None = None
+
+    @contextlib.contextmanager
+    def show(self, report: Callable[[], Status]) -> Iterator[None]:
+        """Show what ``report`` tells, too."""
+        self._set(report)
+        try:
+            yield
+        finally:
+            self._set(None)
+
+    def read(self) -> Status:
+        """Before and after ``show`` it holds ``version``, ``ready`` and ``reason`` alone."""
+        with self._lock:
+            more = self._report() if self._report else {}
+        reason = self.readiness.reason
+        return {"version": __version__, "ready": reason is None, "reason": reason} | more
+
+    def _set(self, report: Callable[[], Status] | None) -> None:
+        with self._lock:
+            self._report = report
+
+
 @contextlib.contextmanager
-def serve_health(address: str, port: int, readiness: Readiness) -> Iterator[int]:
-    """/healthz and /readyz, in the words flannel uses; yields the port. Raises DeviceError."""
+def serve_health(
+    address: str, port: int, readiness: Readiness, exposition: Exposition
+) -> Iterator[int]:
+    """/healthz and /readyz, in the words flannel uses, and /metrics; yields the port.
+
+    Raises DeviceError.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = 5  # seconds: a client that never finishes its request does not hold a thread
@@ -51,17 +89,21 @@ def serve_health(address: str, port: int, readiness: Readiness) -> Iterator[int]
         def do_GET(self) -> None:
             if self.path == "/healthz":
                 self._answer(200, "flanneld is running")
+            elif self.path.partition("?")[0] == "/metrics":
+                self._send(200, *exposition(self.headers.get("Accept", "")))
             elif self.path != "/readyz":
-                self._answer(404, "see /healthz and /readyz")
+                self._answer(404, "see /healthz, /readyz and /metrics")
             elif (reason := readiness.reason) is None:
                 self._answer(200, "flanneld is ready")
             else:
                 self._answer(503, f"flanneld is not ready yet\n{reason}")
 
         def _answer(self, code: int, text: str) -> None:
-            body = text.encode()
+            self._send(code, text.encode(), "text/plain; charset=utf-8")
+
+        def _send(self, code: int, body: bytes, content_type: str) -> None:
             self.send_response(code)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -111,7 +153,7 @@ def serve_status(path: Path, status: Callable[[], Status]) -> Iterator[None]:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # of a daemon that was killed: two live ones never share it
+        _remove_dead(path)
         server = Server(str(path), Handler)
     except OSError as error:
         log.warning("status is not available at %s: %s", path, error.strerror or error)
@@ -122,6 +164,18 @@ def serve_status(path: Path, status: Callable[[], Status]) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the socket that a killed daemon left; that of a live one stays in the way."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        channel.settimeout(5)
+        try:
+            channel.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
 
 
 def read_status(path: Path) -> Status:

@@ -6,25 +6,24 @@ import contextlib
 import logging
 import signal
 import threading
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Any
+from ipaddress import IPv4Network
 
-from flannel_udp import admin, hostlock, netdev, subnet_env, systemd
-from flannel_udp.config import NetworkConfig, Options
+from flannel_udp import admin, hostlock, metrics, netdev, subnet_env, systemd
+from flannel_udp.config import Options
 from flannel_udp.errors import EtcdError, FlannelError, SubnetFileError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower
-from flannel_udp.interface import ExternalInterface
 from flannel_udp.lease import Events, Snapshot
 from flannel_udp.lease_keeper import LeaseKeeper
-from flannel_udp.pump import Pump, PumpConfig
+from flannel_udp.overlay import Overlay
+from flannel_udp.pump import Pump
 from flannel_udp.pump_watch import PumpWatch
 from flannel_udp.reconciler import Reconciler
-from flannel_udp.registry import OwnLease, Registry
+from flannel_udp.registry import Registry
 from flannel_udp.retry import retry_until
 from flannel_udp.routes import RouteSet
-from flannel_udp.tunnel import Tunnel, describe, open_tunnel
+from flannel_udp.status_report import StatusReport
+from flannel_udp.tunnel import open_tunnel
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +60,14 @@ def run(options: Options) -> int:
     _obey_signals(shutdown)
     with contextlib.ExitStack() as undo:
         readiness = admin.Readiness()
+        board = admin.Board(readiness)
         if options.healthz_port:
+            exposition = metrics.exposition(board.read)
             undo.enter_context(
-                admin.serve_health(options.healthz_ip, options.healthz_port, readiness)
+                admin.serve_health(options.healthz_ip, options.healthz_port, readiness, exposition)
             )
-        _serve(options, shutdown, readiness, undo)
+        undo.enter_context(admin.serve_status(admin.status_path(options.subnet_file), board.read))
+        _serve(options, shutdown, board, undo)
         systemd.notify("STOPPING=1")
     if shutdown.error:
         raise shutdown.error
@@ -73,9 +75,10 @@ def run(options: Options) -> int:
 
 
 def _serve(
-    options: Options, shutdown: Shutdown, readiness: admin.Readiness, undo: contextlib.ExitStack
+    options: Options, shutdown: Shutdown, board: admin.Board, undo: contextlib.ExitStack
 ) -> None:
     """Start everything, wait for the end; ``undo`` gets what takes it all back, last made first."""
+    readiness = board.readiness
     etcd = Etcd.connect(options)
     undo.callback(etcd.close)
     registry = Registry(etcd, options.etcd_prefix)
@@ -103,7 +106,7 @@ def _serve(
         return
     own, snapshot = acquired
 
-    overlay = _Overlay(options, config, external, public_ip, own, tunnel)
+    overlay = Overlay(options, config, external, public_ip, own, tunnel)
     netdev.configure_tunnel(tunnel.device, overlay.tun_address, overlay.mtu, config.network)
     if options.ip_blackhole_route:
         netdev.add_blackhole(own.subnet)
@@ -123,8 +126,8 @@ def _serve(
         reconciler.apply(change)
 
     follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
-    status = _StatusReport(overlay, readiness, keeper, follower, reconciler, pump)
-    undo.enter_context(admin.serve_status(admin.status_path(options.subnet_file), status.report))
+    status = StatusReport(overlay, keeper, follower, reconciler, pump)
+    undo.enter_context(board.show(status.report))
 
     written = _write_subnet_env(options, overlay, readiness)
     _warn_of_host_settings()
@@ -187,7 +190,7 @@ def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | No
     return env.subnet_with_gateway.network
 
 
-def _write_subnet_env(options: Options, overlay: _Overlay, readiness: admin.Readiness) -> bool:
+def _write_subnet_env(options: Options, overlay: Overlay, readiness: admin.Readiness) -> bool:
     try:
         subnet_env.write(options.subnet_file, overlay.subnet_env())
     except SubnetFileError as error:
@@ -204,88 +207,3 @@ def _warn_of_host_settings() -> None:
             "net.ipv4.ip_forward is 0: this host drops its containers' packets until"
             " 'sysctl -w net.ipv4.ip_forward=1' is run"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Overlay:
-    """What this start has settled on."""
-
-    options: Options
-    config: NetworkConfig
-    external: ExternalInterface
-    public_ip: IPv4Address
-    own: OwnLease
-    tunnel: Tunnel
-
-    @property
-    def tun_address(self) -> IPv4Address:
-        return self.own.subnet.network_address
-
-    @property
-    def mtu(self) -> int:
-        return netdev.tunnel_mtu(self.external.mtu, self.config.mtu_cap)
-
-    def pump_config(self) -> PumpConfig:
-        return PumpConfig(
-            tun_fd=self.tunnel.tun_fd,
-            udp_fd=self.tunnel.udp_fd,
-            network=self.config.network,
-            subnet=self.own.subnet,
-            public_ip=self.public_ip,
-            tun_address=self.tun_address,
-            check_source=self.options.source_check,
-            offloads=self.tunnel.offloads,
-            busy_poll_us=self.options.busy_poll_us,
-        )
-
-    def subnet_env(self) -> subnet_env.SubnetEnv:
-        gateway = IPv4Interface(
-            (int(self.own.subnet.network_address) + 1, self.own.subnet.prefixlen)
-        )
-        return subnet_env.SubnetEnv(
-            self.config.network, gateway, self.mtu, ip_masq=self.options.ip_masq
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _StatusReport:
-    """Gathers the status from the parts that own it; any thread may ask."""
-
-    overlay: _Overlay
-    readiness: admin.Readiness
-    keeper: LeaseKeeper
-    follower: Follower
-    reconciler: Reconciler
-    pump: Pump
-
-    def report(self) -> dict[str, Any]:
-        """One JSON object; addresses and subnets are strings."""
-        overlay = self.overlay
-        subnets = self.reconciler.subnets_by_peer()
-        return {
-            "network": str(overlay.config.network),
-            "subnet": str(overlay.own.subnet),
-            "public_ip": str(overlay.public_ip),
-            "port": overlay.config.port,
-            "interface": overlay.external.name,
-            "device": overlay.tunnel.device,
-            "offloads": describe(overlay.tunnel.offloads),
-            "mtu": overlay.mtu,
-            "reservation": self.keeper.own.deadline is None,
-            "ready": self.readiness.reason is None,
-            "reason": self.readiness.reason,
-            "etcd": {"state": self.follower.state.value, "revision": self.follower.revision},
-            "stats": self.pump.stats(),
-            "peers": [
-                {
-                    "public_ip": str(peer.public_ip),
-                    "subnets": [str(subnet) for subnet in subnets.get(peer.public_ip, ())],
-                    "sent_packets": peer.sent_packets,
-                    "sent_bytes": peer.sent_bytes,
-                    "received_packets": peer.received_packets,
-                    "received_bytes": peer.received_bytes,
-                    "dropped_packets": peer.dropped_packets,
-                }
-                for peer in sorted(self.pump.peers(), key=lambda peer: peer.public_ip)
-            ],
-        }

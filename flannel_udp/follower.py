@@ -55,6 +55,7 @@ class Follower:
         self._revision = start.revision
         self._state = FollowState.CONNECTING
         self._last_contact = boottime()
+        self._resyncs = 0
         self._resync = False  # a snapshot is needed
         self._fresh = False  # a snapshot was read just now
         self._backoff, self._faults = Backoff(), ChangeLog(log)
@@ -71,6 +72,11 @@ class Follower:
     def revision(self) -> int:
         """etcd's revision up to which every change was delivered."""
         return self._revision
+
+    @property
+    def resyncs(self) -> int:
+        """How often all leases were read anew because the history was gone."""
+        return self._resyncs
 
     @property
     def last_contact(self) -> float:
@@ -117,6 +123,7 @@ class Follower:
         )
         self._revision, self._own_revision = snapshot.revision, self._own_in(snapshot)
         self._resync, self._fresh = False, True
+        self._resyncs += 1
         self._state = FollowState.CONNECTING
         self._on_change(snapshot)
 

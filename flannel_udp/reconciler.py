@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.lease import Events, Snapshot
 from flannel_udp.pump import Pump
+from flannel_udp.registry import boottime
 from flannel_udp.routes import Changes, RouteSet
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ class Reconciler:
     def __init__(self, routes: RouteSet, pump: Pump) -> None:
         self._routes = routes
         self._pump = pump
+        self._since: dict[IPv4Network, float] = {}  # CLOCK_BOOTTIME of each route's next hop
         self._lock = threading.Lock()
 
     def apply(self, change: Snapshot | Events) -> None:
@@ -34,6 +36,9 @@ class Reconciler:
             else:
                 changes = self._routes.apply(change.events)
                 self._pump.update(changes.added, changes.removed)
+            self._since |= dict.fromkeys(changes.added, boottime())
+            for subnet in changes.removed:
+                self._since.pop(subnet, None)
         _report(changes)
 
     def subnets_by_peer(self) -> dict[IPv4Address, list[IPv4Network]]:
@@ -44,6 +49,15 @@ class Reconciler:
         for subnet, public_ip in routes:
             by_peer[public_ip].append(subnet)
         return by_peer
+
+    def known_since(self) -> dict[IPv4Address, float]:
+        """CLOCK_BOOTTIME seconds of each peer's oldest route."""
+        since: dict[IPv4Address, float] = {}
+        with self._lock:
+            for subnet, public_ip in self._routes.routes.items():
+                at = self._since[subnet]
+                since[public_ip] = min(since.get(public_ip, at), at)
+        return since
 
 
 def _report(changes: Changes) -> None:

@@ -68,10 +68,14 @@ def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel
         yield Tunnel(device, tun_fd, udp_fd, offloads)
 
 
+def names(offloads: Offload) -> list[str]:
+    """For people: ``["TSO", "UDP GSO"]``."""
+    return [str(each.name).replace("_", " ") for each in Offload if each in offloads]
+
+
 def describe(offloads: Offload) -> str:
-    """Their names, for people: ``TSO, UDP GSO``."""
-    names = [str(each.name).replace("_", " ") for each in Offload if each in offloads]
-    return ", ".join(names) or "none"
+    """Their names in a sentence: ``TSO, UDP GSO``."""
+    return ", ".join(names(offloads)) or "none"
 
 
 def _open_tun(*, vnet_header: bool) -> tuple[int, str]:

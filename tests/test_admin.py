@@ -13,8 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.admin import Readiness, read_status, serve_health, serve_status, status_path
+from flannel_udp.admin import (
+    Board,
+    Readiness,
+    read_status,
+    serve_health,
+    serve_status,
+    status_path,
+)
 from flannel_udp.errors import DeviceError
+
+
+def expose(accept: str) -> tuple[bytes, str]:
+    return f"accepting {accept}".encode(), "text/metrics"
 
 
 def get(port: int, path: str, address: str = "127.0.0.1") -> tuple[int, str]:
@@ -29,7 +40,7 @@ def get(port: int, path: str, address: str = "127.0.0.1") -> tuple[int, str]:
 
 def test_health_speaks_flannels_words() -> None:
     readiness = Readiness()
-    with serve_health("127.0.0.1", 0, readiness) as port:
+    with serve_health("127.0.0.1", 0, readiness, expose) as port:
         assert get(port, "/healthz") == (200, "flanneld is running")
         assert get(port, "/readyz") == (503, "flanneld is not ready yet\nstarting")
         readiness.not_ready("etcd cannot be used")
@@ -37,27 +48,37 @@ def test_health_speaks_flannels_words() -> None:
         readiness.ready()
         assert get(port, "/readyz") == (200, "flanneld is ready")
         assert get(port, "/healthz") == (200, "flanneld is running")
-        assert get(port, "/metrics")[0] == 404
+        assert get(port, "/elsewhere") == (404, "see /healthz, /readyz and /metrics")
     with pytest.raises(ConnectionRefusedError):
         get(port, "/healthz")
 
 
+def test_metrics_come_in_the_format_asked_for() -> None:
+    with serve_health("127.0.0.1", 0, Readiness(), expose) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/metrics?x=1", headers={"Accept": "their-format"})
+        answer = connection.getresponse()
+        assert answer.getheader("Content-Type") == "text/metrics"
+        assert answer.read() == b"accepting their-format"
+        connection.close()
+
+
 def test_health_listens_on_ipv6_too() -> None:
-    with serve_health("::1", 0, Readiness()) as port:
+    with serve_health("::1", 0, Readiness(), expose) as port:
         assert get(port, "/healthz", "::1") == (200, "flanneld is running")
 
 
 def test_a_taken_health_port_is_one_sentence() -> None:
     with (
-        serve_health("127.0.0.1", 0, Readiness()) as port,
+        serve_health("127.0.0.1", 0, Readiness(), expose) as port,
         pytest.raises(DeviceError, match=rf"port {port}: Address already in use; .*--healthz-port"),
-        serve_health("127.0.0.1", port, Readiness()),
+        serve_health("127.0.0.1", port, Readiness(), expose),
     ):
         pass
 
 
 def test_a_client_that_says_nothing_holds_up_neither_others_nor_the_end() -> None:
-    with serve_health("127.0.0.1", 0, Readiness()) as port:
+    with serve_health("127.0.0.1", 0, Readiness(), expose) as port:
         silent = socket.create_connection(("127.0.0.1", port))
         began = time.monotonic()
         assert get(port, "/healthz")[0] == 200
@@ -96,6 +117,28 @@ def test_the_socket_of_a_killed_daemon_is_not_in_the_way(tmp_path: Path) -> None
         read_status(path)
     with serve_status(path, lambda: {"alive": True}):
         assert read_status(path) == {"alive": True}
+
+
+def test_the_socket_of_a_live_daemon_stays_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "subnet.sock"
+    with serve_status(path, lambda: {"first": True}):
+        with serve_status(path, lambda: {"first": False}):
+            assert read_status(path) == {"first": True}
+        assert read_status(path) == {"first": True}
+    assert f"status is not available at {path}: Address already in use" in caplog.text
+
+
+def test_the_status_tells_readiness_alone_before_and_after_there_is_more() -> None:
+    board = Board(Readiness())
+    board.readiness.not_ready("etcd cannot be used")
+    short = {"version": "0.1.0", "ready": False, "reason": "etcd cannot be used"}
+    assert board.read() == short
+    with board.show(lambda: {"subnet": "10.1.5.0/24"}):
+        board.readiness.ready()
+        assert board.read() == short | {"ready": True, "reason": None, "subnet": "10.1.5.0/24"}
+    assert set(board.read()) == set(short)
 
 
 @pytest.mark.parametrize("name", ["file/subnet.sock", "x" * 120], ids=["no-folder", "too-long"])

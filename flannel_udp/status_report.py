@@ -1,0 +1,68 @@
+"""The status: what the socket, the metrics and the views of the command line show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flannel_udp.admin import Status
+from flannel_udp.follower import Follower
+from flannel_udp.lease_keeper import LeaseKeeper
+from flannel_udp.overlay import Overlay
+from flannel_udp.pump import Pump
+from flannel_udp.reconciler import Reconciler
+from flannel_udp.registry import boottime
+from flannel_udp.tunnel import names
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """Gathers the status from the parts that own it; any thread may ask."""
+
+    overlay: Overlay
+    keeper: LeaseKeeper
+    follower: Follower
+    reconciler: Reconciler
+    pump: Pump
+
+    def report(self) -> Status:
+        """Addresses and subnets are strings, spans of time are seconds."""
+        overlay, deadline, now = self.overlay, self.keeper.own.deadline, boottime()
+        return {
+            "network": str(overlay.config.network),
+            "subnet": str(overlay.own.subnet),
+            "public_ip": str(overlay.public_ip),
+            "port": overlay.config.port,
+            "interface": overlay.external.name,
+            "device": overlay.tunnel.device,
+            "preset": overlay.options.offload,
+            "offloads": names(self.pump.offloads),
+            "mtu": overlay.mtu,
+            "ip_masq": overlay.options.ip_masq,
+            "reservation": deadline is None,
+            "lease_seconds_left": None if deadline is None else round(deadline - now, 1),
+            "etcd": {
+                "state": self.follower.state.value,
+                "revision": self.follower.revision,
+                "resyncs": self.follower.resyncs,
+                "silent_seconds": round(now - self.follower.last_contact, 1),
+            },
+            "stats": self.pump.stats(),
+            "peers": self._peers(now),
+        }
+
+    def _peers(self, now: float) -> list[Status]:
+        subnets = self.reconciler.subnets_by_peer()
+        since = self.reconciler.known_since()
+        return [
+            {
+                "public_ip": str(peer.public_ip),
+                "subnets": [str(subnet) for subnet in subnets.get(peer.public_ip, ())],
+                "age_seconds": round(now - since.get(peer.public_ip, now), 1),
+                "sent_packets": peer.sent_packets,
+                "sent_bytes": peer.sent_bytes,
+                "received_packets": peer.received_packets,
+                "received_bytes": peer.received_bytes,
+                "dropped_packets": peer.dropped_packets,
+            }
+            for peer in sorted(self.pump.peers(), key=lambda peer: peer.public_ip)
+        ]
