@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from bench import campaign, programs
+from bench import campaign
 from bench.conftest import Replay, plan_of
 from bench.plan import FIGURES, UNDERLAYS, Plan, Underlay
 
@@ -29,16 +28,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def measured(
-    plan: Plan, daemon_args: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Measured:
+def measured(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """The results of an underlay, measured at the first call."""
-    directory: Path = tmp_path_factory.mktemp("programs")
-    traffic, rival = (programs.build(name, directory) for name in ("traffic", "rival"))
 
     @cache
     def measure(underlay: Underlay) -> campaign.Results:
-        return campaign.run(plan, underlay, traffic, rival, daemon_args)
+        return campaign.run(plan, underlay, tmp_path_factory.mktemp(underlay))
 
     return measure
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench import clock
-from bench.plan import PLANS, Plan
+from bench.plan import PLANS, Daemons, Plan
 
 Replay = Callable[[str, str, Sequence[float]], None]
 
@@ -20,23 +20,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("flannel_udp benchmarks")
     group.addoption("--plan", choices=PLANS, default="full", help="how much to measure")
     group.addoption("--rounds", type=int, help="instead of the plan's")
-    group.addoption("--daemon-args", default="", help="further flags of the daemons under test")
+    group.addoption("--daemon-args", default="", help="flags of the daemons of the way auto")
 
 
 def plan_of(config: pytest.Config) -> Plan:
     plan = PLANS[config.getoption("--plan")]
     rounds = config.getoption("--rounds")
-    return replace(plan, rounds=rounds) if rounds else plan
+    arguments = tuple(shlex.split(config.getoption("--daemon-args")))
+    return replace(
+        plan,
+        rounds=rounds or plan.rounds,
+        daemons={**plan.daemons, "auto": Daemons(arguments)},
+    )
 
 
 @pytest.fixture(scope="session")
 def plan(pytestconfig: pytest.Config) -> Plan:
     return plan_of(pytestconfig)
-
-
-@pytest.fixture(scope="session")
-def daemon_args(pytestconfig: pytest.Config) -> list[str]:
-    return shlex.split(pytestconfig.getoption("--daemon-args"))
 
 
 @pytest.fixture

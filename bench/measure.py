@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.plan import MEASUREMENTS
 from bench.ways import Way
 from flannel_udp.lab import Lab
 
@@ -34,10 +35,23 @@ class Meter:
         self._target = lab.hosts[1].containers[0].netns
         self._traffic = str(traffic)
 
-    def tcp(self, way: Way, streams: int, seconds: int) -> Samples:
+    def measure(self, measurement: str, way: Way, seconds: float) -> Samples:
+        """``measurement`` is one of plan.MEASUREMENTS; the figures that it gives."""
+        kind, number = measurement[:3], measurement[3:]
+        if kind == "tcp":
+            found = self._tcp(way, int(number), seconds)
+        elif kind == "udp":
+            found = self._udp(way, int(number), seconds)
+        else:
+            found = self._round_trip(way, seconds)
+        wanted = MEASUREMENTS[measurement]
+        return {figure: sample for figure, sample in found.items() if figure in wanted}
+
+    def _tcp(self, way: Way, streams: int, seconds: float) -> Samples:
         """iperf3, with pings beside it."""
         server = ["iperf3", "--server", "--one-off", "--forceflush"]
-        client = ["iperf3", "--client", str(way.target), "--json", "--time", str(seconds)]
+        client = ["iperf3", "--client", str(way.target), "--json"]
+        client += ["--time", f"{max(1, seconds):.0f}"]  # a whole number; 0 is for ever
         client += ["--parallel", str(streams), "--connect-timeout", "3000"]
         ping = [self._traffic, "ping", str(way.target), str(PING_GAP_US), str(seconds)]
         with self._server(server, "Server listening"):
@@ -54,13 +68,13 @@ class Meter:
             raise MeasurementError(f"iperf3, {way.name}: {result['error']}")
         received = result["end"]["sum_received"]
         gigabytes = received["bytes"] / 1e9
-        return {
+        samples = {
             f"tcp{streams}": received["seconds"] / gigabytes,
             "loaded_rtt": _numbers(pings, way)[0] * 1e-6,
-            "cpu": used / gigabytes,
         }
+        return samples | {"cpu": used / gigabytes} if way.daemons else samples
 
-    def udp(self, way: Way, size: int, seconds: float) -> Samples:
+    def _udp(self, way: Way, size: int, seconds: float) -> Samples:
         """Datagrams received while the sender sends as many as it can."""
         sink = [self._traffic, "sink", str(UDP_PORT), str(seconds)]
         flood = [self._traffic, "flood", str(way.target), str(UDP_PORT), str(size)]
@@ -71,7 +85,7 @@ class Meter:
             counted, _ = server.communicate(timeout=SLACK)
         return {f"udp{size}": 1 / _numbers(counted, way)[0]}
 
-    def round_trip(self, way: Way, seconds: float) -> Samples:
+    def _round_trip(self, way: Way, seconds: float) -> Samples:
         """One echo after another, as ``ping -f`` does."""
         ping = [self._traffic, "ping", str(way.target), "0", str(seconds)]
         p50, p99, *_ = _numbers(self._source.run(ping, timeout=seconds + SLACK).stdout, way)

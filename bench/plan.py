@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Underlay = Literal["direct", "wire"]
@@ -18,10 +19,21 @@ WAYS = {
     "none": "none",
     "loop": "one read, one send",
 }
-FURTHER_DAEMONS = {  # beside those of the way auto
-    "busy": ("--busy-poll-us", str(BUSY_POLL_US)),
-    "tso": ("--offload", "tso"),
-    "none": ("--offload", "none"),
+
+
+@dataclass(frozen=True, slots=True)
+class Daemons:
+    """What the daemons of a way are started with, beside what every daemon of a lab gets."""
+
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+DAEMONS = {
+    "auto": Daemons(),
+    "busy": Daemons(("--busy-poll-us", str(BUSY_POLL_US))),
+    "tso": Daemons(("--offload", "tso")),
+    "none": Daemons(("--offload", "none")),
 }
 
 
@@ -49,37 +61,48 @@ FIGURES = {
     "udp1400": Figure("UDP, 1,400 bytes, received", "1000/s", 1e-3),
     "rtt_p50": Figure("Round trip, median", "us", 1e6, is_rate=False),
     "rtt_p99": Figure("Round trip, 99th percentile", "us", 1e6, is_rate=False),
-    "loaded_rtt": Figure("Round trip beside 1 TCP stream, median", "us", 1e6, is_rate=False),
+    "loaded_rtt": Figure("Round trip beside TCP", "us", 1e6, is_rate=False),
     "cpu": Figure("CPU of both pumps, TCP", "s/GB", 1, is_rate=False, of_pump=True),
+}
+MEASUREMENTS = {  # and the figures that each gives
+    "tcp1": ("tcp1", "loaded_rtt", "cpu"),
+    "tcp4": ("tcp4",),
+    "udp64": ("udp64",),
+    "udp1400": ("udp1400",),
+    "rtt": ("rtt_p50", "rtt_p99"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Seconds of one measurement; 0 leaves it out."""
+    """``seconds`` is how long each measurement takes; what is not in it is not measured.
+
+    ``part_rounds`` is the rounds of the parts, which take milliseconds. A way in ``daemons`` is a
+    pair of daemons.
+    """
 
     rounds: int
-    part_rounds: int  # of the parts, which take milliseconds
+    part_rounds: int
     ways: tuple[str, ...]
-    tcp1: int
-    tcp4: int
-    udp64: float
-    udp1400: float
-    round_trip: float
+    seconds: Mapping[str, float]
+    daemons: Mapping[str, Daemons] = field(default_factory=lambda: DAEMONS)
 
     def figures(self, way: str) -> list[str]:
         """What the plan measures of a way."""
-        left_out = {name for name in ("tcp4", "udp1400") if not getattr(self, name)}
-        has_pump = way == "auto" or way in FURTHER_DAEMONS
         return [
-            name
-            for name, figure in FIGURES.items()
-            if name not in left_out and (has_pump or not figure.of_pump)
+            figure
+            for measurement in self.seconds
+            for figure in MEASUREMENTS[measurement]
+            if way in self.daemons or not FIGURES[figure].of_pump
         ]
 
 
 PLANS = {
-    "full": Plan(5, 15, tuple(WAYS), tcp1=2, tcp4=2, udp64=1, udp1400=1, round_trip=0.5),
-    "quick": Plan(1, 3, tuple(WAYS), tcp1=1, tcp4=1, udp64=0.3, udp1400=0.3, round_trip=0.2),
-    "gate": Plan(7, 15, ("vxlan", "auto"), tcp1=1, tcp4=0, udp64=0.5, udp1400=0, round_trip=0.5),
+    "full": Plan(
+        5, 15, tuple(WAYS), {"tcp1": 1, "tcp4": 1, "udp64": 0.6, "udp1400": 0.6, "rtt": 0.5}
+    ),
+    "quick": Plan(
+        1, 3, tuple(WAYS), {"tcp1": 1, "tcp4": 1, "udp64": 0.3, "udp1400": 0.3, "rtt": 0.2}
+    ),
+    "gate": Plan(7, 15, ("vxlan", "auto"), {"tcp1": 1, "udp64": 0.5, "rtt": 0.5}),
 }

@@ -27,7 +27,7 @@ _KERNELS = """
     int route_table_insert(struct route_table *table, uint32_t prefix, uint8_t length,
                            uint32_t next_hop, uint32_t *previous);
 """
-_PARTS = ("coalesce", "packet", "route_set", "route_table", "segment")
+_PARTS = ("checksum", "coalesce", "packet", "route_set", "route_table", "segment")
 
 
 def build(name: str, directory: Path) -> Path:

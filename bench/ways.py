@@ -1,12 +1,13 @@
 """The ways a packet can go between the two hosts of a lab, all of them there at the same time.
 
-The lab's daemons are the first one. Beside them the same two hosts get, each with a bridge and a
-cable of its own into the same container::
+Each has a bridge on either host, and a cable of its own into the same container::
 
-    busy, tso, none   10.101.0.0/16 ..  more daemons, each pair with a prefix and a port of its own
-    vxlan             10.2.0.0/16       vxlan1 over eth0, as flannel's vxlan backend sets it up
-    plain             10.3.0.0/16       no overlay: routed straight over eth0
-    loop              10.4.0.0/16       rival.c: one read and one send for every packet
+    auto, tso ..  10.101.0.0/16 ..  daemons, each pair with a prefix in etcd and a port of its own
+    vxlan         10.2.0.0/16       vxlan1 over eth0, as flannel's vxlan backend sets it up
+    plain         10.3.0.0/16       no overlay: routed straight over eth0
+    loop          10.4.0.0/16       rival.c: one read and one send for every packet
+
+The lab's own daemons only make the containers, and are idle.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
+from bench.plan import Daemons
 from flannel_udp.lab import Lab
 from flannel_udp.lab_etcd import tail
 from flannel_udp.lab_host import DaemonSetup, Host
 
 RIVAL_PORT = 8385
 VXLAN_PORT = 8472
-FIRST_PORT = 8286  # of the further daemons
+FIRST_PORT = 8286  # of daemons
 READY_WITHIN = 30.0  # seconds
 
 
@@ -44,35 +45,32 @@ class Way:
 
     def pump_seconds(self) -> float:
         """The CPU seconds that all its pumps have used so far."""
-        return sum(daemon.status()["stats"]["cpu_ns"] for daemon in self.daemons) / 1e9
+        return sum(float(each.status()["stats"]["cpu_ns"]) for each in self.daemons) / 1e9
 
 
-def of_lab(lab: Lab, name: str) -> Way:
-    """The lab's own daemons, whatever their flags."""
-    return Way(name, lab.hosts[1].containers[0].address, tuple(lab.hosts))
-
-
-def add_daemons(lab: Lab, name: str, number: int, arguments: Sequence[str]) -> Way:
-    """Further daemons with these flags; ``number`` (0, 1, ..) tells them from others."""
+def add_daemons(lab: Lab, name: str, number: int, daemons: Daemons) -> Way:
+    """A pair of daemons; ``number`` (0, 1, ..) tells it from others."""
     prefix = f"/bench/{name}"
     network = IPv4Network((f"10.{101 + number}.0.0", 16))
     backend = {"Type": "udp", "Port": FIRST_PORT + number}
     config = {"Network": str(network), "Backend": backend}
     lab.etcdctl("put", f"{prefix}/config", json.dumps(config))
-    setup = DaemonSetup(sys.executable, lab.etcd.url, prefix, tuple(arguments))
-    daemons = []
+    # PYTHONPATH alone says which flannel_udp runs, not the directory we happen to be in.
+    environment = {"PYTHONSAFEPATH": "1"} | dict(daemons.environment)
+    setup = DaemonSetup(sys.executable, lab.etcd.url, prefix, daemons.arguments, environment)
+    pair = []
     for host in lab.hosts:
         directory = host.directory / name
         directory.mkdir()
         daemon = Host(f"{host.name} ({name})", host.netns, host.address, directory, setup, 0)
         daemon.start_daemon(wait=False)
-        daemons.append(daemon)
-    for host, daemon in zip(lab.hosts, daemons, strict=True):
+        pair.append(daemon)
+    for host, daemon in zip(lab.hosts, pair, strict=True):
         _wait_until_ready(daemon)
         assert daemon.env is not None
         cable = _Cable(f"more{number}", network, daemon.env.mtu)
         target = cable.plug(host, daemon.env.subnet_with_gateway.network)
-    return Way(name, target, tuple(daemons))
+    return Way(name, target, tuple(pair))
 
 
 def add_plain(lab: Lab) -> Way:
