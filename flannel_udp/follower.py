@@ -18,8 +18,8 @@ from enum import Enum
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd import RevisionError, Watch
 from flannel_udp.etcd_values import WatchResponse
-from flannel_udp.lease import Events, Snapshot
-from flannel_udp.registry import OwnLease, Registry, boottime
+from flannel_udp.lease import Events, OwnLease, Snapshot
+from flannel_udp.registry import Registry, boottime
 from flannel_udp.retry import Backoff, ChangeLog
 
 log = logging.getLogger(__name__)

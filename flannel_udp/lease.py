@@ -40,6 +40,22 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnLease:
+    """The subnet this host holds.
+
+    ``key`` is the full etcd key. ``etcd_lease`` is 0 for a reservation, which has no ``deadline``.
+    ``deadline`` (CLOCK_BOOTTIME seconds) is never later than etcd's own.
+    """
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    key: str
+    etcd_lease: int
+    mod_revision: int
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseAdded:
     """A lease was created or its value changed."""
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from flannel_udp.errors import EtcdError, LeaseLostError
-from flannel_udp.lease import Events, LeaseAdded, Snapshot
-from flannel_udp.registry import OwnLease, Registry, boottime
+from flannel_udp.lease import Events, LeaseAdded, OwnLease, Snapshot
+from flannel_udp.registry import Registry, boottime
 from flannel_udp.retry import Backoff, ChangeLog
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Interface
 from flannel_udp import netdev, subnet_env
 from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.interface import ExternalInterface
+from flannel_udp.lease import OwnLease
 from flannel_udp.pump import PumpConfig
-from flannel_udp.registry import OwnLease
 from flannel_udp.tunnel import Tunnel
 
 

@@ -33,6 +33,7 @@ from flannel_udp.lease import (
     LeaseAdded,
     LeaseEvent,
     LeaseRemoved,
+    OwnLease,
     Snapshot,
     decode_key,
     decode_lease,
@@ -51,22 +52,6 @@ _TRIES = 30
 def boottime() -> float:
     """Seconds on CLOCK_BOOTTIME: it goes on while the machine sleeps, as etcd's leases do."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnLease:
-    """The subnet this host holds.
-
-    ``key`` is the full etcd key. ``etcd_lease`` is 0 for a reservation, which has no ``deadline``.
-    ``deadline`` (CLOCK_BOOTTIME seconds) is never later than etcd's own.
-    """
-
-    subnet: IPv4Network
-    public_ip: IPv4Address
-    key: str
-    etcd_lease: int
-    mod_revision: int
-    deadline: float | None
 
 
 class Registry:

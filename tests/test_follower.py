@@ -16,8 +16,8 @@ from tcp_proxy import TcpProxy
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower, FollowState
-from flannel_udp.lease import Events, LeaseAdded, LeaseEvent, LeaseRemoved, Snapshot
-from flannel_udp.registry import OwnLease, Registry, boottime
+from flannel_udp.lease import Events, LeaseAdded, LeaseEvent, LeaseRemoved, OwnLease, Snapshot
+from flannel_udp.registry import Registry, boottime
 
 US = IPv4Address("172.30.0.1")
 BINARIES = {"path": find_binary("etcd"), "distro": distro_binary("etcd")}

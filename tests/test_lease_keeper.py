@@ -17,9 +17,9 @@ from flannel_udp.config import NetworkConfig
 from flannel_udp.errors import LeaseLostError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower, FollowState
-from flannel_udp.lease import Events, Snapshot
+from flannel_udp.lease import Events, OwnLease, Snapshot
 from flannel_udp.lease_keeper import LeaseKeeper
-from flannel_udp.registry import LEASE_TTL, OwnLease, Registry, boottime
+from flannel_udp.registry import LEASE_TTL, Registry, boottime
 
 CONFIG = NetworkConfig.parse('{"Network":"10.1.0.0/16"}')
 US = IPv4Address("172.30.0.1")

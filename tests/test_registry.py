@@ -23,8 +23,8 @@ from flannel_udp.errors import (
     ReservationError,
 )
 from flannel_udp.etcd import Etcd
-from flannel_udp.lease import LeaseRemoved, encode_key
-from flannel_udp.registry import LEASE_TTL, OwnLease, Registry, boottime
+from flannel_udp.lease import LeaseRemoved, OwnLease, encode_key
+from flannel_udp.registry import LEASE_TTL, Registry, boottime
 
 CONFIG = NetworkConfig.parse('{"Network":"10.1.0.0/16"}')
 SMALL = NetworkConfig.parse('{"Network":"10.9.0.0/24","SubnetLen":28}')  # 15 subnets
