@@ -33,6 +33,10 @@ class LeaseLostError(FlannelError):
     """Our lease was revoked or taken over: forwarding stops and the program exits with 1."""
 
 
+class LeaseContestedError(FlannelError):
+    """Another host claims our subnet after etcd's data was replaced: it may be old news."""
+
+
 class EtcdError(FlannelError):
     """An etcd call failed (unreachable, refused, TLS, login, deadline); worth another try later."""
 

@@ -25,7 +25,14 @@ from flannel_udp.config import Options
 from flannel_udp.endpoints import Endpoint, parse_endpoints
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd_faults import CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
-from flannel_udp.etcd_values import KeyChange, KeyRange, KeyValue, Swap, WatchResponse
+from flannel_udp.etcd_values import (
+    Identity,
+    KeyChange,
+    KeyRange,
+    KeyValue,
+    Swap,
+    WatchResponse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +147,12 @@ class Etcd:
         request = etcdrpc.RangeRequest(key=key.encode(), revision=revision)
         answer = self._call(lambda member: member.kv.Range, request)
         return _key_value(answer.kvs[0]) if answer.kvs else None
+
+    def identity(self, key: str) -> Identity:
+        """The cluster that answers, by a read of a key that we may read."""
+        request = etcdrpc.RangeRequest(key=key.encode(), count_only=True)
+        header = self._call(lambda member: member.kv.Range, request).header
+        return Identity(header.cluster_id, header.raft_term)
 
     def range(self, prefix: str) -> KeyRange:
         """Every key that begins with ``prefix``, in one consistent read."""

@@ -19,6 +19,17 @@ class KeyValue:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """One state of a key, by which it is recognised; both are 0 when it is absent.
+
+    ``lease`` tells apart what two histories of one cluster wrote at the same revision.
+    """
+
+    mod_revision: int = 0
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRange:
     """The keys below a prefix as of ``revision``."""
 
@@ -53,3 +64,11 @@ class WatchResponse:
     revision: int
     changes: tuple[KeyChange, ...] = ()
     created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which data a cluster serves: another id, or a term that went back, is another history."""
+
+    cluster: int
+    term: int

@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd import RevisionError, Watch
-from flannel_udp.etcd_values import WatchResponse
+from flannel_udp.etcd_values import Identity, Version, WatchResponse
 from flannel_udp.lease import Events, OwnLease, Snapshot
-from flannel_udp.registry import Registry, boottime
+from flannel_udp.registry import Registry, boottime, version_of
 from flannel_udp.retry import Backoff, ChangeLog
 
 log = logging.getLogger(__name__)
@@ -50,13 +51,17 @@ class Follower:
         """
         self._registry, self._on_change, self._on_fatal = registry, on_change, on_fatal
         self._own_key = own.key
-        self._own_name = own.key.rpartition("/")[2]
-        self._own_revision = own.mod_revision  # of its key as last seen, 0 when absent
+        self._folder, _, self._own_name = own.key.rpartition("/")
+        self._own_version = version_of(own)  # of its key as last seen
         self._revision = start.revision
+        self._newest = self._newest_of(start)
+        self._identity: Identity | None = None
         self._state = FollowState.CONNECTING
         self._last_contact = boottime()
         self._resyncs = 0
         self._resync = False  # a snapshot is needed
+        self._history_lost = False  # and it will not continue what was known
+        self._history_losses = 0
         self._fresh = False  # a snapshot was read just now
         self._backoff, self._faults = Backoff(), ChangeLog(log)
         self._stopping = threading.Event()
@@ -83,6 +88,11 @@ class Follower:
         """CLOCK_BOOTTIME seconds when etcd last spoke; while watching that is now, give or take
         the 13 s after which a silent connection is given up."""
         return boottime() if self._state is FollowState.WATCHING else self._last_contact
+
+    @property
+    def history_losses(self) -> int:
+        """How often etcd came back with other data than it had."""
+        return self._history_losses
 
     def start(self) -> None:
         self._thread.start()
@@ -117,12 +127,14 @@ class Follower:
             self._on_fatal(error)
 
     def _read_all(self) -> None:
-        snapshot = self._registry.snapshot()
+        self._identity = self._registry.identity()
+        snapshot = replace(self._registry.snapshot(), history_lost=self._history_lost)
         log.info(
             "read all leases again: %d at revision %d", len(snapshot.leases), snapshot.revision
         )
-        self._revision, self._own_revision = snapshot.revision, self._own_in(snapshot)
-        self._resync, self._fresh = False, True
+        self._revision, self._own_version = snapshot.revision, self._own_in(snapshot)
+        self._newest = self._newest_of(snapshot)
+        self._resync, self._history_lost, self._fresh = False, False, True
         self._resyncs += 1
         self._state = FollowState.CONNECTING
         self._on_change(snapshot)
@@ -153,8 +165,11 @@ class Follower:
 
     def _deliver(self, response: WatchResponse) -> None:
         for change in response.changes:
-            if change.kv.key == self._own_key:
-                self._own_revision = 0 if change.deleted else change.kv.mod_revision
+            kv = change.kv
+            version = Version() if change.deleted else Version(kv.mod_revision, kv.lease)
+            self._newest = kv.key, version
+            if kv.key == self._own_key:
+                self._own_version = version
         if response.changes:
             self._on_change(self._registry.events(response))
         self._revision = max(self._revision, response.revision)
@@ -162,19 +177,31 @@ class Follower:
     def _confirm_history(self) -> None:
         """Raise RevisionError if etcd's data was replaced, though its revision does not show it.
 
-        Done before the watch, this read also finds the member to use and renews the login.
+        It is the data we knew if it remembers our own key and the last change as we saw them.
+        Done before the watch, these reads also find the member to use and renew the login.
         """
-        known_at = max(self._revision, self._own_revision)
-        if not self._registry.same_history(self._own_key, self._own_revision, known_at):
-            raise RevisionError(
-                f"etcd does not know what it held at revision {known_at}: its data was lost or"
-                " restored",
-                compacted=False,
-            )
+        identity = self._registry.identity()
+        before, self._identity = self._identity or identity, identity
+        if identity.cluster != before.cluster or identity.term < before.term:
+            raise RevisionError("etcd is another cluster than before", compacted=False)
+        own_at = max(self._revision, self._own_version.mod_revision)
+        for (key, version), known_at in (
+            ((self._own_key, self._own_version), own_at),
+            (self._newest, self._revision),
+        ):
+            if not self._registry.same_history(key, version, known_at):
+                raise RevisionError(
+                    f"etcd does not know what it held at revision {known_at}: its data was lost or"
+                    " restored",
+                    compacted=False,
+                )
 
     def _lose_history(self, error: RevisionError) -> None:
         log.warning("%s: reading all leases again", error)
         self._state, self._resync = FollowState.RESYNC, True
+        if not error.compacted and not self._history_lost:
+            self._history_lost = True
+            self._history_losses += 1
 
     def _disconnect(self, error: EtcdError) -> None:
         if self._state is FollowState.WATCHING:
@@ -183,6 +210,13 @@ class Follower:
             self._state = FollowState.CONNECTING
         self._faults.failed(f"the leases cannot be followed, known routes stay: {error}")
 
-    def _own_in(self, snapshot: Snapshot) -> int:
-        """The mod_revision of our key, 0 when absent."""
-        return next((at.mod_revision for at in snapshot.leases if at.key == self._own_name), 0)
+    def _own_in(self, snapshot: Snapshot) -> Version:
+        found = (each for each in snapshot.leases if each.key == self._own_name)
+        return next(map(version_of, found), Version())
+
+    def _newest_of(self, snapshot: Snapshot) -> tuple[str, Version]:
+        """The lease that was written last; our own key when there is none."""
+        newest = max(snapshot.leases, key=lambda lease: lease.mod_revision, default=None)
+        if newest is None:
+            return self._own_key, Version()
+        return f"{self._folder}/{newest.key}", version_of(newest)

@@ -74,10 +74,15 @@ LeaseEvent = LeaseAdded | LeaseRemoved
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Every lease as of ``revision``: replaces all that was known before."""
+    """Every lease as of ``revision``: replaces all that was known before.
+
+    ``history_lost``: etcd's data was replaced (wiped, restored), so that what is missing was not
+    given up by its host.
+    """
 
     leases: tuple[Lease, ...]
     revision: int
+    history_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from enum import Enum, auto
 
-from flannel_udp.errors import EtcdError, LeaseLostError
+from flannel_udp.errors import EtcdError, LeaseContestedError, LeaseLostError
 from flannel_udp.lease import Events, LeaseAdded, OwnLease, Snapshot
 from flannel_udp.registry import Registry, boottime
 from flannel_udp.retry import Backoff, ChangeLog
@@ -19,6 +19,9 @@ REWRITE_AFTER_READY = 10.0  # seconds
 
 # CLOCK_BOOTTIME goes on while the machine sleeps and the clock of a waiting thread does not.
 _LONGEST_SLEEP = 30.0  # seconds
+
+# After etcd's data was replaced, a claim on our subnet may be old news that its host withdraws.
+CONTEST_GRACE = 60.0  # seconds
 
 # A lease that lives shorter than the margin is renewed after a third of its life, or this.
 _LONGEST_HASTE = 60.0  # seconds
@@ -44,12 +47,13 @@ class LeaseKeeper:
         *,
         clock: Callable[[], float] = boottime,
         rewrite_after: float = REWRITE_AFTER_READY,
+        contest_grace: float = CONTEST_GRACE,
     ) -> None:
         """``margin`` in seconds before the deadline. The thread calls ``on_lost`` and ends when
         the lease was revoked or stolen, ``on_fatal`` when it met an error of our own."""
         self._registry, self._margin, self._clock = registry, margin, clock
         self._on_lost, self._on_fatal = on_lost, on_fatal
-        self._rewrite_after = rewrite_after
+        self._rewrite_after, self._contest_grace = rewrite_after, contest_grace
         self._condition = threading.Condition()
         self._own = own
         self._renew_at = self._renewal_of(own)
@@ -57,6 +61,9 @@ class LeaseKeeper:
         self._known_at = own.mod_revision  # the newest revision at which nothing had changed
         self._suspicions = 0  # changes of our key seen
         self._settled = 0  # of these, looked into
+        self._losses = 0  # times that etcd's data was replaced
+        self._settled_losses = 0  # of these, looked into
+        self._contested_since: float | None = None
         self._stopping = False
         self._backoff, self._faults = Backoff(), ChangeLog(log)
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -89,7 +96,11 @@ class LeaseKeeper:
     def observe(self, change: Snapshot | Events) -> None:
         """Look for our key in what the follower delivers; returns at once."""
         with self._condition:
-            if self._touches_own(change):
+            if isinstance(change, Snapshot) and change.history_lost:
+                self._losses += 1
+                self._suspicions += 1
+                self._condition.notify()
+            elif self._touches_own(change):
                 self._suspicions += 1
                 self._condition.notify()
             elif self._suspicions == self._settled:
@@ -114,6 +125,9 @@ class LeaseKeeper:
                     self._do(task)
                 except EtcdError as error:
                     self._faults.failed(f"lease {self._own.subnet} cannot be kept up: {error}")
+                    self._pause(self._backoff.next())
+                except LeaseContestedError as error:
+                    self._contest(error)
                     self._pause(self._backoff.next())
                 else:
                     self._faults.works(f"lease {self._own.subnet} is kept up again")
@@ -143,10 +157,15 @@ class LeaseKeeper:
     def _do(self, task: _Task) -> None:
         with self._condition:
             own, seen, known_at = self._own, self._suspicions, self._known_at
+            losses = self._losses
+            history_lost = losses != self._settled_losses
         held: OwnLease | None
         match task:
             case _Task.RECHECK:
-                held = self._registry.recheck(own, known_at)
+                if history_lost:
+                    # Before our own key: two hosts may hold each other's subnet in the old data.
+                    self._registry.remove_stale(own)
+                held = self._registry.recheck(own, known_at, history_lost=history_lost)
             case _Task.RENEW:
                 held = self._registry.keep_alive(own)
             case _Task.REWRITE:
@@ -160,12 +179,27 @@ class LeaseKeeper:
                 case _Task.RECHECK:
                     self._settled, self._known_at = seen, held.mod_revision
                     self._renew_at = self._renewal_of(held)
+                    self._settled_losses, self._contested_since = losses, None
                 case _Task.RENEW:
                     self._renew_at, self._rewrite_at = self._renewal_of(held), self._clock()
                     log.info("renewed lease %s", held.subnet)
                 case _Task.REWRITE:
                     self._known_at = max(self._known_at, held.mod_revision)
                     self._rewrite_at = None
+
+    def _contest(self, error: LeaseContestedError) -> None:
+        """Go on for a while although another host claims our subnet. Raises LeaseLostError."""
+        now = self._clock()
+        if self._contested_since is None:
+            self._contested_since = now
+            with self._condition:
+                self._losses += 1  # which the follower may tell of only later
+        if now - self._contested_since >= self._contest_grace:
+            raise LeaseLostError(str(error)) from None
+        self._faults.failed(
+            f"etcd's data was replaced and another host claims {self._own.subnet} in it: going on"
+            f" for {self._contest_grace:.0f} s, in which it may withdraw"
+        )
 
     def _pause(self, seconds: float) -> None:
         with self._condition:

@@ -20,13 +20,14 @@ from flannel_udp import allocator
 from flannel_udp.config import NetworkConfig
 from flannel_udp.errors import (
     EtcdError,
+    LeaseContestedError,
     LeaseDecodeError,
     LeaseLostError,
     NetworkConfigError,
     ReservationError,
 )
 from flannel_udp.etcd import Etcd, LeaseGoneError, RevisionError, Watch
-from flannel_udp.etcd_values import KeyRange, KeyValue, WatchResponse
+from flannel_udp.etcd_values import Identity, KeyRange, KeyValue, Version, WatchResponse
 from flannel_udp.lease import (
     Events,
     Lease,
@@ -52,6 +53,10 @@ _TRIES = 30
 def boottime() -> float:
     """Seconds on CLOCK_BOOTTIME: it goes on while the machine sleeps, as etcd's leases do."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def version_of(lease: Lease | OwnLease) -> Version:
+    return Version(lease.mod_revision, lease.etcd_lease)
 
 
 class Registry:
@@ -109,8 +114,12 @@ class Registry:
             events.append(LeaseAdded(lease) if lease else LeaseRemoved(name))
         return Events(tuple(events), response.revision)
 
-    def same_history(self, key: str, mod_revision: int, at: int) -> bool:
-        """Whether etcd remembers ``key`` with ``mod_revision`` (0: absent) as of revision ``at``.
+    def identity(self) -> Identity:
+        """Which data etcd serves."""
+        return self._etcd.identity(self._config_key)
+
+    def same_history(self, key: str, version: Version, at: int) -> bool:
+        """Whether etcd remembers this version of ``key`` as of revision ``at``.
 
         If not, its data is not the data we knew: wiped or restored, even if its revision has
         overtaken ours since. True as well when that part of the history is compacted.
@@ -119,7 +128,7 @@ class Registry:
             found = self._etcd.get(key, revision=at)
         except RevisionError as error:
             return error.compacted
-        return (found.mod_revision if found else 0) == mod_revision
+        return version == (Version(found.mod_revision, found.lease) if found else Version())
 
     def _name(self, kv: KeyValue) -> str:
         return kv.key.removeprefix(self._folder)
@@ -280,23 +289,45 @@ class Registry:
             return None
         return replace(own, mod_revision=swap.revision) if swap.succeeded else None
 
-    def recheck(self, own: OwnLease, known_at: int) -> OwnLease:
+    def recheck(self, own: OwnLease, known_at: int, *, history_lost: bool = False) -> OwnLease:
         """Settle what became of our key: the lease to go on with.
 
-        ``known_at`` is the newest revision at which ``own`` was known to hold. A key that expired
-        while we were cut off, or went with etcd's data, is created again if its subnet is free.
-        Raises LeaseLostError when it was revoked or another host has it.
+        ``known_at`` is the newest revision at which ``own`` was known to hold; ``history_lost``
+        tells that etcd's data was replaced since. A key that expired while we were cut off, or
+        went with etcd's data, is created again if its subnet is free. Raises LeaseLostError when
+        it was revoked or another host has it, LeaseContestedError when another host has it in
+        data that replaced the data we knew.
         """
         for _ in range(_TRIES):
             kv = self._etcd.get(own.key)
-            held = self._follow(kv, own) if kv else self._create_again(own, known_at)
+            if kv:
+                held = self._follow(kv, own, known_at, history_lost)
+            else:
+                held = self._create_again(own, known_at, history_lost)
             if held:
                 return held
         raise EtcdError(
             f"the key {own.key} changes faster than it can be read: check who writes it"
         )
 
-    def _follow(self, kv: KeyValue, own: OwnLease) -> OwnLease | None:
+    def remove_stale(self, own: OwnLease) -> None:
+        """Delete the other keys of our PublicIP that replaced data brought back.
+
+        Another host may hold such a subnet by now. Reservations stay: an operator made them.
+        """
+        for lease in self.snapshot().leases:
+            key = self._folder + lease.key
+            if lease.public_ip != own.public_ip or lease.is_reservation or key == own.key:
+                continue
+            if self._etcd.delete_if_unchanged(key, mod_revision=lease.mod_revision):
+                log.warning(
+                    "removed lease %s of %s, which etcd's old data brought back: ours is %s",
+                    *(lease.subnet, own.public_ip, own.subnet),
+                )
+
+    def _follow(
+        self, kv: KeyValue, own: OwnLease, known_at: int, history_lost: bool
+    ) -> OwnLease | None:
         try:
             holder = decode_lease(
                 self._name(kv), kv.value, etcd_lease=kv.lease, mod_revision=kv.mod_revision
@@ -304,10 +335,13 @@ class Registry:
         except LeaseDecodeError:
             holder = own.public_ip  # nobody else's: the rewrite below repairs it
         if holder != own.public_ip:
-            raise LeaseLostError(
+            sentence = (
                 f"lease {own.subnet} was taken over by {holder}, whose PublicIP the key {own.key}"
                 " now carries: forwarding stops, start again to get another subnet"
             )
+            if history_lost or not self.same_history(own.key, version_of(own), known_at):
+                raise LeaseContestedError(sentence)
+            raise LeaseLostError(sentence)
         held = self._take_over(kv, own.subnet, own.public_ip)
         if held and held.etcd_lease != own.etcd_lease:
             if held.etcd_lease:
@@ -316,22 +350,28 @@ class Registry:
                 log.info("lease %s is now a reservation: it is not renewed any more", own.subnet)
         return held
 
-    def _create_again(self, own: OwnLease, known_at: int) -> OwnLease | None:
-        if own.deadline is not None and self._clock() >= own.deadline:
-            reason = "expired while etcd could not be reached"
-        elif not self.same_history(own.key, own.mod_revision, known_at):
+    def _create_again(self, own: OwnLease, known_at: int, history_lost: bool) -> OwnLease | None:
+        expired = own.deadline is not None and self._clock() >= own.deadline
+        if not (history_lost or expired):
+            history_lost = not self.same_history(own.key, version_of(own), known_at)
+        if history_lost:
             reason = "was lost with etcd's data"
+        elif expired:
+            reason = "expired while etcd could not be reached"
         else:
             raise LeaseLostError(
                 f"lease {own.subnet} was revoked, its key {own.key} was deleted before it expired:"
                 " forwarding stops, start again to get a subnet"
             )
         if not allocator.is_free(own.subnet, self._occupied(self._etcd.range(self._folder))):
-            raise LeaseLostError(
+            sentence = (
                 f"lease {own.subnet} {reason} and another host has the subnet now: forwarding"
                 " stops, start again to get another subnet"
             )
+            raise LeaseContestedError(sentence) if history_lost else LeaseLostError(sentence)
         log.warning("lease %s %s: creating it again", own.subnet, reason)
+        if own.etcd_lease == 0:  # an operator's reservation, restored as it was
+            return self.rewrite(replace(own, mod_revision=0))
         return self._create(own.subnet, own.public_ip)
 
 

@@ -44,6 +44,10 @@ class TcpProxy:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
+    def lead_to(self, target: int) -> None:
+        """New connections go to another port from now on."""
+        self._target = target
+
     def restore(self) -> None:
         with self._lock:
             self._is_cut = False

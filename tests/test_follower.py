@@ -3,6 +3,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
+import shutil
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -200,6 +203,8 @@ def test_a_compacted_history_is_read_again(both: tuple[Setting, TcpProxy]) -> No
     proxy.restore()
     here.await_lease("10.1.4.0-24")
     (snapshot,) = here.listener.snapshots
+    assert not snapshot.history_lost
+    assert here.follower.history_losses == 0
     assert {lease.key for lease in snapshot.leases} == {
         "10.1.1.0-24",
         "10.1.3.0-24",
@@ -218,6 +223,7 @@ def test_wiped_data_is_read_again(both: tuple[Setting, TcpProxy]) -> None:
     here.server.wipe()
     here.server.start()
     wait_until(lambda: here.listener.snapshots, "a snapshot of the empty store")
+    assert here.listener.snapshots[0].history_lost
     assert here.listener.table == {}
     here.await_watching()
     here.put("10.1.9.0-24", "172.30.0.9")
@@ -241,6 +247,65 @@ def test_wiped_data_whose_revision_overtook_ours_is_read_again(
     wait_until(lambda: here.listener.snapshots, "a snapshot")
     assert set(here.listener.table) == {"10.1.9.0-24"}
     here.await_watching()
+
+
+def backup(server: EtcdServer) -> Path:
+    """Of a member that is not running."""
+    copy = server.folder / "backup"
+    shutil.copytree(server.data_dir, copy)
+    return copy
+
+
+def test_an_old_backup_whose_revision_overtook_ours_is_read_again(
+    setting: tuple[Setting, TcpProxy],
+) -> None:
+    """It holds our own key as we know it: what came after it was taken is what is missing."""
+    here, proxy = setting
+    here.server.stop()
+    copy = backup(here.server)
+    here.server.start()
+    here.begin()
+    here.put("10.1.2.0-24", "172.30.0.2")
+    here.await_lease("10.1.2.0-24")
+    proxy.cut()
+    here.await_loss()
+    here.server.kill()
+    here.server.wipe()
+    copy.rename(here.server.data_dir)
+    here.server.start()
+    for number in range(8):
+        here.server.put("/elsewhere", str(number))
+    proxy.restore()
+    wait_until(lambda: here.listener.snapshots, "a snapshot")
+    assert here.listener.snapshots[0].history_lost
+    assert set(here.listener.table) == {"10.1.1.0-24"}
+    assert here.follower.history_losses == 1
+    here.await_watching()
+
+
+def test_another_cluster_is_recognised_by_its_name(tmp_path: Path) -> None:
+    """Its data is a copy of ours: only the id of the cluster tells."""
+    with EtcdServer(tmp_path / "one") as one, TcpProxy(one.port) as proxy:
+        here = Setting(one, proxy.url, "/net")
+        here.begin()
+        proxy.cut()
+        here.await_loss()
+        one.etcdctl("snapshot", "save", str(tmp_path / "saved"))
+        other = EtcdServer(tmp_path / "other")
+        command = [find_binary("etcdctl"), "snapshot", "restore", str(tmp_path / "saved")]
+        command += [f"--name={other.name}", f"--initial-cluster={other.initial_cluster}"]
+        command += [f"--initial-advertise-peer-urls={other.peer_url}"]
+        command += [f"--data-dir={other.data_dir}"]
+        other.folder.mkdir()
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        with other:
+            proxy.lead_to(other.port)
+            proxy.restore()
+            wait_until(lambda: here.listener.snapshots, "a snapshot")
+            assert here.listener.snapshots[0].history_lost
+            assert set(here.listener.table) == {"10.1.1.0-24"}
+            here.end()
 
 
 def test_data_wiped_before_our_own_key_was_reported_is_read_again(

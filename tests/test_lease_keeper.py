@@ -18,7 +18,7 @@ from flannel_udp.errors import LeaseLostError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower, FollowState
 from flannel_udp.lease import Events, OwnLease, Snapshot
-from flannel_udp.lease_keeper import LeaseKeeper
+from flannel_udp.lease_keeper import CONTEST_GRACE, LeaseKeeper
 from flannel_udp.registry import LEASE_TTL, Registry, boottime
 
 CONFIG = NetworkConfig.parse('{"Network":"10.1.0.0/16"}')
@@ -155,6 +155,13 @@ def on_both(either: EtcdServer) -> Iterator[Host]:
 def alone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
     """A host with a server for itself, of each etcd version in turn."""
     with EtcdServer(tmp_path, binary=BINARIES[request.param]) as server, host_on(server) as host:
+        yield host
+
+
+@pytest.fixture
+def server_alone(tmp_path: Path) -> Iterator[Host]:
+    """A host with a server for itself."""
+    with EtcdServer(tmp_path) as server, host_on(server) as host:
         yield host
 
 
@@ -328,6 +335,19 @@ def test_a_value_nobody_can_read_is_repaired(host: Host) -> None:
     assert host.lost == []
 
 
+def replace_data(host: Host, values: dict[str, str], *, leased: bool = False) -> None:
+    """Etcd comes back with these values and a revision beyond the one we knew."""
+    host.cut()
+    host.server.kill()
+    host.server.wipe()
+    host.server.start()
+    for key, value in values.items():
+        host.server.put(key, value, lease=host.server.grant(600) if leased else None)
+    for number in range(12):
+        host.server.put("/elsewhere", str(number))
+    host.proxy.restore()
+
+
 def wipe(host: Host, *, revisions: int) -> None:
     host.cut()
     host.server.kill()
@@ -349,6 +369,67 @@ def test_wiped_data_is_no_revocation_and_our_key_comes_back(alone: Host, revisio
     host.await_watching()
     host.server.delete(host.key)
     assert "was revoked" in host.await_lost(), "blind to a later revocation"
+
+
+def test_a_claim_in_replaced_data_that_is_withdrawn_is_no_theft(alone: Host) -> None:
+    """An old backup gives our subnet to the host that had it before; that host sees to it."""
+    host = alone
+    replace_data(host, {host.key: OTHER_VALUE})
+    host.await_watching()
+    time.sleep(1)  # some looks at it
+    assert host.lost == []
+    assert host.value() == OTHER_VALUE
+    host.server.delete(host.key)
+    wait_until(lambda: host.value() == VALUE, "the key coming back")
+    host.await_settled()
+    assert host.lost == []
+    host.server.put(host.key, OTHER_VALUE)
+    assert "was taken over by 172.30.0.2" in host.await_lost(), "blind to a later theft"
+
+
+@pytest.mark.parametrize("claim", ["10.1.5.0-24", "10.1.4.0-23"])
+def test_a_claim_in_replaced_data_that_survives_is_a_theft(server_alone: Host, claim: str) -> None:
+    host = server_alone
+    replace_data(host, {host.folder + claim: OTHER_VALUE})
+    host.await_watching()
+    time.sleep(1)  # some looks at it
+    assert host.lost == []
+    host.clock.ahead = CONTEST_GRACE - 5
+    time.sleep(1)
+    assert host.lost == []
+    host.clock.ahead = CONTEST_GRACE
+    assert "forwarding stops" in host.await_lost()
+    assert host.server.get(host.folder + claim) == OTHER_VALUE
+
+
+def test_our_stale_keys_in_replaced_data_are_removed_and_nobody_elses(server_alone: Host) -> None:
+    host = server_alone
+    names = {"10.1.9.0-24": VALUE, "10.1.10.0-24": OTHER_VALUE}
+    replace_data(host, {host.folder + name: value for name, value in names.items()}, leased=True)
+    wait_until(lambda: not host.server.get(host.folder + "10.1.9.0-24"), "the removal")
+    wait_until(lambda: host.value() == VALUE, "the key coming back")
+    assert host.server.get(host.folder + "10.1.10.0-24") == OTHER_VALUE
+    host.server.put(host.folder + "10.1.11.0-24", VALUE, lease=host.server.grant(600))
+    host.await_settled()
+    assert host.server.get(host.folder + "10.1.11.0-24") == VALUE, "removed without need"
+
+
+def test_our_reservations_in_replaced_data_stay(server_alone: Host) -> None:
+    host = server_alone
+    replace_data(host, {host.folder + "10.1.9.0-24": VALUE})
+    wait_until(lambda: host.value() == VALUE, "the key coming back")
+    host.await_settled()
+    assert host.server.get(host.folder + "10.1.9.0-24") == VALUE
+
+
+def test_a_reservation_lost_with_the_data_comes_back_as_one(server_alone: Host) -> None:
+    host = server_alone
+    host.server.put(host.key, VALUE)
+    wait_until(lambda: host.keeper.own.etcd_lease == 0, "the keeper following")
+    replace_data(host, {})
+    wait_until(lambda: host.value() == VALUE, "the key coming back")
+    host.await_settled()
+    assert host.fields()[1] == 0, "it was given a TTL"
 
 
 def test_a_renewal_that_meets_wiped_data_first_is_no_revocation(alone: Host) -> None:

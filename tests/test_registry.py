@@ -23,8 +23,9 @@ from flannel_udp.errors import (
     ReservationError,
 )
 from flannel_udp.etcd import Etcd
+from flannel_udp.etcd_values import Version
 from flannel_udp.lease import LeaseRemoved, OwnLease, encode_key
-from flannel_udp.registry import LEASE_TTL, Registry, boottime
+from flannel_udp.registry import LEASE_TTL, Registry, boottime, version_of
 
 CONFIG = NetworkConfig.parse('{"Network":"10.1.0.0/16"}')
 SMALL = NetworkConfig.parse('{"Network":"10.9.0.0/24","SubnetLen":28}')  # 15 subnets
@@ -391,12 +392,14 @@ def test_history_tells_a_deleted_key_from_lost_data(server: EtcdServer, registry
     own, _ = registry.acquire(CONFIG, US, None)
     at = own.mod_revision
     server.delete(own.key)
-    assert registry.same_history(own.key, own.mod_revision, at)
-    assert not registry.same_history(own.key, own.mod_revision - 1, at)
-    assert not registry.same_history(own.key, own.mod_revision, at + 1)
-    assert not registry.same_history(own.key, own.mod_revision, at + 1000)
+    assert registry.same_history(own.key, version_of(own), at)
+    assert not registry.same_history(own.key, Version(at - 1, own.etcd_lease), at)
+    assert not registry.same_history(own.key, Version(at, own.etcd_lease + 1), at)
+    assert not registry.same_history(own.key, version_of(own), at + 1)
+    assert registry.same_history(own.key, Version(), at + 1)
+    assert not registry.same_history(own.key, version_of(own), at + 1000)
     server.etcdctl("compact", str(at + 1))
-    assert registry.same_history(own.key, own.mod_revision, at), "the compacted past is unknown"
+    assert registry.same_history(own.key, version_of(own), at), "the compacted past is unknown"
 
 
 def test_a_key_revoked_before_its_deadline_is_not_created_again(
