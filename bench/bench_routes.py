@@ -15,6 +15,7 @@ from bench.conftest import Replay
 from bench.parts import Part, interleave
 from bench.plan import Plan
 from flannel_udp.config import NetworkConfig
+from flannel_udp.held_leases import HeldLeases
 from flannel_udp.lease import Events, Lease, LeaseAdded, Snapshot, encode_key
 from flannel_udp.netns import Namespace
 from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
@@ -100,7 +101,8 @@ def _reconciler(namespace: Namespace) -> Iterator[Reconciler]:
     try:
         with Pump(config) as pump:
             pump.start()
-            yield Reconciler(RouteSet(CONFIG, OWN_SUBNET, OWN_IP), pump)
+            routes, held = RouteSet(CONFIG, OWN_SUBNET, OWN_IP), HeldLeases(OWN_IP, 0)
+            yield Reconciler(routes, pump, held, print)
     finally:
         os.close(tun_fd)
         os.close(udp_fd)

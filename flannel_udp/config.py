@@ -39,6 +39,7 @@ class Options:
     public_ip: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
     subnet_lease_renew_margin: int = 60  # minutes, 1..1439
+    stale_hold: int = 86_400  # seconds, 0 = off
     ip_masq: bool = False
     ip_masq_fully_random_disable: bool = False
     healthz_ip: str = "0.0.0.0"

@@ -13,6 +13,7 @@ from flannel_udp.config import Options
 from flannel_udp.errors import EtcdError, FlannelError, SubnetFileError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower
+from flannel_udp.held_leases import HeldLeases
 from flannel_udp.lease import Events, Snapshot
 from flannel_udp.lease_keeper import LeaseKeeper
 from flannel_udp.overlay import Overlay
@@ -115,7 +116,9 @@ def _serve(
     pump = undo.enter_context(Pump(overlay.pump_config()))
     through_tunnel = netdev.through_tunnel(tunnel.device)
     routes = RouteSet(config, own.subnet, public_ip, through_tunnel)
-    reconciler = Reconciler(routes, pump)
+    held = HeldLeases(public_ip, options.stale_hold)
+    reconciler = Reconciler(routes, pump, held, shutdown.fail)
+    undo.callback(reconciler.close)
     reconciler.apply(snapshot)
 
     margin = options.subnet_lease_renew_margin * 60.0

@@ -69,6 +69,13 @@ class FlagParser(argparse.ArgumentParser):
             "renew the lease of 24 hours when so many minutes are left, 1 to 1439",
             _number(1, 1439, " minutes"),
         )
+        self._value(
+            "stale-hold",
+            "TIME",
+            "keep the routes of hosts that are missing after etcd lost its data so long, as in 90s,"
+            " 30m or 24h; 0 is off (default: 24h)",
+            _seconds,
+        )
 
         self._group = self.add_argument_group("external interface (default: the default route's)")
         again = "; may be given again"
@@ -127,7 +134,11 @@ class FlagParser(argparse.ArgumentParser):
         self, name: str, metavar: str, text: str, convert: Callable[[str], object], **more: Any
     ) -> None:
         default = _default(more.get("dest", name))
-        if default not in (None, "", ()) and not isinstance(default, bool):
+        if (
+            "(default: " not in text
+            and default not in (None, "", ())
+            and not isinstance(default, bool)
+        ):
             shown = ",".join(default) if isinstance(default, tuple) else default
             text += f" (default: {shown})"
         self._add(name, text, metavar=metavar, type=convert, **more)
@@ -190,6 +201,13 @@ def _number(lowest: int, highest: int, unit: str) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def _seconds(text: str) -> int:
+    match = re.fullmatch("([0-9]{1,7})([smh]?)", text)
+    if not match:
+        raise _wrong(text, "is no time such as 90s, 30m or 24h")
+    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _path(text: str) -> Path | None:

@@ -61,6 +61,8 @@ class _StatusCollector(Collector):
             *("flannel_offload_enabled", "What makes packets cheap and is in use", "offload"),
             {name: name in status["offloads"] for name in names(ALL_OFFLOADS)},
         )
+        held = "Leases whose routes stay although etcd lost them with its data"
+        yield _gauge("flannel_held_leases", held, len(status["held"]))
         yield from _pump(status["stats"])
         yield _gauge("flannel_peers", "Hosts that a route leads to", len(status["peers"]))
         yield from _peers(status["peers"])
@@ -75,6 +77,8 @@ def _etcd(etcd: Status) -> Iterator[Metric]:
     yield _gauge("flannel_etcd_silence_seconds", silence, etcd["silent_seconds"])
     resyncs = "Times all leases were read anew because etcd's history was gone"
     yield CounterMetricFamily("flannel_etcd_resyncs", resyncs, etcd["resyncs"])
+    losses = "Times etcd came back with other data than it had"
+    yield CounterMetricFamily("flannel_etcd_history_losses", losses, etcd["history_losses"])
 
 
 def _pump(stats: dict[str, int]) -> Iterator[Metric]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 
-from flannel_udp.lease import Events, Snapshot
+from flannel_udp.held_leases import Held, HeldLeases, HoldChanges
+from flannel_udp.lease import Events, LeaseRemoved, Snapshot
 from flannel_udp.pump import Pump
 from flannel_udp.registry import boottime
 from flannel_udp.routes import Changes, RouteSet
@@ -17,18 +19,35 @@ log = logging.getLogger(__name__)
 _MOST_LINES = 20  # a change of more routes than this is summed up in one line
 
 
-class Reconciler:
-    """Any thread may call; a lock guards the routes, and changes are applied one at a time."""
+# CLOCK_BOOTTIME goes on while the machine sleeps and the clock of a waiting thread does not.
+_LONGEST_SLEEP = 30.0  # seconds
 
-    def __init__(self, routes: RouteSet, pump: Pump) -> None:
-        self._routes = routes
-        self._pump = pump
+
+class Reconciler:
+    """Any thread may call; a lock guards the routes, and changes are applied one at a time.
+
+    While leases are held that etcd lost, a timer thread waits for the end of their time.
+    """
+
+    def __init__(
+        self,
+        routes: RouteSet,
+        pump: Pump,
+        held: HeldLeases,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        """``on_fatal`` hears of an error in the timer's thread."""
+        self._routes, self._pump, self._held = routes, pump, held
+        self._on_fatal = on_fatal
         self._since: dict[IPv4Network, float] = {}  # CLOCK_BOOTTIME of each route's next hop
         self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._closed = False
 
     def apply(self, change: Snapshot | Events) -> None:
         """Make the pump's table what the leases now ask for. Raises OSError if it cannot."""
         with self._lock:
+            change, held = self._held.take_in(change, boottime())
             if isinstance(change, Snapshot):
                 changes = self._routes.replace(change.leases)
                 # The whole table: a resync leaves nothing to earlier bookkeeping.
@@ -36,10 +55,54 @@ class Reconciler:
             else:
                 changes = self._routes.apply(change.events)
                 self._pump.update(changes.added, changes.removed)
-            self._since |= dict.fromkeys(changes.added, boottime())
-            for subnet in changes.removed:
-                self._since.pop(subnet, None)
+            self._keep_age(changes)
+            if self._timer is None:
+                self._await_end()
+        _report_held(held)
         _report(changes)
+
+    def close(self) -> None:
+        """Wait for nothing any more; the routes stay."""
+        with self._lock:
+            self._closed = True
+            timer, self._timer = self._timer, None
+        if timer:
+            timer.cancel()
+            timer.join()
+
+    def held(self) -> list[Held]:
+        """The leases that are missing in etcd and have their routes all the same."""
+        with self._lock:
+            return list(self._held)
+
+    def _keep_age(self, changes: Changes) -> None:
+        self._since |= dict.fromkeys(changes.added, boottime())
+        for subnet in changes.removed:
+            self._since.pop(subnet, None)
+
+    def _await_end(self) -> None:
+        """Have the first hold ended in its time; the lock is held."""
+        if self._closed or self._held.next_end is None:
+            return
+        wait = min(max(self._held.next_end - boottime(), 0.0), _LONGEST_SLEEP)
+        self._timer = threading.Timer(wait, self._expire)
+        self._timer.name, self._timer.daemon = "stale-hold", True
+        self._timer.start()
+
+    def _expire(self) -> None:
+        try:
+            with self._lock:
+                ended = self._held.expire(boottime())
+                changes = self._routes.apply(LeaseRemoved(each.lease.key) for each in ended)
+                self._pump.update(changes.added, changes.removed)
+                self._keep_age(changes)
+                self._timer = None
+                self._await_end()
+            _report_held(HoldChanges(ended=ended))
+            _report(changes)
+        except Exception as error:
+            log.exception("the end of a held lease could not be carried out")
+            self._on_fatal(error)
 
     def subnets_by_peer(self) -> dict[IPv4Address, list[IPv4Network]]:
         """The routes, by the PublicIP they lead to."""
@@ -58,6 +121,18 @@ class Reconciler:
                 at = self._since[subnet]
                 since[public_ip] = min(since.get(public_ip, at), at)
         return since
+
+
+def _report_held(changes: HoldChanges) -> None:
+    if changes.begun:
+        log.warning(
+            "etcd lost %d leases: their routes stay until their hosts come back", len(changes.begun)
+        )
+    for each in changes.ended if len(changes.ended) <= _MOST_LINES else ():
+        lease = each.lease
+        log.info("lease %s of %s is held no longer: %s", lease.key, lease.public_ip, each.reason)
+    if len(changes.ended) > _MOST_LINES:
+        log.info("%d leases are held no longer", len(changes.ended))
 
 
 def _report(changes: Changes) -> None:

@@ -44,8 +44,17 @@ class StatusReport:
                 "state": self.follower.state.value,
                 "revision": self.follower.revision,
                 "resyncs": self.follower.resyncs,
+                "history_losses": self.follower.history_losses,
                 "silent_seconds": round(now - self.follower.last_contact, 1),
             },
+            "held": [
+                {
+                    "subnet": str(held.lease.subnet),
+                    "public_ip": str(held.lease.public_ip),
+                    "seconds_left": round(held.until - now, 1),
+                }
+                for held in self.reconciler.held()
+            ],
             "stats": self.pump.stats(),
             "peers": self._peers(now),
         }

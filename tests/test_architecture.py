@@ -14,7 +14,7 @@ import flannel_udp
 PACKAGE = Path(flannel_udp.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
-PURE = {"allocator", "config", "errors", "flags", "gojson", "lease", "routes"}
+PURE = {"allocator", "config", "errors", "flags", "gojson", "held_leases", "lease", "routes"}
 PURE_IMPORTS = {
     "__future__", "argparse", "collections", "dataclasses", "enum", "functools", "ipaddress",
     "itertools", "json", "pathlib", "posixpath", "random", "re", "types", "typing",

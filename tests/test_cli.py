@@ -74,7 +74,7 @@ def test_every_flag_reaches_its_option() -> None:
         *("--subnet-lease-renew-margin=1439", "--ip-masq=false", "--ip-masq-fully-random-disable"),
         *("--healthz-ip=::1", "--healthz-port=65535", "--iptables-resync=60"),
         *("--iptables-forward-rules=false", "--ip-blackhole-route", "--source-check=off", "-v=4"),
-        *("--offload=tso", "--busy-poll-us=50"),
+        *("--offload=tso", "--busy-poll-us=50", "--stale-hold=30m"),
     )
     expected = Options(
         etcd_endpoints=("https://a:1", "https://b:2"),
@@ -91,6 +91,7 @@ def test_every_flag_reaches_its_option() -> None:
         public_ip=IPv4Address("192.0.2.1"),
         public_ipv6=IPv6Address("2001:db8::1"),
         subnet_lease_renew_margin=1439,
+        stale_hold=1800,
         ip_masq=False,
         ip_masq_fully_random_disable=True,
         healthz_ip="::1",
@@ -207,6 +208,8 @@ def test_kubernetes_flags_are_ignored_with_a_line_each(caplog: pytest.LogCapture
         (["--healthz-port=٣"], "--healthz-port"),
         (["--healthz-ip=here"], "--healthz-ip"),
         (["--iptables-resync=0"], "--iptables-resync"),
+        (["--stale-hold=1d"], "no time such as 90s, 30m or 24h"),
+        (["--stale-hold=-1s"], "--stale-hold"),
         (["--ip-blackhole-route=maybe"], "neither true nor false"),
         (["--source-check=true"], "neither on nor off"),
         (["--source-check"], "--source-check needs a value"),

@@ -35,7 +35,9 @@ FORWARDING: Status = {
     **{"interface": "eth0", "device": "flannel0", "preset": "auto", "mtu": 1472, "ip_masq": False},
     "offloads": ["TSO", "UDP GSO"],
     **{"reservation": False, "lease_seconds_left": 86_000.5},
-    "etcd": {"state": "watching", "revision": 77, "resyncs": 2, "silent_seconds": 0.0},
+    "etcd": {"state": "watching", "revision": 77, "resyncs": 2, "silent_seconds": 0.0}
+    | {"history_losses": 1},
+    "held": [{"subnet": "10.1.7.0/24", "public_ip": "172.30.0.9", "seconds_left": 50.0}],
     "stats": {name: number for number, name in enumerate(STAT_NAMES, 1000)},
     "peers": [PEER, PEER | {"public_ip": "172.30.0.3", "sent_packets": 21}],
 }
@@ -87,6 +89,8 @@ def test_the_rest_of_the_status_is_there() -> None:
     assert value(found, "flannel_etcd_state", state="resync") == 0
     assert value(found, "flannel_etcd_revision") == 77
     assert value(found, "flannel_etcd_resyncs_total") == 2
+    assert value(found, "flannel_etcd_history_losses_total") == 1
+    assert value(found, "flannel_held_leases") == 1
     assert value(found, "flannel_offload_enabled", offload="UDP GSO") == 1
     assert value(found, "flannel_offload_enabled", offload="UDP GRO") == 0
     assert value(found, "flannel_peers") == 2

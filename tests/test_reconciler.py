@@ -8,17 +8,21 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
+from etcd_server import wait_until
 
 from flannel_udp.config import NetworkConfig
+from flannel_udp.held_leases import HeldLeases
 from flannel_udp.lease import Events, Lease, LeaseAdded, LeaseRemoved, Snapshot, encode_key
 from flannel_udp.netns import Namespace
 from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
 from flannel_udp.reconciler import Reconciler
+from flannel_udp.registry import boottime
 from flannel_udp.routes import RouteSet
 
 CONFIG = NetworkConfig.parse('{"Network": "10.1.0.0/16"}')
 OWN_SUBNET = IPv4Network("10.1.5.0/24")
 OWN_IP = IPv4Address("172.30.0.1")
+HOLD = 0.3  # seconds
 
 
 @pytest.fixture
@@ -37,9 +41,18 @@ def pump(namespace: Namespace) -> Iterator[Pump]:
 
 
 @pytest.fixture
-def reconciler(pump: Pump, caplog: pytest.LogCaptureFixture) -> Reconciler:
+def reconciler(pump: Pump, caplog: pytest.LogCaptureFixture) -> Iterator[Reconciler]:
     caplog.set_level(logging.INFO)
-    return Reconciler(RouteSet(CONFIG, OWN_SUBNET, OWN_IP), pump)
+    fatal: list[BaseException] = []
+    reconciler = Reconciler(
+        RouteSet(CONFIG, OWN_SUBNET, OWN_IP),
+        pump,
+        HeldLeases(OWN_IP, HOLD),
+        fatal.append,
+    )
+    yield reconciler
+    reconciler.close()
+    assert fatal == []
 
 
 def lease(number: int, public_ip: str, revision: int = 1) -> Lease:
@@ -126,3 +139,35 @@ def test_refused_leases_are_warnings_of_limited_number(
     reconciler.apply(Events(tuple(LeaseAdded(lease(n, "127.0.0.2")) for n in range(8, 58)), 12))
     assert caplog.messages[-1] == "no route for 30 more leases"
     assert len(caplog.messages) == 21
+
+
+def test_the_route_of_a_lost_lease_stays_for_its_time_and_goes_then(
+    reconciler: Reconciler, pump: Pump, caplog: pytest.LogCaptureFixture
+) -> None:
+    reconciler.apply(Snapshot((lease(6, "172.30.0.2"), lease(7, "172.30.0.3")), 10))
+    caplog.clear()
+    started = boottime()
+    reconciler.apply(Snapshot((), 1, history_lost=True))
+    assert [held.lease.key for held in reconciler.held()] == ["10.1.6.0-24", "10.1.7.0-24"]
+    reconciler.apply(Events((LeaseAdded(lease(6, "172.30.0.2", 2)),), 2))
+    assert (hop(pump, "10.1.6.9"), hop(pump, "10.1.7.9")) == ("172.30.0.2", "172.30.0.3")
+    wait_until(lambda: hop(pump, "10.1.7.9") is None, "the end of the hold")
+    assert boottime() - started >= HOLD
+    assert hop(pump, "10.1.6.9") == "172.30.0.2"
+    assert reconciler.held() == []
+    wait_until(lambda: len(caplog.messages) == 4, "the lines")
+    assert caplog.messages == [
+        "etcd lost 2 leases: their routes stay until their hosts come back",
+        "lease 10.1.6.0-24 of 172.30.0.2 is held no longer: it is in etcd again",
+        "lease 10.1.7.0-24 of 172.30.0.3 is held no longer: its host did not come back in time",
+        "route 10.1.7.0/24 removed",
+    ]
+
+
+def test_holds_of_different_ends_each_end_in_time(reconciler: Reconciler, pump: Pump) -> None:
+    reconciler.apply(Snapshot((lease(6, "172.30.0.2"), lease(7, "172.30.0.3")), 10))
+    reconciler.apply(Snapshot((lease(7, "172.30.0.3"),), 1, history_lost=True))
+    reconciler.apply(Snapshot((), 1, history_lost=True))
+    assert hop(pump, "10.1.6.9") == "172.30.0.2"
+    assert hop(pump, "10.1.7.9") == "172.30.0.3"
+    wait_until(lambda: pump.stats()["routes"] == 0, "the end of both holds")

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import time
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_udp.held_leases import HeldLeases
+from flannel_udp.lease import (
+    Events,
+    Lease,
+    LeaseAdded,
+    LeaseEvent,
+    LeaseRemoved,
+    Snapshot,
+    encode_key,
+)
+
+OWN = IPv4Address("172.30.0.1")
+HOLD = 100.0
+
+
+def lease(subnet: str, last: int) -> Lease:
+    network = IPv4Network(subnet)
+    return Lease(encode_key(network), network, IPv4Address(f"172.30.0.{last}"), etcd_lease=7)
+
+
+A, B, C = (lease(f"10.1.{number}.0/24", number) for number in (2, 3, 4))
+
+
+def after_loss(*before: Lease, left: tuple[Lease, ...] = (), hold: float = HOLD) -> HeldLeases:
+    """What is held when etcd lost all leases but ``left``, at time 0."""
+    held = HeldLeases(OWN, hold)
+    held.take_in(Snapshot(before, 10), 0)
+    held.take_in(Snapshot(left, 3, history_lost=True), 0)
+    return held
+
+
+def subnets(held: HeldLeases) -> set[str]:
+    return {str(each.lease.subnet) for each in held}
+
+
+def put(held: HeldLeases, new: Lease) -> tuple[LeaseEvent, ...]:
+    change, _ = held.take_in(Events((LeaseAdded(new),), 20), 1)
+    assert isinstance(change, Events)
+    return change.events
+
+
+def test_what_a_lost_history_took_stays_in_the_snapshot() -> None:
+    held = HeldLeases(OWN, HOLD)
+    held.take_in(Snapshot((A, B), 10), 0)
+    change, changes = held.take_in(Snapshot((B,), 3, history_lost=True), 5)
+    assert isinstance(change, Snapshot)
+    assert change.leases == (B, A)
+    assert changes.begun == (A,)
+    assert held.next_end == 5 + HOLD
+
+
+def test_what_hosts_gave_up_is_not_held() -> None:
+    """A snapshot after a compaction misses only what was deleted."""
+    held = HeldLeases(OWN, HOLD)
+    held.take_in(Snapshot((A, B), 10), 0)
+    held.take_in(Events((LeaseRemoved(B.key),), 11), 0)
+    change, changes = held.take_in(Snapshot((), 12), 0)
+    assert isinstance(change, Snapshot)
+    assert (change.leases, changes.begun, len(held)) == ((), (), 0)
+
+
+def test_a_lease_deleted_before_the_loss_is_not_held() -> None:
+    held = HeldLeases(OWN, HOLD)
+    held.take_in(Snapshot((A, B), 10), 0)
+    held.take_in(Events((LeaseRemoved(B.key),), 11), 0)
+    held.take_in(Snapshot((), 3, history_lost=True), 0)
+    assert subnets(held) == {"10.1.2.0/24"}
+
+
+def test_our_own_leases_are_not_held() -> None:
+    assert len(after_loss(lease("10.1.1.0/24", 1))) == 0
+
+
+def test_no_hold_means_none() -> None:
+    assert len(after_loss(A, hold=0)) == 0
+
+
+def test_a_hold_ends_in_its_time_and_is_told_once() -> None:
+    held = after_loss(A, B)
+    assert held.expire(HOLD - 1) == ()
+    assert [each.lease for each in held.expire(HOLD)] == [A, B]
+    assert held.next_end is None
+    assert held.expire(HOLD) == ()
+
+
+def test_a_second_loss_does_not_prolong_the_first_hold() -> None:
+    held = after_loss(A, B)
+    put(held, B)
+    held.take_in(Snapshot((), 2, history_lost=True), 50)
+    assert [(each.lease, each.until) for each in held] == [(A, HOLD), (B, 50 + HOLD)]
+
+
+def test_a_host_that_registers_again_is_an_ordinary_one() -> None:
+    held = after_loss(A, B)
+    assert put(held, A) == (LeaseAdded(A),), "its route must not go and come"
+    assert subnets(held) == {"10.1.3.0/24"}
+    change, changes = held.take_in(Events((LeaseRemoved(A.key),), 30), 2)
+    assert isinstance(change, Events)
+    assert change.events == (LeaseRemoved(A.key),)
+    assert not changes.ended
+
+
+@pytest.mark.parametrize("subnet", ["10.1.2.0/24", "10.1.2.128/25", "10.1.2.0/23"])
+def test_another_host_that_claims_an_overlapping_subnet_ends_the_hold(subnet: str) -> None:
+    held = after_loss(A, C)
+    claim = lease(subnet, 9)
+    events = put(held, claim)
+    assert events[-1] == LeaseAdded(claim)
+    assert {str(each.lease.subnet) for each in held} == {"10.1.4.0/24"}
+    if claim.key != A.key:
+        assert events[0] == LeaseRemoved(A.key)
+
+
+def test_a_claim_in_the_very_snapshot_ends_the_hold() -> None:
+    claim = lease("10.1.2.0/24", 9)
+    assert subnets(after_loss(A, B, left=(claim,))) == {"10.1.3.0/24"}
+
+
+def test_a_host_that_registers_another_subnet_gives_up_the_held_one() -> None:
+    held = after_loss(A, B)
+    assert put(held, lease("10.1.77.0/24", 2))[0] == LeaseRemoved(A.key)
+    assert subnets(held) == {"10.1.3.0/24"}
+    assert subnets(after_loss(A, B, left=(lease("10.1.77.0/24", 2),))) == {"10.1.3.0/24"}
+
+
+def test_a_host_of_two_subnets_that_registers_one_keeps_the_other() -> None:
+    second = lease("10.1.77.0/24", 2)
+    held = after_loss(A, second)
+    put(held, A)
+    assert subnets(held) == {"10.1.77.0/24"}
+    assert subnets(after_loss(A, second, left=(second,))) == {"10.1.2.0/24"}
+
+
+def test_a_value_that_nobody_can_read_ends_the_hold() -> None:
+    held = after_loss(A)
+    held.take_in(Events((LeaseRemoved(A.key),), 20), 1)
+    assert len(held) == 0
+
+
+leases = st.builds(
+    lease,
+    st.sampled_from(["10.1.2.0/24", "10.1.3.0/24", "10.1.2.128/25", "10.1.2.0/23", "10.1.8.0/24"]),
+    st.integers(1, 4),
+)
+tables = st.lists(leases, max_size=5).map(lambda them: {each.key: each for each in them})
+steps = st.lists(
+    st.one_of(
+        st.builds(lambda t, lost: Snapshot(tuple(t.values()), 1, lost), tables, st.booleans()),
+        st.builds(lambda new: Events((LeaseAdded(new),), 1), leases),
+        st.builds(lambda old: Events((LeaseRemoved(old.key),), 1), leases),
+        st.integers(0, 200),
+    ),
+    max_size=12,
+)
+
+
+@given(steps)
+def test_the_listener_always_sees_what_is_in_etcd_and_what_is_held(
+    steps: list[Snapshot | Events | int],
+) -> None:
+    held, now = HeldLeases(OWN, HOLD), 0.0
+    etcd: dict[str, Lease] = {}
+    seen: dict[str, Lease] = {}
+    for step in steps:
+        if isinstance(step, int):
+            now += step
+            for ended in held.expire(now):
+                del seen[ended.lease.key]
+        else:
+            apply(etcd, step)
+            apply(seen, held.take_in(step, now)[0])
+        kept = {each.lease.key: each.lease for each in held}
+        assert seen == etcd | kept
+        assert not etcd.keys() & kept.keys()
+        for one in kept.values():
+            assert one.public_ip != OWN
+            for other in etcd.values():
+                assert other.public_ip == one.public_ip or not other.subnet.overlaps(one.subnet)
+        ends = [each.until for each in held]
+        assert ends == sorted(ends)
+        assert held.next_end == (ends[0] if ends else None)
+
+
+def apply(table: dict[str, Lease], change: Snapshot | Events) -> None:
+    if isinstance(change, Snapshot):
+        table.clear()
+        table.update({each.key: each for each in change.leases})
+        return
+    for event in change.events:
+        if isinstance(event, LeaseAdded):
+            table[event.lease.key] = event.lease
+        else:
+            table.pop(event.key, None)
+
+
+def test_the_cost_of_an_event_does_not_grow_with_what_is_held() -> None:
+    everything = [
+        Lease(encode_key(subnet), subnet, IPv4Address(int(subnet.network_address) >> 8))
+        for subnet in IPv4Network("10.0.0.0/8").subnets(new_prefix=22)
+    ]
+    few, many = after_loss(*everything[:100]), after_loss(*everything)
+    assert len(many) == 16384
+
+    def cost(held: HeldLeases) -> float:
+        best = []
+        for _ in range(5):
+            started = time.perf_counter()
+            for each in range(50):
+                put(held, lease(f"192.168.{each}.0/24", 200))
+            best.append(time.perf_counter() - started)
+        return min(best)
+
+    assert cost(many) < 20 * cost(few)
