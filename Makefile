@@ -12,7 +12,7 @@ PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test test-sanitizers lint bench dist clean
+.PHONY: help deps deps-dev build demo test test-sanitizers lint bench bench-gate dist clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -55,8 +55,17 @@ lint: deps-dev build ## ruff, mypy --strict, compiler warnings as errors, clang-
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory -C tests/c lint
 
-bench: deps-dev build ## measure
-	@$(BIN)/python -m pytest bench -o python_files='bench_*.py'
+MEASURE := $(BIN)/python -m pytest bench --quiet --benchmark-quiet -o log_cli_level=INFO
+
+bench: deps-dev build ## measure, beside kernel VXLAN, for ten minutes; writes docs/benchmarks.*
+	@mkdir -p build
+	@$(MEASURE) --plan full --benchmark-json=build/bench.json
+	@$(BIN)/python -m bench.report build/bench.json
+
+bench-gate: deps-dev build ## two minutes of the same; fails if slower than bench/limits.toml allows
+	@mkdir -p build
+	@$(MEASURE) --plan gate --benchmark-json=build/bench-gate.json
+	@$(BIN)/python -m bench.gate build/bench-gate.json
 
 dist: deps ## source archive and wheel in dist/
 	@$(BIN)/python -m build

@@ -31,13 +31,12 @@ from flannel_udp.errors import FlannelError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     own = dict(arguments.way)
     names = (*arguments.ways, *(name for name in own if name not in arguments.ways))
     yardstick = arguments.to or ("vxlan" if "vxlan" in names else next(iter(names), ""))
     if yardstick not in names:
-        parser.error(f"--to names none of the ways: {', '.join(names) or 'give some'}")
+        parser().error(f"--to names none of the ways: {', '.join(names) or 'give some'}")
     plan = Plan(
         rounds=arguments.rounds,
         part_rounds=0,
@@ -81,7 +80,7 @@ def _table(title: str, results: campaign.Results, names: Sequence[str], yardstic
     return table
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.compare",
         description=__doc__,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import compare
 from flannel_udp import lab_demo, subnet_env
 from flannel_udp.cli import parse_options
 from flannel_udp.config import NetworkConfig
@@ -64,6 +65,8 @@ def test_every_command_is_one_that_exists(command: str) -> None:
         assert arguments[0] in ("-c", "-m")
         if arguments[0] == "-c":
             ast.parse(arguments[1])
+        elif arguments[1] == "bench.compare":
+            compare.parser().parse_args(arguments[2:])
     elif not program.endswith("/pip"):
         assert program in _SYSTEM
     for word in words:
@@ -78,6 +81,7 @@ def test_every_flag_and_path_exists(document: Path) -> None:
     text = document.read_text()
     known = {f"--{name}" for name in FlagParser().flags}
     known |= {word for action in lab_demo._parser()._actions for word in action.option_strings}
+    known |= {word for action in compare.parser()._actions for word in action.option_strings}
     known |= {"--now", "--ip-masq", "--endpoints", "--prefix"}  # systemctl's, docker's, etcdctl's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
     for link in re.findall(r"\]\(([^):#]+)[^):]*\)", text):
