@@ -18,8 +18,11 @@ static bool is_fragment(const uint8_t *ip)
     return (read_u16(ip + IPV4_FRAGMENT) & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK)) != 0;
 }
 
-static bool checksum_is_good(const struct packet *packet)
+/* Whether header and payload are as they were sent; a merged packet gets new checksums, which would hide it. */
+static bool checksums_are_good(const struct packet *packet)
 {
+    if (checksum_of(packet->bytes, packet->header_length) != 0)
+        return false;
     const uint8_t *transport = packet->bytes + packet->header_length;
     size_t length = packet->length - packet->header_length;
     uint64_t sum = transport_pseudo_sum(packet->bytes, packet->protocol, length);
@@ -47,7 +50,7 @@ static bool may_merge(const struct coalescer *coalescer, const struct packet *pa
         return false;
     bool fits = packet->protocol == PROTOCOL_TCP ? coalescer->tcp && tcp_may_merge(transport)
                                                  : coalescer->udp && udp_may_merge(transport, length);
-    return fits && checksum_is_good(packet);
+    return fits && checksums_are_good(packet);
 }
 
 /* ---- flows ---- */

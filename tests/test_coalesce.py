@@ -173,6 +173,7 @@ def test_a_pushed_last_packet_pushes_the_superpacket_and_only_its_last_segment()
         {"flags": "NA"},
         {"flags": "P"},
         {"chksum": 1},
+        {"ip_chksum": 1},
         {"ip_flags": "MF"},
         {"ip_frag": 1},
     ],
@@ -191,7 +192,15 @@ def test_the_yardstick_of_the_case_above_is_merged() -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"ttl": 63}, {"tos": 1}, {"flags": "DF"}, {"id": 9}, {"frag": 1}, {"dst": "10.1.6.3"}],
+    [
+        {"ttl": 63},
+        {"tos": 1},
+        {"flags": "DF"},
+        {"id": 9},
+        {"frag": 1},
+        {"dst": "10.1.6.3"},
+        {"chksum": 1},
+    ],
 )
 def test_udp_that_differs_is_not_merged(changed: dict[str, Any]) -> None:
     first, second = udp(b"a" * 100), udp(b"b" * 100, **{"id": 8} | changed)
