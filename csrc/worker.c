@@ -552,7 +552,7 @@ static int local_port(int fd, uint16_t *port)
 static int join_ends(struct worker *worker, int tun_fd, int udp_fd)
 {
     uint16_t port = 0;
-    struct tun_device tun;
+    struct tun_device tun = {0};
     int error = local_port(udp_fd, &port);
     if (error == 0)
         error = tun_device_attach(&tun, tun_fd, worker->wanted);
