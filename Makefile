@@ -12,7 +12,7 @@ PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test test-sanitizers lint bench bench-gate dist clean
+.PHONY: help deps deps-dev build demo test test-sanitizers fuzz lint bench bench-gate dist clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -48,6 +48,9 @@ test: deps-dev build ## all tests; needs root and /dev/net/tun
 
 test-sanitizers: deps-dev ## the C tests under ASan, UBSan and TSan
 	@$(MAKE) --no-print-directory -C tests/c asan tsan
+
+fuzz: deps-dev ## each fuzzer for FUZZ_SECONDS (60)
+	@$(MAKE) --no-print-directory -C tests/c fuzz
 
 lint: deps-dev build ## ruff, mypy --strict, compiler warnings as errors, clang-tidy
 	@$(BIN)/ruff check .

@@ -26,14 +26,43 @@ uint32_t address(const char *dotted)
     return ntohl(parsed.s_addr);
 }
 
-uint16_t plain_checksum(const uint8_t *bytes, size_t length)
+static uint64_t plain_sum(const uint8_t *bytes, size_t length)
 {
     uint64_t sum = 0;
     for (size_t i = 0; i < length; i++)
         sum += i % 2 == 0 ? (uint64_t)bytes[i] << 8 : bytes[i];
+    return sum;
+}
+
+static uint16_t complement(uint64_t sum)
+{
     while (sum > 0xffff)
         sum = (sum & 0xffff) + (sum >> 16);
     return (uint16_t)(0xffff - sum);
+}
+
+uint16_t plain_checksum(const uint8_t *bytes, size_t length)
+{
+    return complement(plain_sum(bytes, length));
+}
+
+uint16_t plain_transport_checksum(const uint8_t *packet, size_t length)
+{
+    size_t header = (size_t)(packet[0] & 0xf) * 4;
+    uint64_t pseudo = plain_sum(packet + 12, 8) + packet[9] + (length - header);
+    return complement(pseudo + plain_sum(packet + header, length - header));
+}
+
+void packet_finish(uint8_t *packet, size_t length)
+{
+    size_t header = (size_t)(packet[0] & 0xf) * 4;
+    uint8_t *transport = packet + header, *field = transport + (packet[9] == UDP ? 6 : 16);
+    put16(packet + 2, length);
+    put16(packet + 10, 0);
+    put16(packet + 10, plain_checksum(packet, header));
+    put16(field, 0);
+    uint16_t checksum = plain_transport_checksum(packet, length);
+    put16(field, checksum == 0 && packet[9] == UDP ? 0xffff : checksum);
 }
 
 size_t packet_build(uint8_t *bytes, const struct packet_form *form)

@@ -11,6 +11,12 @@ uint32_t address(const char *dotted);
 /* The internet checksum, one byte after another (RFC 1071). 0 for bytes that hold their own right checksum. */
 uint16_t plain_checksum(const uint8_t *bytes, size_t length);
 
+/* The same for a packet's transport header and payload, with the pseudo header. */
+uint16_t plain_transport_checksum(const uint8_t *packet, size_t length);
+
+/* Gives a TCP or UDP packet its total length and right checksums. */
+void packet_finish(uint8_t *packet, size_t length);
+
 struct packet_form {
     uint32_t source, destination; /* host byte order */
     uint8_t protocol;
