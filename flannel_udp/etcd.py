@@ -7,6 +7,7 @@ they end or spin on the first connection error and have no deadlines.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import queue
@@ -21,10 +22,12 @@ import grpc
 from etcd3 import etcdrpc
 
 from flannel_udp import certificates
+from flannel_udp.certificates import Certificates
 from flannel_udp.config import Options
-from flannel_udp.endpoints import Endpoint, parse_endpoints
+from flannel_udp.endpoints import parse_endpoints
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd_faults import CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
+from flannel_udp.etcd_members import Member, Members, Metadata
 from flannel_udp.etcd_values import (
     Identity,
     KeyChange,
@@ -37,23 +40,6 @@ from flannel_udp.etcd_values import (
 log = logging.getLogger(__name__)
 
 DEADLINE = 4.0  # seconds, for one call to one endpoint
-
-_CHANNEL_OPTIONS = [
-    # A server that went silent is noticed in 10 + 3 s; etcd may refuse pings that come faster.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.ping_timeout_ms", 3_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", -1),  # the default of 4 MB is some 25,000 leases
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # the callers wait longer; this must not add to it
-    ("grpc.min_reconnect_backoff_ms", 3_000),  # despite its name the time to connect
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),  # as flannel: http_proxy is not meant for etcd
-    ("grpc.use_local_subchannel_pool", 1),
-]
-
-_Metadata = tuple[tuple[str, str], ...]
 
 
 class RevisionError(Exception):
@@ -71,54 +57,31 @@ class LeaseGoneError(Exception):
     """The etcd lease a key was to be put under does not exist."""
 
 
-class _Member:
-    """The connection to one endpoint; gRPC opens it on first use and repairs it."""
-
-    def __init__(self, endpoint: Endpoint, credentials: Any) -> None:
-        self.url = endpoint.url
-        if endpoint.tls:
-            self.channel = grpc.secure_channel(endpoint.target, credentials, _CHANNEL_OPTIONS)
-        else:
-            self.channel = grpc.insecure_channel(endpoint.target, _CHANNEL_OPTIONS)
-        self.kv = etcdrpc.KVStub(self.channel)
-        self.lease = etcdrpc.LeaseStub(self.channel)
-        self.auth = etcdrpc.AuthStub(self.channel)
-        self.watch = etcdrpc.WatchStub(self.channel)
-
-    def keep_alive_once(self, request: Any, timeout: float, metadata: _Metadata) -> Any:
-        """The streaming call, used as if it were unary."""
-        call = self.lease.LeaseKeepAlive(iter([request]), timeout, metadata=metadata)
-        try:
-            for answer in call:
-                return answer
-        finally:
-            call.cancel()
-        raise EtcdError(explain({self.url: CLOSED}))
-
-
 class Etcd:
-    """A client for all threads. A lock guards the preferred member and the login token."""
+    """A client for all threads. A lock guards the login token."""
 
     def __init__(
         self,
         endpoints: Iterable[str],
         *,
-        certs: certificates.Certificates | None = None,
+        certs: Certificates | None = None,
+        reread: Callable[[], Certificates] | None = None,
         username: str = "",
         password: str = "",
     ) -> None:
-        """``certs`` serves the https endpoints; without it they are verified by system roots."""
+        """``certs`` serves the https endpoints; without it they are verified by system roots.
+
+        ``reread`` loads it anew from its files, which may be rotated while we run.
+        """
         parsed = parse_endpoints(endpoints, default_tls=certs is not None)
-        credentials = None
         if any(endpoint.tls for endpoint in parsed):
             certs = certs or certificates.load(None, None, None)
-            credentials = grpc.ssl_channel_credentials(certs.roots, certs.key, certs.chain)
         elif certs:
             log.warning("no etcd endpoint is https: the certificate files are not used")
-        self._members = tuple(_Member(endpoint, credentials) for endpoint in parsed)
+            certs = reread = None
+        self._members = Members(parsed, certs, reread)
         self._username, self._password = username, password
         self._lock = threading.Lock()
-        self._preferred = 0
         self._token: str | None = None  # None: log in first; empty: etcd has no authentication
 
     @classmethod
@@ -128,17 +91,18 @@ class Etcd:
         Raises UsageError for a malformed endpoint and CertificateError for an unusable file.
         """
         files = options.etcd_cafile, options.etcd_certfile, options.etcd_keyfile
+        reread = functools.partial(certificates.load, *files) if any(files) else None
         return cls(
             options.etcd_endpoints,
-            certs=certificates.load(*files) if any(files) else None,
+            certs=reread() if reread else None,
+            reread=reread,
             username=options.etcd_username,
             password=options.etcd_password,
         )
 
     def close(self) -> None:
         """Close all connections; calls still running in other threads end with EtcdError."""
-        for member in self._members:
-            member.channel.close()
+        self._members.close()
 
     # Every method below tries each endpoint once and raises EtcdError if none served it.
 
@@ -213,11 +177,11 @@ class Etcd:
 
     def watch(self, prefix: str, revision: int) -> Watch:
         """Follow every change below ``prefix`` from ``revision`` on."""
-        member = self._members[self._preferred]
+        member = next(iter(self._members))
 
         def failed(fault: Fault) -> EtcdError:
             if fault.kind is Kind.UNREACHABLE:
-                self._avoid(member)
+                self._members.avoid(member)
             else:
                 self._forget_login()
             return self._unusable({member.url: fault})
@@ -232,10 +196,9 @@ class Etcd:
         )
         return Watch(member.watch.Watch, create, _metadata(token), failed)
 
-    def _call(self, method: Callable[[_Member], Callable[..., Any]], request: Any) -> Any:
+    def _call(self, method: Callable[[Member], Callable[..., Any]], request: Any) -> Any:
         faults: dict[str, Fault] = {}
-        first = self._preferred
-        for member in self._members[first:] + self._members[:first]:
+        for member in self._members:
             try:
                 answer = self._authorized(member, method(member), request)
             except grpc.RpcError as error:
@@ -249,15 +212,15 @@ class Etcd:
                 if fault.kind is not Kind.UNREACHABLE:
                     raise self._unusable({member.url: fault}) from None
                 faults[member.url] = fault
-                self._avoid(member)
+                self._members.avoid(member)
             except ValueError:  # how gRPC says that the channel is closed
                 raise EtcdError("etcd cannot be used: the connection to it was ended") from None
             else:
-                self._prefer(member)
+                self._members.prefer(member)
                 return answer
         raise self._unusable(faults)
 
-    def _authorized(self, member: _Member, call: Callable[..., Any], request: Any) -> Any:
+    def _authorized(self, member: Member, call: Callable[..., Any], request: Any) -> Any:
         token = self._current_token(member)
         try:
             return call(request, timeout=DEADLINE, metadata=_metadata(token))
@@ -267,13 +230,13 @@ class Etcd:
         token = self._log_in(member, stale=token)
         return call(request, timeout=DEADLINE, metadata=_metadata(token))
 
-    def _current_token(self, member: _Member) -> str:
+    def _current_token(self, member: Member) -> str:
         if not self._username:
             return ""
         token = self._token
         return self._log_in(member, stale=None) if token is None else token
 
-    def _log_in(self, member: _Member, *, stale: str | None) -> str:
+    def _log_in(self, member: Member, *, stale: str | None) -> str:
         """A token newer than ``stale``; one thread asks for it, the others get the same."""
         with self._lock:
             if self._token is not None and self._token != stale:
@@ -292,18 +255,8 @@ class Etcd:
         with self._lock:
             self._token = None
 
-    def _prefer(self, member: _Member) -> None:
-        with self._lock:
-            self._preferred = self._members.index(member)
-
-    def _avoid(self, member: _Member) -> None:
-        with self._lock:
-            if self._members[self._preferred] is member:
-                self._preferred = (self._preferred + 1) % len(self._members)
-
     def _unusable(self, faults: dict[str, Fault]) -> EtcdError:
-        order = [member.url for member in self._members]
-        return EtcdError(explain({url: faults[url] for url in order if url in faults}))
+        return EtcdError(explain({url: faults[url] for url in self._members.urls if url in faults}))
 
 
 class Watch:
@@ -313,7 +266,7 @@ class Watch:
         self,
         method: Callable[..., Any],
         create: Any,
-        metadata: _Metadata,
+        metadata: Metadata,
         failed: Callable[[Fault], EtcdError],
     ) -> None:
         self._start, self._failed = create.start_revision, failed
@@ -397,7 +350,7 @@ def _unchanged(key: bytes, mod_revision: int) -> Any:
     return compare(key=key, target=compare.MOD, result=compare.EQUAL, mod_revision=mod_revision)
 
 
-def _metadata(token: str) -> _Metadata:
+def _metadata(token: str) -> Metadata:
     # Without hasleader a member cut off from its cluster keeps a watch open in silence.
     return (("hasleader", "true"), ("token", token)) if token else (("hasleader", "true"),)
 

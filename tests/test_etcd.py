@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -283,6 +285,48 @@ def test_a_client_certificate_is_presented_and_missed(tmp_path: Path, tls: TlsFi
         text = failure(Etcd([server.url], certs=certificates.load(tls.ca, None, None)))
     assert "client certificate" in text
     assert "--etcd-certfile" in text
+
+
+def test_certificate_files_rotated_on_disk_are_taken_up(
+    tmp_path: Path, tls: TlsFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another authority, server and client certificate, and for a while only half of them."""
+    caplog.set_level(logging.INFO)
+    fresh = make_tls_files(tmp_path / "fresh")
+    files = [tmp_path / name for name in ("ca.pem", "client.pem", "client.key")]
+    new = [fresh.ca, fresh.client_cert, fresh.client_key]
+    for file, source in zip(files, (tls.ca, tls.client_cert, tls.client_key), strict=True):
+        shutil.copy(source, file)
+    server = EtcdServer(tmp_path / "etcd", tls=tls, client_cert_auth=True)
+    ca, cert, key = files
+    options = Options(
+        etcd_endpoints=(server.url,), etcd_cafile=ca, etcd_certfile=cert, etcd_keyfile=key
+    )
+    with server:
+        client = Etcd.connect(options)
+        assert client.get("/absent") is None
+        server.tls = fresh
+        server.restart()
+        assert "not from an authority that is trusted" in refusal(client)
+        for file, source in zip(files[:2], new[:2], strict=True):
+            shutil.copy(source, file)
+        refusal(client)
+        refusal(client)
+        shutil.copy(new[2], key)
+        refusal(client)
+        assert client.get("/absent") is None
+        client.close()
+    told = [text for text in caplog.messages if "certificate" in text]
+    assert len(told) == 3
+    assert "are not a PEM certificate and its unencrypted private key" in told[0]
+    assert told[1] == "the certificate files can be used again"
+    assert told[2] == "the certificate files changed: connecting to etcd with the new ones"
+
+
+def refusal(client: Etcd) -> str:
+    with pytest.raises(EtcdError) as caught:
+        client.get("/absent")
+    return str(caught.value)
 
 
 # Calls
