@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flannel_udp import commands
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, SHOWN_CHARACTERS, FlagParser
@@ -43,6 +44,8 @@ def _run(arguments: list[str]) -> int:
         from flannel_udp import lab
 
         return lab.main(arguments[1:])
+    if arguments and arguments[0] in commands.NAMES:
+        return commands.run(arguments, os.environ)
     options = parse_options(arguments, os.environ)
     if options.verbosity > 0:
         logging.getLogger("flannel_udp").setLevel(logging.DEBUG)

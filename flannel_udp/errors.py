@@ -57,5 +57,9 @@ class SubnetFileError(FlannelError):
     """subnet.env or a docker options file cannot be read, understood or written."""
 
 
+class StatusError(FlannelError):
+    """The running daemon cannot be asked, or there is none."""
+
+
 class LabError(FlannelError):
     """The lab could not be built: a missing program, right or kernel feature."""

@@ -20,9 +20,11 @@ KLOG_BOOLEANS = ("logtostderr", "alsologtostderr", "skip_headers", "skip_log_hea
 SHOWN_CHARACTERS = 80
 
 _USAGE = """\
-flannel-udp [FLAG]...
-       flannel-udp lab [--help]              hosts and containers to try it out
-       flannel-udp mk-docker-opts [--help]   docker's options from subnet.env"""
+flannel-udp [FLAG]...                     the daemon
+       flannel-udp status [--help]               what the running daemon says of itself
+       flannel-udp top [--help]                  the traffic with each host, live
+       flannel-udp lab [--help]                  hosts and containers to try it out
+       flannel-udp mk-docker-opts [--help]       docker's options from subnet.env"""
 _DESCRIPTION = "Lease a subnet in etcd and carry container packets over UDP, as flannel's udp does."
 _EPILOG = """\
 --flag=value, --flag value and -flag=value are the same; booleans take only --flag=false.
@@ -35,26 +37,27 @@ _BOOLEANS = {  # Go's strconv.ParseBool
 _DEFAULTS = Options()
 
 
-class FlagParser(argparse.ArgumentParser):
-    """Knows every flag as ``--name=value``; ``flags`` holds them by name.
+class Flags(argparse.ArgumentParser):
+    """A parser that knows every flag as ``--name=value``; ``flags`` holds them by name.
 
     What is not given is absent from the result: Options supplies the defaults. Raises
     argparse.ArgumentError, whose ``argument_name`` is the flag.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **more: Any) -> None:
         super().__init__(
-            prog="flannel-udp",
-            usage=_USAGE,
-            description=_DESCRIPTION,
-            epilog=_EPILOG,
             formatter_class=functools.partial(_HelpFormatter, max_help_position=40, width=100),
             argument_default=argparse.SUPPRESS,
             add_help=False,
             allow_abbrev=False,
             exit_on_error=False,
+            **more,
         )
         self.flags: dict[str, argparse.Action] = {}
+        self._group: Any = self
+
+    def add_etcd_flags(self) -> None:
+        """How etcd is reached, in a group of their own."""
         self._group = self.add_argument_group("etcd")
         self._value("etcd-endpoints", "URL,...", "servers, tried in this order", _endpoints)
         self._value("etcd-prefix", "KEY", "where the config and the leases are", _prefix)
@@ -63,72 +66,13 @@ class FlagParser(argparse.ArgumentParser):
         self._value("etcd-keyfile", "FILE", "key of that certificate", _path)
         self._value("etcd-username", "NAME", "user of etcd", str)
         self._value("etcd-password", "SECRET", "better set in the environment", str)
-        self._value(
-            "subnet-lease-renew-margin",
-            "MINUTES",
-            "renew the lease of 24 hours when so many minutes are left, 1 to 1439",
-            _number(1, 1439, " minutes"),
-        )
-        self._value(
-            "stale-hold",
-            "TIME",
-            "keep the routes of hosts that are missing after etcd lost its data so long, as in 90s,"
-            " 30m or 24h; 0 is off (default: 24h)",
-            _seconds,
-        )
 
-        self._group = self.add_argument_group("external interface (default: the default route's)")
-        again = "; may be given again"
-        self._value("iface", "IFACE", "address or name" + again, str, action="append")
-        self._value(
-            "iface-regex", "REGEX", "for addresses, else names" + again, _regex, action="append"
-        )
-        self._value("iface-can-reach", "ADDR", "the interface that routes to ADDR", _ipv4)
-        self._value("public-ip", "ADDR", "where other hosts send to (default: its address)", _ipv4)
-        self._value("public-ipv6", "ADDR", "accepted, has no effect", _ipv6)
+    def add_subnet_file(self, text: str) -> None:
+        self._value("subnet-file", "FILE", text, _path)
 
-        self._group = self.add_argument_group("running")
-        self._value("subnet-file", "FILE", "tells docker and others the subnet", _path)
-        self._value("healthz-ip", "ADDR", "where /healthz and /readyz listen", _listen_address)
-        self._value("healthz-port", "PORT", "their port; 0 is off", _number(0, 65535, ""))
-        self._value(
-            "source-check",
-            "on|off",
-            "drop packets from addresses that are no host's public IP; off for hosts that send from"
-            " another address (default: on)",
-            _on_or_off,
-        )
-        self._value(
-            "offload",
-            "PRESET",
-            "auto uses what the kernel has, full insists on all of it, tso leaves UDP GSO and GRO"
-            " out, none sends packet by packet",
-            _offload,
-        )
-        self._value(
-            "busy-poll-us",
-            "MICROSECONDS",
-            "look for packets this long before sleeping: lower latency for a busier CPU; 0 is off",
-            _number(0, 1_000_000, " microseconds"),
-        )
-        self._boolean("ip-blackhole-route", "drop what is for no container of our subnet")
-        self._value("v", "N", "log more", _number(0, 99, ""), dest="verbosity", nargs="?", const=1)
-        self._add("version", "print the version", action="version", version=__version__)
+    def add_help_flags(self) -> None:
         self._add("help", "print this", action="help")
         self._add("h", argparse.SUPPRESS, action="help")
-
-        self._group = self.add_argument_group("firewall")
-        self._boolean("ip-masq", "masquerade what leaves the overlay; refused in this version")
-        self._boolean("ip-masq-fully-random-disable", "masquerade with predictable ports")
-        self._boolean("iptables-forward-rules", "accept forwarded overlay packets")
-        self._value(
-            "iptables-resync", "SECONDS", "time between checks", _number(1, 86400, " seconds")
-        )
-
-        for name in (*IGNORED_VALUES, *KLOG_VALUES):
-            self._hidden(name)
-        for name in ("kube-subnet-mgr", *IGNORED_BOOLEANS, *KLOG_BOOLEANS):
-            self._hidden(name, boolean=True)
 
     def _value(
         self, name: str, metavar: str, text: str, convert: Callable[[str], object], **more: Any
@@ -159,6 +103,79 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise argparse.ArgumentError(None, message)
+
+
+class FlagParser(Flags):
+    """The daemon's."""
+
+    def __init__(self) -> None:
+        super().__init__(prog="flannel-udp", usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG)
+        self.add_etcd_flags()
+        self._value(
+            "subnet-lease-renew-margin",
+            "MINUTES",
+            "renew the lease of 24 hours when so many minutes are left, 1 to 1439",
+            _number(1, 1439, " minutes"),
+        )
+        self._value(
+            "stale-hold",
+            "TIME",
+            "keep the routes of hosts that are missing after etcd lost its data so long, as in 90s,"
+            " 30m or 24h; 0 is off (default: 24h)",
+            _seconds,
+        )
+
+        self._group = self.add_argument_group("external interface (default: the default route's)")
+        again = "; may be given again"
+        self._value("iface", "IFACE", "address or name" + again, str, action="append")
+        self._value(
+            "iface-regex", "REGEX", "for addresses, else names" + again, _regex, action="append"
+        )
+        self._value("iface-can-reach", "ADDR", "the interface that routes to ADDR", _ipv4)
+        self._value("public-ip", "ADDR", "where other hosts send to (default: its address)", _ipv4)
+        self._value("public-ipv6", "ADDR", "accepted, has no effect", _ipv6)
+
+        self._group = self.add_argument_group("running")
+        self.add_subnet_file("tells docker and others the subnet")
+        self._value("healthz-ip", "ADDR", "where /healthz and /readyz listen", _listen_address)
+        self._value("healthz-port", "PORT", "their port; 0 is off", _number(0, 65535, ""))
+        self._value(
+            "source-check",
+            "on|off",
+            "drop packets from addresses that are no host's public IP; off for hosts that send from"
+            " another address (default: on)",
+            _on_or_off,
+        )
+        self._value(
+            "offload",
+            "PRESET",
+            "auto uses what the kernel has, full insists on all of it, tso leaves UDP GSO and GRO"
+            " out, none sends packet by packet",
+            _offload,
+        )
+        self._value(
+            "busy-poll-us",
+            "MICROSECONDS",
+            "look for packets this long before sleeping: lower latency for a busier CPU; 0 is off",
+            _number(0, 1_000_000, " microseconds"),
+        )
+        self._boolean("ip-blackhole-route", "drop what is for no container of our subnet")
+        self._value("v", "N", "log more", _number(0, 99, ""), dest="verbosity", nargs="?", const=1)
+        self._add("version", "print the version", action="version", version=__version__)
+        self.add_help_flags()
+
+        self._group = self.add_argument_group("firewall")
+        self._boolean("ip-masq", "masquerade what leaves the overlay; refused in this version")
+        self._boolean("ip-masq-fully-random-disable", "masquerade with predictable ports")
+        self._boolean("iptables-forward-rules", "accept forwarded overlay packets")
+        self._value(
+            "iptables-resync", "SECONDS", "time between checks", _number(1, 86400, " seconds")
+        )
+
+        for name in (*IGNORED_VALUES, *KLOG_VALUES):
+            self._hidden(name)
+        for name in ("kube-subnet-mgr", *IGNORED_BOOLEANS, *KLOG_BOOLEANS):
+            self._hidden(name, boolean=True)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

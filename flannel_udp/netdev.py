@@ -68,6 +68,12 @@ def choose_interface(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     return chosen, public_ip
 
 
+def addresses(name: str) -> tuple[IPv4Address, ...] | None:
+    """The usable IPv4 addresses of an interface; None if there is none of that name."""
+    with _netlink("list the interfaces") as ip:
+        return next((link.addresses for link in _read_links(ip) if link.name == name), None)
+
+
 def _read_links(ip: IPRoute) -> list[Link]:
     ranked: dict[int, list[tuple[bool, bool, IPv4Address]]] = {}
     for message in _dump(ip.addr, family=AF_INET):

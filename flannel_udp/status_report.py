@@ -41,6 +41,7 @@ class StatusReport:
             "reservation": deadline is None,
             "lease_seconds_left": None if deadline is None else round(deadline - now, 1),
             "etcd": {
+                **self._way_to_etcd(),
                 "state": self.follower.state.value,
                 "revision": self.follower.revision,
                 "resyncs": self.follower.resyncs,
@@ -57,6 +58,19 @@ class StatusReport:
             ],
             "stats": self.pump.stats(),
             "peers": self._peers(now),
+        }
+
+    def _way_to_etcd(self) -> Status:
+        options = self.overlay.options
+        files = {
+            "cafile": options.etcd_cafile,
+            "certfile": options.etcd_certfile,
+            "keyfile": options.etcd_keyfile,
+        }
+        return {
+            "endpoints": options.etcd_endpoints,
+            "prefix": options.etcd_prefix,
+            **{name: str(path) if path else None for name, path in files.items()},
         }
 
     def _peers(self, now: float) -> list[Status]:

@@ -14,7 +14,10 @@ import flannel_udp
 PACKAGE = Path(flannel_udp.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
-PURE = {"allocator", "config", "errors", "flags", "gojson", "held_leases", "lease", "routes"}
+PURE = {
+    "allocator", "checks", "config", "errors", "flags", "gojson", "held_leases", "lease", "rates",
+    "routes", "units",
+}  # fmt: skip
 PURE_IMPORTS = {
     "__future__", "argparse", "collections", "dataclasses", "enum", "functools", "ipaddress",
     "itertools", "json", "pathlib", "posixpath", "random", "re", "types", "typing",
@@ -25,11 +28,18 @@ DOORS = {
     "etcd3": {"etcd"},
     "grpc": {"etcd"},
     "prometheus_client": {"metrics"},
-    "rich": {"lab"},
+    "icmplib": {"path_check"},
+    "rich": {"lab", "status_view", "top"},
     "flannel_udp._pump": {"pump"},
 }
 HOUSES = {"etcd", "lab"}
-IMPORTERS = {"cli": {"__main__"}, "daemon": {"cli"}, "lab": {"cli"}, "flags": {"cli"}}
+IMPORTERS = {
+    "cli": {"__main__"},
+    "daemon": {"cli"},
+    "lab": {"cli"},
+    "commands": {"cli"},
+    "flags": {"cli", "commands"},
+}
 
 
 @cache

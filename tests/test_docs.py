@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench import compare
-from flannel_udp import lab_demo, subnet_env
+from flannel_udp import commands, lab_demo, subnet_env
 from flannel_udp.cli import parse_options
 from flannel_udp.config import NetworkConfig
 from flannel_udp.flags import FlagParser
@@ -39,7 +39,7 @@ def blocks(document: Path) -> list[tuple[bool, list[str]]]:
     return [(bool(marked), text.strip().splitlines()) for marked, text in found]
 
 
-def commands() -> list[str]:
+def command_lines() -> list[str]:
     return [line for each in DOCUMENTS for _, lines in blocks(each) for line in lines]
 
 
@@ -47,7 +47,7 @@ def ids(path: Path) -> str:
     return path.name
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", command_lines())
 def test_every_command_is_one_that_exists(command: str) -> None:
     words = [word for word in shlex.split(command) if not re.match("[A-Z_]+=", word)]
     program, arguments = words[0], words[1:]
@@ -57,6 +57,8 @@ def test_every_command_is_one_that_exists(command: str) -> None:
     elif program.endswith("/flannel-udp"):
         if arguments[:1] == ["lab"]:
             lab_demo._parser().parse_args(arguments[1:])
+        elif arguments[0] in commands.NAMES:
+            commands.parser(arguments[0]).parse_args(arguments[1:])
         else:
             parse_options(arguments, {})
     elif program.endswith("/mk-docker-opts"):
@@ -80,6 +82,10 @@ def test_every_command_is_one_that_exists(command: str) -> None:
 def test_every_flag_and_path_exists(document: Path) -> None:
     text = document.read_text()
     known = {f"--{name}" for name in FlagParser().flags}
+    for command in commands.NAMES:
+        known |= {
+            word for action in commands.parser(command)._actions for word in action.option_strings
+        }
     known |= {word for action in lab_demo._parser()._actions for word in action.option_strings}
     known |= {word for action in compare.parser()._actions for word in action.option_strings}
     known |= {"--now", "--ip-masq", "--endpoints", "--prefix"}  # systemctl's, docker's, etcdctl's
@@ -149,7 +155,7 @@ def test_every_log_line_is_explained(module: str, line: str) -> None:
 def in_a_host(lines: list[str]) -> str:
     """A script for a lab host: the commands in a file system where the install took place.
 
-    A daemon among them runs in the background once its subnet.env is there.
+    The next one follows a daemon, which goes on in the background, when it is ready.
     """
     script = [
         "set -e",
@@ -162,7 +168,8 @@ def in_a_host(lines: list[str]) -> str:
         if line.startswith(f"{INSTALLED}/bin/flannel-udp --"):
             script += [
                 f"{line} & daemon=$!",
-                "until [ -e /run/flannel/subnet.env ]; do kill -0 $daemon; sleep 0.05; done",
+                f"until {INSTALLED}/bin/flannel-udp status > /dev/null 2>&1; do",
+                "kill -0 $daemon; done",
             ]
         else:
             script.append(line)

@@ -1,0 +1,80 @@
+"""What a healthy host looks like: the rules of ``status --check`` that need no network (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from flannel_udp.lease import Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at, whether it is well, and a sentence for people."""
+
+    subject: str
+    is_good: bool
+    text: str
+
+
+def host_findings(
+    status: Mapping[str, Any], *, ip_forward: bool, docker_addresses: Iterable[IPv4Address] | None
+) -> Iterator[Finding]:
+    """``docker_addresses`` are those of docker0, None where there is none."""
+    yield (
+        Finding("ip_forward", True, "on")
+        if ip_forward
+        else Finding(
+            *("ip_forward", False),
+            "off: this host drops its containers' packets; run sysctl -w net.ipv4.ip_forward=1",
+        )
+    )
+    if docker_addresses is None:
+        return
+    subnet = IPv4Network(status["subnet"])
+    shown = ", ".join(map(str, docker_addresses)) or "no address"
+    yield (
+        Finding("docker0", True, f"{shown} lies in our subnet")
+        if any(address in subnet for address in docker_addresses)
+        else Finding(
+            *("docker0", False),
+            f"{shown} is not in our subnet {subnet}: docker did not read its options; write them"
+            " with mk-docker-opts and restart docker",
+        )
+    )
+
+
+def lease_findings(status: Mapping[str, Any], leases: Iterable[Lease]) -> Iterator[Finding]:
+    """The leases in etcd against the routes in use."""
+    own = (IPv4Network(status["subnet"]), status["public_ip"])
+    held = {(lease.subnet, str(lease.public_ip)) for lease in leases}
+    routed = {
+        (IPv4Network(subnet), peer["public_ip"])
+        for peer in status["peers"]
+        for subnet in peer["subnets"]
+    }
+    wrong = False
+    if own not in held:
+        wrong = True
+        yield Finding(
+            *("our lease", False),
+            f"missing in etcd: no key gives {own[0]} to {own[1]}, so no other host can send to us;"
+            " start the daemon again to get one",
+        )
+    for subnet, public_ip in sorted(held - routed - {own}, key=str):
+        wrong = True
+        yield Finding(
+            *(f"{public_ip} ({subnet})", False),
+            "its lease is in etcd but has no route here; the log says why",
+        )
+    for subnet, public_ip in sorted(routed - held, key=str):
+        wrong = True
+        yield Finding(
+            *(f"{public_ip} ({subnet})", False),
+            "missing in etcd: the route here is all that is left of its lease; start its daemon"
+            " again",
+        )
+    if not wrong:
+        yield Finding("leases", True, f"the {len(held)} in etcd are those in use")

@@ -1,0 +1,126 @@
+"""The sub-commands that work beside a daemon: their flags, and what runs each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flannel_udp.config import Options
+from flannel_udp.errors import UsageError
+from flannel_udp.flags import Flags
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    summary: str
+    declare: Callable[[Flags], None]
+    run: Callable[[argparse.Namespace, Options], int]
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """``argv`` begins with one of NAMES; returns the exit code.
+
+    Variables ``FLANNELD_*`` set the flags that the daemon has too; the command line wins. Raises
+    UsageError.
+    """
+    name, *words = argv
+    flags = parser(name)
+    given = {word.partition("=")[0].removeprefix("--") for word in words}
+    variables = {
+        flag: "FLANNELD_" + flag.upper().replace("-", "_")
+        for flag, action in flags.flags.items()
+        if flag not in given and action.nargs != 0
+    }
+    told = [f"--{flag}={environ[var]}" for flag, var in variables.items() if environ.get(var)]
+    try:
+        values = flags.parse_args([*told, *words])
+    except argparse.ArgumentError as error:
+        flag = (error.argument_name or "").lstrip("-")
+        subject = f"{variables.get(flag, error.argument_name)}: " if flag else ""
+        raise UsageError(f"{subject}{error.message}; see flannel-udp {name} --help") from None
+    chosen: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(values).items()
+        if name in Options.__slots__ and value is not None
+    }
+    return _COMMANDS[name].run(values, Options(**chosen))
+
+
+def parser(name: str) -> Flags:
+    """The flags of one sub-command."""
+    command = _COMMANDS[name]
+    flags = Flags(prog=f"flannel-udp {name}", description=command.summary)
+    command.declare(flags)
+    flags.add_help_flags()
+    return flags
+
+
+def _declare_status(flags: Flags) -> None:
+    flags.add_subnet_file("what the daemon was given")
+    flags.add_argument("--json", action="store_true", default=False, help="for programs")
+    flags.add_argument(
+        "--check",
+        action="store_true",
+        default=False,
+        help="look at the host, the leases and the way to each peer; exit code 1 if any is bad",
+    )
+
+
+def _status(values: argparse.Namespace, options: Options) -> int:
+    from flannel_udp import status_view
+
+    def ask() -> dict[str, object]:
+        return status_view.ask(options.subnet_file)
+
+    status = ask()
+    good = bool(status["ready"])
+    if values.check:
+        from flannel_udp import checkup
+
+        findings = checkup.check(status, ask)
+        if values.json:
+            good = status_view.show_json_findings(findings)
+        else:
+            good = status_view.show_findings(findings)
+    elif values.json:
+        status_view.show_json(status)
+    else:
+        status_view.show(status)
+    return 0 if good else 1
+
+
+def _declare_top(flags: Flags) -> None:
+    flags.add_subnet_file("what the daemon was given")
+    flags.add_argument(
+        "--interval",
+        metavar="SECONDS",
+        type=_interval,
+        default=1.0,
+        help="between two looks (default: 1)",
+    )
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number from 0.1 to 3600 seconds")
+    return seconds
+
+
+def _top(values: argparse.Namespace, options: Options) -> int:
+    from flannel_udp import status_view, top
+
+    top.run(lambda: status_view.ask(options.subnet_file), values.interval)
+    return 0
+
+
+_COMMANDS = {
+    "status": _Command("What the running daemon says of itself.", _declare_status, _status),
+    "top": _Command("The traffic with each host, live.", _declare_top, _top),
+}
+NAMES = frozenset(_COMMANDS)

@@ -1,0 +1,145 @@
+"""``flannel-udp status``: what the running daemon says of itself, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flannel_udp import admin
+from flannel_udp.checks import Finding
+from flannel_udp.errors import StatusError
+from flannel_udp.units import scaled, span
+
+Status = Mapping[str, Any]
+
+_MOST_SUBNETS = 2  # of one peer on a line
+
+
+def ask(subnet_file: Path) -> dict[str, Any]:
+    """The status of the daemon that writes this subnet.env. Raises StatusError."""
+    path = admin.status_path(subnet_file)
+    try:
+        return admin.read_status(path)
+    except PermissionError:
+        raise StatusError(f"cannot read {path}: only root may; try sudo") from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise StatusError(
+            f"no daemon runs here: nothing answers at {path}; start flannel-udp, or name the"
+            " --subnet-file that it was given"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StatusError(
+            f"the daemon at {path} does not answer ({error}); look at its log"
+        ) from None
+
+
+def show_json(status: Status) -> None:
+    print(json.dumps(status, indent=1))
+
+
+def show(status: Status) -> None:
+    console = Console(highlight=False)
+    for line in _head(status):
+        console.print(line, soft_wrap=True)
+    if "peers" in status:
+        console.print(_peers(status["peers"]))
+    for note in _notes(status):
+        console.print(Text(note, "yellow"), soft_wrap=True)
+
+
+def show_findings(findings: Iterable[Finding]) -> bool:
+    """One line for each as it comes; whether all is good."""
+    console, good = Console(highlight=False), True
+    for finding in findings:
+        mark = Text("ok  ", "green") if finding.is_good else Text("bad ", "red")
+        console.print(mark + Text(f"{finding.subject}: {finding.text}"), soft_wrap=True)
+        good = good and finding.is_good
+    return good
+
+
+def show_json_findings(findings: Iterable[Finding]) -> bool:
+    """All of them as one list; whether all is good."""
+    found = list(findings)
+    print(json.dumps([asdict(finding) for finding in found], indent=1))
+    return all(finding.is_good for finding in found)
+
+
+def _head(status: Status) -> Iterator[Text]:
+    """All but the peers, line by line."""
+    ready = "ready" if status["ready"] else f"not ready: {status['reason']}"
+    yield Text(f"flannel-udp {status['version']}, {ready}", "green" if status["ready"] else "red")
+    if "stats" not in status:
+        return
+    stats, etcd = status["stats"], status["etcd"]
+    lease = "a reservation" if status["reservation"] else _lease(status["lease_seconds_left"])
+    offloads = ", ".join(status["offloads"]) or "none"
+    yield _line("subnet", f"{status['subnet']} of {status['network']}, {lease}")
+    yield _line(
+        "outside", f"{status['interface']} {status['public_ip']}, UDP port {status['port']}"
+    )
+    yield _line("tunnel", f"{status['device']}, MTU {status['mtu']}")
+    yield _line("offloads", f"{offloads} (--offload {status['preset']})")
+    silent = "" if etcd["state"] == "watching" else f", silent for {span(etcd['silent_seconds'])}"
+    yield _line("etcd", f"{etcd['state']}, revision {etcd['revision']}{silent}")
+    for direction, name in (("sent", "udp_sent"), ("received", "udp_received")):
+        packets, size = stats[f"{name}_packets"], scaled(stats[f"{name}_bytes"], "B")
+        yield _line(direction, f"{packets:,} packets, {size}")
+    yield _line("drops", ", ".join(drops(stats)) or "none")
+
+
+def drops(stats: Mapping[str, int]) -> list[str]:
+    """The reasons that have happened: ``tun_no_route 3``."""
+    return [
+        f"{name.removeprefix('drop_')} {value:,}"
+        for name, value in stats.items()
+        if name.startswith("drop_") and value
+    ]
+
+
+def subnets(peer: Status) -> str:
+    """Of a peer, as many as fit."""
+    shown = peer["subnets"][:_MOST_SUBNETS]
+    more = len(peer["subnets"]) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _notes(status: Status) -> Iterator[str]:
+    if status.get("ip_masq") is False and Path("/sys/class/net/docker0").exists():
+        yield (
+            "docker masquerades by itself unless it runs with --ip-masq=false: containers of other"
+            " hosts then see this host's address instead of a container's"
+        )
+
+
+def _peers(peers: list[Status]) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("peer", no_wrap=True)
+    table.add_column("subnet")
+    for heading in ("age", "sent", "received", "dropped"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for peer in peers:
+        table.add_row(
+            peer["public_ip"],
+            subnets(peer),
+            span(peer["age_seconds"]),
+            scaled(peer["sent_bytes"], "B"),
+            scaled(peer["received_bytes"], "B"),
+            f"{peer['dropped_packets']:,}",
+        )
+    return table
+
+
+def _line(name: str, text: str) -> Text:
+    return Text(f"  {name:<9} {text}")
+
+
+def _lease(seconds: float) -> str:
+    return f"leased for {span(seconds)}" if seconds > 0 else "whose lease has run out"

@@ -1,0 +1,329 @@
+"""What an operator sees of a running daemon: status, top, the checks, and whether it is true."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from fcntl import ioctl
+from typing import Any
+
+import pyte
+import pytest
+from etcd_server import wait_until
+from instruments import HEALTH_FLAGS, health, lease_value
+from prometheus_client import parser
+
+from flannel_udp.lab import Host, Lab
+from flannel_udp.lab_etcd import child_environment
+
+LINES, COLUMNS = 24, 80
+
+
+@pytest.fixture(scope="module")
+def lab(network_rights: None) -> Iterator[Lab]:
+    with Lab(hosts=3, daemon_args=HEALTH_FLAGS) as lab:
+        assert None not in lab.ping_matrix().values()
+        yield lab
+
+
+def command(host: Host, *argv: str) -> list[str]:
+    return [sys.executable, "-m", "flannel_udp", *argv, f"--subnet-file={host.subnet_file}"]
+
+
+def status(host: Host, *argv: str) -> subprocess.CompletedProcess[str]:
+    return host.run(command(host, "status", *argv), timeout=60, env=child_environment())
+
+
+def firewall(host: Host, hook: str, rule: str) -> contextlib.AbstractContextManager[None]:
+    """One nftables rule while the block runs."""
+
+    @contextlib.contextmanager
+    def ruled() -> Iterator[None]:
+        chain = f"{{ type filter hook {hook} priority 0; }}"
+        rules = f"add table ip test; add chain ip test only {chain}; add rule ip test only {rule}"
+        host.run(["nft", rules], check=True)
+        try:
+            yield
+        finally:
+            host.run(["nft", "delete table ip test"], check=True)
+
+    return ruled()
+
+
+def findings(host: Host) -> dict[str, str]:
+    """What is bad, by subject; the exit code must agree."""
+    result = status(host, "--check", "--json")
+    found = json.loads(result.stdout)
+    bad = {each["subject"]: each["text"] for each in found if not each["is_good"]}
+    assert result.returncode == (1 if bad else 0), result.stderr
+    return bad
+
+
+def test_status_tells_what_the_daemon_has(lab: Lab) -> None:
+    host, peers = lab.hosts[0], lab.hosts[1:]
+    result = status(host)
+    assert (result.returncode, result.stderr) == (0, "")
+    text = result.stdout
+    assert text.startswith("flannel-udp 0.1.0, ready\n")
+    assert f"{host.subnet} of 10.1.0.0/16, leased for " in text
+    assert "eth0 172.30.0.1, UDP port 8285" in text
+    assert "flannel0, MTU 1472" in text
+    for peer in peers:
+        assert f"{peer.address}  {peer.subnet}" in text
+    told = json.loads(status(host, "--json").stdout)
+    assert told["subnet"] == str(host.subnet)
+    assert 0 < told["lease_seconds_left"] <= 86_400
+    assert [peer["subnets"] for peer in told["peers"]] == [[str(peer.subnet)] for peer in peers]
+    assert all(0 < peer["age_seconds"] < 600 for peer in told["peers"])
+
+
+def test_status_docker_masquerades_is_said(lab: Lab) -> None:
+    assert "docker masquerades by itself" in status(lab.hosts[0]).stdout
+
+
+def test_status_says_why_a_daemon_is_not_ready(lab: Lab) -> None:
+    host = lab.hosts[2]
+    told = json.loads(lab.etcdctl("get", "--print-value-only", f"{lab.prefix}/config"))
+    assert host.stop_daemon() == 0
+    lab.etcdctl("del", f"{lab.prefix}/config")
+    try:
+        host.start_daemon(wait=False)
+        wait_until(lambda: "no network config" in status(host).stdout, "the reason")
+        assert status(host).returncode == 1
+    finally:
+        lab.etcdctl("put", f"{lab.prefix}/config", json.dumps(told))
+    host.wait_until_ready()
+    wait_until(lambda: status(host).returncode == 0, "being ready")
+
+
+def kernel_counters(host: Host) -> dict[str, int]:
+    """What flannel0's own statistics say; ``rx`` is what the daemon wrote."""
+    shown = host.run(["ip", "-json", "-s", "link", "show", "flannel0"], check=True).stdout
+    stats = json.loads(shown)[0]["stats64"]
+    return {
+        "tun_read_packets": stats["tx"]["packets"],
+        "tun_read_bytes": stats["tx"]["bytes"],
+        "tun_written_packets": stats["rx"]["packets"],
+        "tun_written_bytes": stats["rx"]["bytes"],
+    }
+
+
+def metrics(host: Host) -> dict[str, float]:
+    code, text = health(host, "/metrics")
+    assert code == 200
+    lines: Any = parser  # which has no type hints
+    return {
+        sample.name: sample.value
+        for family in lines.text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.labels
+    }
+
+
+def test_status_and_metrics_agree_with_the_kernels_counters(lab: Lab) -> None:
+    """Small packets on both sides: then a superpacket is none, and both count the same."""
+    host, other = lab.hosts[0], lab.hosts[1]
+    before, kernel_before, told_before = (
+        host.status()["stats"],
+        kernel_counters(host),
+        metrics(host),
+    )
+    ping = ["ping", "-n", "-c", "200", "-i", "0.002", "-s", "500", str(other.ping_address)]
+    assert " 0% packet loss" in host.containers[0].run(ping, check=True).stdout
+    wait_until(
+        lambda: (
+            host.status()["stats"]["tun_written_packets"] >= before["tun_written_packets"] + 200
+        ),
+        "all answers being counted",
+    )
+    after, kernel_after, told_after = host.status()["stats"], kernel_counters(host), metrics(host)
+    assert after["tun_read_packets"] - before["tun_read_packets"] == 200
+    for name, value in kernel_after.items():
+        grown = value - kernel_before[name]
+        assert after[name] - before[name] == grown, name
+        metric = f"flannel_{name}_total"
+        assert told_after[metric] - told_before[metric] == grown, name
+
+
+# status --check
+
+
+def test_a_sound_cluster_passes_every_check(lab: Lab) -> None:
+    assert findings(lab.hosts[0]) == {}
+    lines = status(lab.hosts[0], "--check").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok"] * 5
+    for line, peer in zip(lines[3:], lab.hosts[1:], strict=True):
+        assert f"{peer.address} ({peer.subnet.network_address}): answers in" in line  # type: ignore[union-attr]  # it has one
+
+
+def peer_subject(host: Host) -> str:
+    assert host.subnet
+    return f"{host.address} ({host.subnet.network_address})"
+
+
+def test_what_keeps_a_peer_from_answering_is_told_apart(lab: Lab) -> None:
+    host, second, third = lab.hosts
+    to_third = f"ip daddr {third.address} udp dport 8285 drop"
+    with firewall(host, "output", to_third), firewall(second, "input", "udp dport 8285 drop"):
+        found = findings(host)
+    assert set(found) == {peer_subject(second), peer_subject(third)}
+    assert found[peer_subject(second)].startswith(
+        "its host answers, but nothing comes back through UDP port 8285: a firewall drops it"
+    )
+    assert found[peer_subject(third)].startswith("this host refuses to send to it")
+
+    second.kill_daemon()
+    third.netns.set_link("eth0", state="down")
+    try:
+        found = findings(host)
+    finally:
+        third.netns.set_link("eth0", state="up")
+        second.start_daemon()
+    assert found[peer_subject(second)].startswith("UDP port 8285 is closed there")
+    assert found[peer_subject(third)].startswith("neither the tunnel nor its host answers")
+    assert None not in lab.ping_matrix().values()
+
+
+def test_a_black_hole_for_large_packets_is_measured(lab: Lab) -> None:
+    host, second, _ = lab.hosts
+    with firewall(second, "input", "udp dport 8285 meta length > 1328 drop"):
+        found = findings(host)
+    assert set(found) == {peer_subject(second)}
+    assert "packets of 1472 bytes are lost, those of 1300 arrive" in found[peer_subject(second)]
+    assert '"MTU": 1300' in found[peer_subject(second)]
+
+
+def test_leases_and_routes_that_differ_are_told(lab: Lab) -> None:
+    host = lab.hosts[0]
+    outside = f"{lab.prefix}/subnets/10.9.9.0-24"
+    lab.etcdctl("put", outside, lease_value("172.30.0.77"))
+    try:
+        found = findings(host)
+    finally:
+        lab.etcdctl("del", outside)
+    assert found == {
+        "172.30.0.77 (10.9.9.0/24)": "its lease is in etcd but has no route here; the log says why"
+    }
+
+
+def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
+    host = lab.hosts[0]
+    host.netns.sysctl("ipv4/ip_forward", 0)
+    try:
+        assert "sysctl -w net.ipv4.ip_forward=1" in findings(host)["ip_forward"]
+    finally:
+        host.netns.sysctl("ipv4/ip_forward", 1)
+
+
+# top
+
+
+class Terminal:
+    """A program in a terminal of 80 columns and 24 lines, and what stands on its screen."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.master, slave = pty.openpty()
+        ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+        self.before = termios.tcgetattr(slave)
+        self._slave = slave
+        self._screen = pyte.Screen(COLUMNS, LINES)
+        self._stream = pyte.ByteStream(self._screen)
+        self.output = b""
+        environ = child_environment({"TERM": "xterm-256color"})
+        self.process = subprocess.Popen(
+            argv, stdin=slave, stdout=slave, stderr=slave, env=environ, process_group=0
+        )
+
+    def wait_for(self, shown: Callable[[str], bool], what: str, seconds: float = 20) -> str:
+        end = time.monotonic() + seconds
+        while not shown(text := "\n".join(self._screen.display)):
+            assert time.monotonic() < end, f"{what} did not show:\n{text}"
+            self._read(0.1)
+        return text
+
+    def finish(self) -> int:
+        code = self.process.wait(10)
+        while self._read(0):
+            pass
+        return code
+
+    def after(self) -> list[Any]:
+        return termios.tcgetattr(self._slave)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+        os.close(self._slave)
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select((self.master,), (), (), seconds)[0]:
+            return False
+        data = os.read(self.master, 65536)
+        self.output += data
+        self._stream.feed(data)
+        return True
+
+
+@pytest.fixture
+def top(lab: Lab) -> Iterator[Terminal]:
+    terminal = Terminal(command(lab.hosts[0], "top", "--interval=0.2"))
+    yield terminal
+    terminal.close()
+
+
+def left_clean(terminal: Terminal) -> bool:
+    """Back from the alternate screen, with a cursor, and with the settings it had."""
+    ends = [terminal.output.rindex(code) for code in (b"\x1b[?1049l", b"\x1b[?25h")]
+    begins = [terminal.output.rindex(code) for code in (b"\x1b[?1049h", b"\x1b[?25l")]
+    return min(ends) > max(begins) and terminal.after() == terminal.before
+
+
+def test_top_shows_the_traffic_as_it_flows(lab: Lab, top: Terminal) -> None:
+    host, peer = lab.hosts[0], lab.hosts[1]
+    ping = ["ping", "-n", "-i", "0.002", "-s", "1000", str(peer.ping_address)]
+    with host.containers[0].netns.popen(ping, stdout=subprocess.DEVNULL) as traffic:
+        try:
+            text = top.wait_for(lambda text: "█" in text, "traffic")
+        finally:
+            traffic.kill()
+    assert "flannel-udp 0.1.0  ready" in text
+    rows = [line for line in text.splitlines() if line.strip().startswith("172.30.0.")]
+    assert len(rows) == 2
+    assert rows[0].strip().startswith(str(peer.address)), "the busiest is not on top"
+    assert "kB" in rows[0]
+    top.process.send_signal(signal.SIGINT)
+    assert top.finish() == 0
+    assert left_clean(top)
+
+
+@pytest.mark.parametrize("way", ["q", "SIGTERM"])
+def test_top_leaves_the_terminal_clean(top: Terminal, way: str) -> None:
+    top.wait_for(lambda text: "172.30.0.3" in text, "the peers")
+    if way == "q":
+        os.write(top.master, b"q")
+    else:
+        top.process.send_signal(signal.SIGTERM)
+    assert top.finish() == 0
+    assert left_clean(top)
+
+
+def test_top_waits_for_a_daemon_that_went_away(lab: Lab, top: Terminal) -> None:
+    top.wait_for(lambda text: "172.30.0.3" in text, "the peers")
+    assert lab.hosts[0].stop_daemon() == 0
+    top.wait_for(lambda text: "no daemon runs here" in text, "its absence")
+    lab.hosts[0].start_daemon()
+    top.wait_for(lambda text: "172.30.0.3" in text, "the peers again")
+    os.write(top.master, b"q")
+    assert top.finish() == 0
+    assert left_clean(top)

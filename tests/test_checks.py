@@ -1,0 +1,58 @@
+"""The rules of ``status --check``."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from flannel_udp.checks import Finding, host_findings, lease_findings
+from flannel_udp.lease import Lease, encode_key
+
+STATUS: dict[str, Any] = {
+    "subnet": "10.1.5.0/24",
+    "public_ip": "172.30.0.1",
+    "peers": [{"public_ip": "172.30.0.2", "subnets": ["10.1.6.0/24"]}],
+}
+
+
+def lease(subnet: str, public_ip: str) -> Lease:
+    network = IPv4Network(subnet)
+    return Lease(encode_key(network), network, IPv4Address(public_ip))
+
+
+OURS, THEIRS = lease("10.1.5.0/24", "172.30.0.1"), lease("10.1.6.0/24", "172.30.0.2")
+
+
+def bad(findings: list[Finding]) -> list[str]:
+    return [f"{finding.subject}: {finding.text}" for finding in findings if not finding.is_good]
+
+
+def test_leases_that_are_all_in_use_are_good() -> None:
+    findings = list(lease_findings(STATUS, [OURS, THEIRS]))
+    assert findings == [Finding("leases", True, "the 2 in etcd are those in use")]
+
+
+def test_our_lease_missing_in_etcd_is_told_also_when_another_host_has_it() -> None:
+    for leases in ([THEIRS], [lease("10.1.5.0/24", "172.30.0.9"), THEIRS]):
+        assert any(
+            "our lease: missing in etcd" in each for each in bad([*lease_findings(STATUS, leases)])
+        )
+
+
+def test_a_lease_without_a_route_and_a_route_without_a_lease_differ() -> None:
+    (line,) = bad(list(lease_findings(STATUS, [OURS, THEIRS, lease("10.1.7.0/24", "172.30.0.3")])))
+    assert line.startswith("172.30.0.3 (10.1.7.0/24): its lease is in etcd but has no route here")
+    (line,) = bad(list(lease_findings(STATUS, [OURS])))
+    assert line.startswith("172.30.0.2 (10.1.6.0/24): missing in etcd")
+
+
+def test_the_host_is_good_without_docker_and_with_docker_in_our_subnet() -> None:
+    for docker in (None, [IPv4Address("10.1.5.1")]):
+        assert not bad(list(host_findings(STATUS, ip_forward=True, docker_addresses=docker)))
+
+
+def test_a_host_that_does_not_forward_or_whose_docker_is_elsewhere_is_told_what_to_do() -> None:
+    docker = [IPv4Address("172.17.0.1")]
+    first, second = bad(list(host_findings(STATUS, ip_forward=False, docker_addresses=docker)))
+    assert "sysctl -w net.ipv4.ip_forward=1" in first
+    assert "172.17.0.1 is not in our subnet 10.1.5.0/24" in second
