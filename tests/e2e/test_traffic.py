@@ -2,84 +2,77 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import socket
-import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address
 
 import pytest
-from instruments import connect, drops, listen
+from instruments import connect, drops, listen, unreachable
+from transfers import BURST, GIB, MIB, UDP_MOST, exchange, segmented_burst, transfer
 
 from flannel_udp.lab import Container, Lab
 
-GIB = 1 << 30
-BLOCK = 1 << 20
+PRESETS = (
+    ("auto", "auto"),
+    ("full", "full"),
+    ("tso", "tso"),
+    ("none", "none"),
+    ("auto", "none"),
+    ("tso", "full"),
+    ("none", "tso"),
+)
 PLAIN_MOST = 1444  # bytes of UDP payload in one packet: the MTU of 1472 without 28 of headers
-UDP_MOST = 65507
-BURST = 64  # datagrams on their way at once: a receive buffer of the default size holds them
 
 
 @pytest.fixture(scope="module")
-def pair(lab: Lab) -> tuple[Container, Container]:
+def traffic_lab(network_rights: None) -> Iterator[Lab]:
+    with Lab(hosts=2, start_daemons=False) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module", params=PRESETS, ids="-".join)
+def presets(request: pytest.FixtureRequest, traffic_lab: Lab) -> Iterator[tuple[str, str]]:
+    """``--offload`` of each of the two hosts, whose daemons run with them."""
+    chosen: tuple[str, str] = request.param
+    for host, preset in zip(traffic_lab.hosts, chosen, strict=True):
+        host.start_daemon(("--offload", preset), wait=False)
+    for host in traffic_lab.hosts:
+        host.wait_until_ready()
+    assert unreachable(traffic_lab) == []
+    yield chosen
+    for host in traffic_lab.hosts:
+        host.stop_daemon()
+
+
+@pytest.fixture
+def pair(traffic_lab: Lab, presets: tuple[str, str]) -> tuple[Container, Container]:
     """Two containers on two hosts."""
-    return lab.hosts[0].containers[0], lab.hosts[1].containers[0]
+    first, second = (host.containers[0] for host in traffic_lab.hosts)
+    return first, second
 
 
-def send_gibibyte(stream: socket.socket) -> str:
-    """Random bytes; returns their SHA-256."""
-    digest = hashlib.sha256()
-    with stream:
-        for _ in range(GIB // BLOCK):
-            block = os.urandom(BLOCK)
-            digest.update(block)
-            stream.sendall(block)
-    return digest.hexdigest()
-
-
-def receive_all(listener: socket.socket) -> tuple[int, str]:
-    """How many bytes came until the sender closed, and their SHA-256."""
-    digest, count = hashlib.sha256(), 0
-    buffer = bytearray(BLOCK)
-    with listener:
-        stream, _ = listener.accept()
-    with stream:
-        stream.settimeout(30)
-        while size := stream.recv_into(buffer):
-            digest.update(memoryview(buffer)[:size])
-            count += size
-    return count, digest.hexdigest()
-
-
-def test_a_gibibyte_each_way_at_once_arrives_unchanged(pair: tuple[Container, Container]) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        sent: list[Future[str]] = []
-        received: list[Future[tuple[int, str]]] = []
-        for source, target in (pair, pair[::-1]):
-            listener = listen(target, socket.SOCK_STREAM)
-            received.append(pool.submit(receive_all, listener))
-            stream = connect(source, target.address, listener.getsockname()[1])
-            stream.settimeout(30)
-            sent.append(pool.submit(send_gibibyte, stream))
-        for there, here in zip(sent, received, strict=True):
-            assert here.result(timeout=90) == (GIB, there.result(timeout=90))
-
-
-def exchange(source: Container, target: Container, payloads: list[bytes]) -> list[bytes]:
-    """What arrives of these datagrams, in the order of arrival."""
-    arrived: list[bytes] = []
-    with listen(source, socket.SOCK_DGRAM) as ours, listen(target, socket.SOCK_DGRAM) as theirs:
-        theirs.settimeout(2)
-        address = str(target.address), theirs.getsockname()[1]
-        for start in range(0, len(payloads), BURST):
-            burst = payloads[start : start + BURST]
-            for payload in burst:
-                ours.sendto(payload, address)
-            arrived += [theirs.recv(UDP_MOST + 1) for _ in burst]
-    return arrived
+def test_streams_both_ways_at_once_arrive_unchanged(
+    traffic_lab: Lab, presets: tuple[str, str], pair: tuple[Container, Container]
+) -> None:
+    refused = [drops(host) for host in traffic_lab.hosts]
+    transfer((pair, pair[::-1]), GIB if presets == ("auto", "auto") else 32 * MIB)
+    for host, preset in zip(traffic_lab.hosts, presets, strict=True):
+        stats = host.status()["stats"]
+        used = {
+            name: stats[name] > 0
+            for name in ("tun_read_superpackets", "tun_written_superpackets", "udp_segmented_sends")
+        }
+        assert used == {
+            "tun_read_superpackets": preset != "none",
+            "tun_written_superpackets": preset != "none",
+            "udp_segmented_sends": preset in ("auto", "full"),
+        }
+        assert (stats["send_fallbacks"], stats["write_fallbacks"]) == (0, 0)
+    assert [drops(host) for host in traffic_lab.hosts] == refused
 
 
 def test_datagrams_of_every_size_that_fits_one_packet_arrive_unchanged(
@@ -100,11 +93,29 @@ def test_datagrams_in_fragments_arrive_unchanged(pair: tuple[Container, Containe
         assert arrived == payloads
 
 
+@pytest.mark.parametrize("gro", [False, True], ids=["plain", "gro"])
+def test_datagrams_that_a_program_sends_in_one_call_arrive_as_it_cut_them(
+    presets: tuple[str, str], pair: tuple[Container, Container], *, gro: bool
+) -> None:
+    cuts = [(size, count, rest) for size in (1, 33, 1200, PLAIN_MOST) for count in (1, 2, 44)
+            for rest in (0, 1, size - 1)]  # fmt: skip
+    for source, target in (pair, pair[::-1]):
+        for size, count, rest in cuts:
+            payload = os.urandom(size * count + rest)
+            whole = [payload[at : at + size] for at in range(0, len(payload), size)]
+            arrived, receives = segmented_burst(source, target, payload, size, gro=gro)
+            assert arrived == whole
+            if not gro:
+                assert receives == len(whole)
+            elif presets == ("full", "full") and len(whole) > 2:
+                assert receives < len(whole), "they crossed one by one"
+
+
 def test_container_hears_that_nobody_holds_the_subnet(
-    lab: Lab, pair: tuple[Container, Container]
+    traffic_lab: Lab, pair: tuple[Container, Container]
 ) -> None:
     """The answer comes from the tunnel's own address, which a kernel drops unless told not to."""
-    host, container = lab.hosts[0], pair[0]
+    host, container = traffic_lab.hosts[0], pair[0]
     assert host.subnet
     answer = container.run(["ping", "-n", "-c", "1", "-W", "2", "10.1.250.7"])
     tunnel_address = host.subnet.network_address
@@ -133,24 +144,18 @@ def test_container_hears_of_a_port_that_is_closed_at_the_other_end(
             ours.recv(1)
 
 
-def test_unanswerable_packets_never_stop_the_others(pair: tuple[Container, Container]) -> None:
-    """A flood to nowhere uses up the limit of error messages, not the overlay."""
-    stop = threading.Event()
-
-    def flood(nowhere: socket.socket) -> None:
-        with nowhere:
-            while not stop.is_set():
-                for last in range(1, 255):
-                    try:
-                        nowhere.sendto(b"x" * 100, (f"10.1.250.{last}", 9))
-                    except OSError:
-                        continue  # the error of an earlier one
-
-    with ThreadPoolExecutor(1) as pool:
-        flooding = pool.submit(flood, listen(pair[0], socket.SOCK_DGRAM))
-        try:
-            payloads = [os.urandom(1000) for _ in range(500)]
-            assert exchange(*pair, payloads) == payloads
-        finally:
-            stop.set()
-        flooding.result()
+def test_unanswerable_packets_never_stop_the_others(
+    traffic_lab: Lab, pair: tuple[Container, Container]
+) -> None:
+    """They use up the limit of error messages, not the overlay."""
+    payloads = [os.urandom(1000) for _ in range(500)]
+    arrived = []
+    with listen(pair[0], socket.SOCK_DGRAM) as nowhere:
+        for start in range(0, len(payloads), BURST):
+            # Together fewer than the tunnel's queue holds.
+            for last in range(1000):
+                with suppress(OSError):  # the error of an earlier one
+                    nowhere.sendto(b"x" * 100, (f"10.1.250.{last % 250 + 1}", 9))
+            arrived += exchange(*pair, payloads[start : start + BURST])
+    assert arrived == payloads
+    assert traffic_lab.hosts[0].status()["stats"]["icmp_suppressed"] > 0
