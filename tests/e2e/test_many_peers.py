@@ -1,0 +1,24 @@
+"""Many hosts at once: every packet goes to the peer that it is for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from instruments import unreachable
+from transfers import MIB, transfer
+
+from flannel_udp.lab import Lab
+
+
+def test_streams_between_all_of_six_hosts_at_once_arrive_unchanged(
+    make_lab: Callable[[Lab], Lab],
+) -> None:
+    lab = make_lab(Lab(hosts=6))
+    assert unreachable(lab) == []
+    transfer(itertools.permutations(lab.containers, 2), 8 * MIB)
+    for host in lab.hosts:
+        stats = host.status()["stats"]
+        assert stats["drop_udp_wrong_destination"] == 0
+        assert all(peer["received_bytes"] > 8 * MIB for peer in host.peer_counters())
+        assert len(host.peer_counters()) == 5
