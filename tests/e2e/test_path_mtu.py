@@ -1,0 +1,114 @@
+"""A way between two hosts that becomes narrower, and wide again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
+
+import pytest
+from etcd_server import wait_until
+from instruments import unreachable
+from transfers import MIB, segmented_burst, transfer
+
+from flannel_udp.lab import Host, Lab
+
+NARROW = 1400  # bytes of a frame's IP packet, where the hosts' interfaces take 1500
+SIZE = 1444  # a datagram that the tunnel's MTU just takes
+COUNT = 40
+GSO_AGAIN_WITHIN = 20.0  # seconds; the pump tries after 10
+
+NEAR, FAR = "172.30.0.0/24", "172.31.0.0/24"
+FAR_HOST, FAR_ROUTER = "172.31.0.2", "172.31.0.254"
+
+
+@pytest.fixture
+def routed_lab(network_rights: None) -> Iterator[Lab]:
+    """The second host is behind a router: the switch, which now routes between two networks."""
+    with Lab(hosts=2, start_daemons=False) as lab:
+        far = lab.hosts[1]
+        for command in (
+            "ip link set host2 nomaster",
+            f"ip addr add {FAR_ROUTER}/24 dev host2",
+        ):
+            lab.switch.run(command.split(), check=True)
+        lab.switch.sysctl("ipv4/ip_forward", 1)
+        for command in (
+            "ip addr flush dev eth0",
+            f"ip addr add {FAR_HOST}/24 dev eth0",
+            f"ip route add default via {FAR_ROUTER}",
+        ):
+            far.run(command.split(), check=True)
+        far.address = IPv4Address(FAR_HOST)
+        lab.start_daemons()
+        assert unreachable(lab) == []
+        yield lab
+
+
+def set_path_mtu(lab: Lab, mtu: int) -> None:
+    """Of both ways through the router, which tells senders when a packet is too large."""
+    for network, device in ((NEAR, "underlay"), (FAR, "host2")):
+        route = f"ip route change {network} dev {device} mtu {mtu}"
+        lab.switch.run(route.split(), check=True)
+
+
+def learn_path_mtu(lab: Lab, source: Host, target: Host) -> None:
+    """Until single large packets pass: the first ones are lost in telling the source's kernel."""
+    target_address = str(target.containers[0].address)
+    ping = ["ping", "-n", "-M", "dont", "-c", "1", "-W", "1", "-s", "1400", target_address]
+    wait_until(lambda: source.containers[0].run(ping).returncode == 0, "large packets passing")
+
+
+def stats(host: Host) -> dict[str, int]:
+    counters: dict[str, int] = host.status()["stats"]
+    return counters
+
+
+def test_a_way_that_becomes_narrower_loses_and_doubles_nothing_and_is_fast_again_when_it_is_wide(
+    routed_lab: Lab,
+) -> None:
+    near, far = routed_lab.hosts
+
+    def burst() -> int:
+        """Sends superpackets, all of which must arrive, once; how many left in whole runs."""
+        sent, arrived = stats(near)["udp_segmented_sends"], stats(far)["udp_received_packets"]
+        payload = os.urandom(SIZE * COUNT)
+        whole = [payload[at : at + SIZE] for at in range(0, len(payload), SIZE)]
+        ends = near.containers[0], far.containers[0]
+        assert segmented_burst(*ends, payload, SIZE, gro=False)[0] == whole
+        assert stats(far)["udp_received_packets"] == arrived + COUNT
+        return stats(near)["udp_segmented_sends"] - sent
+
+    assert burst() > 0
+    set_path_mtu(routed_lab, NARROW)
+    for source, target in ((near, far), (far, near)):
+        learn_path_mtu(routed_lab, source, target)
+    assert stats(near)["send_fallbacks"] == 0
+    # The kernel refuses this run, and takes and fragments its packets one by one.
+    assert burst() == 0
+    assert stats(near)["send_fallbacks"] == 1
+    assert burst() == 0
+    transfer(
+        ((near.containers[0], far.containers[0]), (far.containers[0], near.containers[0])), 16 * MIB
+    )
+
+    set_path_mtu(routed_lab, 1500)
+    for host in routed_lab.hosts:
+        # Else the kernels remember for ten minutes.
+        host.run(["ip", "route", "flush", "cache"], check=True)
+    wait_until(lambda: burst() > 0, "sending whole runs again", GSO_AGAIN_WITHIN)
+
+
+def test_streams_survive_a_way_that_becomes_narrower_beneath_them(routed_lab: Lab) -> None:
+    near, far = routed_lab.hosts
+    ends = near.containers[0], far.containers[0]
+    before = stats(near)["udp_sent_packets"]
+    with ThreadPoolExecutor(1) as pool:
+        streams = pool.submit(transfer, (ends, ends[::-1]), 256 * MIB)
+        wait_until(lambda: stats(near)["udp_sent_packets"] > before + 10_000, "streams flowing")
+        set_path_mtu(routed_lab, NARROW)
+        assert not streams.done(), "they were too short to notice"
+        streams.result()
+    for host in routed_lab.hosts:
+        assert stats(host)["send_fallbacks"] > 0
