@@ -1,0 +1,139 @@
+"""What a host's own kernel does not let out: its firewall refuses it, or its link is too slow."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from statistics import median
+
+from etcd_server import wait_until
+from instruments import drops, listen
+from transfers import BURST, exchange
+
+from flannel_udp.lab import Container, Host, Lab
+
+ROUNDS = 3
+REFUSAL = """
+table inet refusal {
+    chain out {
+        type filter hook output priority 0
+        ip daddr %s udp dport 8285 drop
+    }
+}
+"""
+FLOOD = """
+import socket, sys
+flood = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    flood.sendto(bytes(1400), (sys.argv[1], 9))
+"""
+
+
+@contextmanager
+def refused(host: Host, peer: Host) -> Iterator[None]:
+    """The host's firewall keeps its tunnel from sending to the peer."""
+    host.run(["nft", "-f", "-"], input=REFUSAL % peer.address, check=True)
+    try:
+        yield
+    finally:
+        host.run(["nft", "delete", "table", "inet", "refusal"], check=True)
+
+
+@contextmanager
+def flood(source: Container, target: Container) -> Iterator[None]:
+    command = (sys.executable, "-c", FLOOD, str(target.address))
+    with source.netns.popen(command) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@contextmanager
+def slow_link(host: Host) -> Iterator[None]:
+    """Its interface sends slowly and queues more than a socket's buffer holds."""
+    limits = "tbf rate 10mbit burst 100kb limit 64mb"
+    host.run(["tc", "qdisc", "add", "dev", "eth0", "root", *limits.split()], check=True)
+    try:
+        yield
+    finally:
+        host.run(["tc", "qdisc", "del", "dev", "eth0", "root"], check=True)
+
+
+def dropped_by_peer(host: Host) -> dict[str, int]:
+    return {peer["public_ip"]: peer["dropped_packets"] for peer in host.peer_counters()}
+
+
+def tunnel_drops(host: Host) -> int:
+    """Packets that the tunnel's queue did not take, as the kernel counts."""
+    shown = host.run(["ip", "-j", "-s", "link", "show", "flannel0"], check=True).stdout
+    (link,) = json.loads(shown)
+    return int(link["stats64"]["tx"]["dropped"])
+
+
+def test_packets_for_a_refused_peer_are_counted_and_take_none_of_the_others_with_them(
+    lab: Lab,
+) -> None:
+    host, refused_peer, peer = lab.hosts
+    before, refusals = dropped_by_peer(host), drops(host).get("tun_send_firewall", 0)
+    payloads = [os.urandom(1000) for _ in range(500)]
+    arrived = []
+    with (
+        refused(host, refused_peer),
+        listen(host.containers[0], socket.SOCK_DGRAM) as ours,
+        listen(peer.containers[0], socket.SOCK_DGRAM) as theirs,
+    ):
+        targets = [
+            (str(refused_peer.containers[0].address), theirs.getsockname()[1]),
+            (str(peer.containers[0].address), theirs.getsockname()[1]),
+        ]
+        for start in range(0, len(payloads), BURST):
+            burst = payloads[start : start + BURST]
+            for payload in burst:
+                for target in targets:
+                    ours.sendto(payload, target)
+            arrived += [theirs.recv(1001) for _ in burst]
+    assert arrived == payloads
+    assert drops(host)["tun_send_firewall"] == refusals + len(payloads)
+    after = dropped_by_peer(host)
+    assert after[str(refused_peer.address)] == before[str(refused_peer.address)] + len(payloads)
+    assert after[str(peer.address)] == before[str(peer.address)]
+    assert exchange(host.containers[0], refused_peer.containers[0], payloads) == payloads
+
+
+def test_a_flood_to_a_refused_peer_slows_others_no_more_than_one_that_gets_through(
+    lab: Lab,
+) -> None:
+    host, refused_peer, peer = lab.hosts
+    rates: dict[str, list[float]] = {"refused": [], "open": []}
+    with flood(host.containers[0], refused_peer.containers[0]):
+        for _ in range(ROUNDS):
+            for name, way in (("open", nullcontext()), ("refused", refused(host, refused_peer))):
+                with way:
+                    rates[name].append(lab.throughput(host.containers[1], peer.containers[0]))
+    # Half of it would already mean that the refusals cost more than the sends.
+    assert median(rates["refused"]) > 0.5 * median(rates["open"]), rates
+
+
+def test_more_than_the_link_takes_is_lost_in_the_tunnels_queue_and_counted_there(lab: Lab) -> None:
+    host, peer = lab.hosts[0], lab.hosts[1]
+    ours, theirs = host.containers[0], peer.containers[0]
+    before, pauses = tunnel_drops(host), host.status()["stats"]["send_pauses"]
+    payloads = [os.urandom(1000) for _ in range(500)]
+    with slow_link(host), listen(ours, socket.SOCK_DGRAM) as out:
+
+        def overflow() -> bool:
+            for _ in range(1000):
+                out.sendto(bytes(1400), (str(theirs.address), 9))
+            return tunnel_drops(host) > before
+
+        wait_until(overflow, "an overflow of the tunnel's queue", 20)
+        assert host.status()["stats"]["send_pauses"] > pauses
+        # The other direction does not wait.
+        assert exchange(theirs, ours, payloads) == payloads
+    wait_until(lambda: lab.ping(ours, theirs) is not None, "sending again")
+    assert exchange(ours, theirs, payloads) == payloads
