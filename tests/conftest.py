@@ -14,6 +14,12 @@ from flannel_udp.lab import Lab
 from flannel_udp.netns import Namespace
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--starts", type=int, default=20, help="how often two daemons start at the same moment"
+    )
+
+
 def _missing_capability() -> str | None:
     if os.geteuid() != 0:
         return "needs root (network namespaces, TUN devices): run the tests with sudo"
