@@ -31,6 +31,10 @@ def host_findings(
             "off: this host drops its containers' packets; run sysctl -w net.ipv4.ip_forward=1",
         )
     )
+    for problem in status["firewall"]["problems"]:
+        yield Finding("firewall", False, problem)
+    if not status["firewall"]["problems"]:
+        yield Finding("firewall", True, "no rule is known to harm the overlay")
     if docker_addresses is None:
         return
     subnet = IPv4Network(status["subnet"])

@@ -128,11 +128,6 @@ def _options(values: dict[str, object]) -> Options:
             "--kube-subnet-mgr cannot be used: subnets are leased in etcd, not by Kubernetes;"
             " leave it out or run flanneld on this host"
         )
-    if values.get("ip_masq"):
-        raise UsageError(
-            "--ip-masq cannot be used: this version writes no firewall rules, and nothing would"
-            " masquerade; leave it out, and docker masquerades by itself"
-        )
     chosen: dict[str, Any] = {}
     for name, value in values.items():
         if name in _OPTION_NAMES and value is not None:  # None: given, but empty

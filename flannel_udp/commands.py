@@ -119,7 +119,24 @@ def _top(values: argparse.Namespace, options: Options) -> int:
     return 0
 
 
+def _declare_nothing(flags: Flags) -> None:
+    del flags
+
+
+def _cleanup(values: argparse.Namespace, options: Options) -> int:
+    from flannel_udp import cleanup
+
+    cleanup.run()
+    return 0
+
+
 _COMMANDS = {
+    "cleanup": _Command(
+        "Remove the firewall rules and blackhole routes that a killed daemon left on this host."
+        " What belongs to a running one stays, and so do leases and subnet.env.",
+        _declare_nothing,
+        _cleanup,
+    ),
     "status": _Command("What the running daemon says of itself.", _declare_status, _status),
     "top": _Command("The traffic with each host, live.", _declare_top, _top),
 }

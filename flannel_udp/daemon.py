@@ -12,6 +12,7 @@ from flannel_udp import admin, hostlock, metrics, netdev, subnet_env, systemd
 from flannel_udp.config import Options
 from flannel_udp.errors import EtcdError, FlannelError, SubnetFileError
 from flannel_udp.etcd import Etcd
+from flannel_udp.firewall import Firewall, require_tool
 from flannel_udp.follower import Follower
 from flannel_udp.held_leases import HeldLeases
 from flannel_udp.lease import Events, Snapshot
@@ -93,6 +94,8 @@ def _serve(
     # Everything that can fail on this host comes before the lease: a start that fails claims none.
     undo.enter_context(hostlock.hold(config.port))
     netdev.refuse_taken(config.network)
+    if options.ip_masq:
+        require_tool(nftables=config.enable_nftables)
     tunnel = undo.enter_context(open_tunnel(external.address, config.port, options.offload))
 
     previous = _previous_subnet(options, config.network)
@@ -109,9 +112,21 @@ def _serve(
 
     overlay = Overlay(options, config, external, public_ip, own, tunnel)
     netdev.configure_tunnel(tunnel.device, overlay.tun_address, overlay.mtu, config.network)
+    for left in netdev.blackholes():  # by an earlier run that was killed
+        if left.subnet_of(config.network):
+            netdev.remove_blackhole(left)
     if options.ip_blackhole_route:
         netdev.add_blackhole(own.subnet)
         undo.callback(netdev.remove_blackhole, own.subnet)
+    firewall = undo.enter_context(
+        Firewall(
+            overlay.firewall_policy(),
+            config.port,
+            nftables=config.enable_nftables,
+            resync=options.iptables_resync,
+            stale=_abandoned_network(options, config.network),
+        )
+    )
 
     pump = undo.enter_context(Pump(overlay.pump_config()))
     through_tunnel = netdev.through_tunnel(tunnel.device)
@@ -129,7 +144,7 @@ def _serve(
         reconciler.apply(change)
 
     follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
-    status = StatusReport(overlay, keeper, follower, reconciler, pump)
+    status = StatusReport(overlay, keeper, follower, reconciler, pump, firewall)
     undo.enter_context(board.show(status.report))
 
     written = _write_subnet_env(options, overlay, readiness)
@@ -191,6 +206,15 @@ def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | No
         )
         return None
     return env.subnet_with_gateway.network
+
+
+def _abandoned_network(options: Options, network: IPv4Network) -> IPv4Network | None:
+    """The other network that an earlier run with this subnet.env served, and nobody serves now."""
+    with contextlib.suppress(SubnetFileError):  # which was logged when the lease was chosen
+        env = subnet_env.read(options.subnet_file)
+        if env and env.network != network and not netdev.is_served(env.network):
+            return env.network
+    return None
 
 
 def _write_subnet_env(options: Options, overlay: Overlay, readiness: admin.Readiness) -> bool:

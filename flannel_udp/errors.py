@@ -53,6 +53,10 @@ class DeviceError(FlannelError):
     """The TUN device, a route or the UDP socket could not be set up."""
 
 
+class FirewallError(FlannelError):
+    """The firewall's rules cannot be read or written."""
+
+
 class SubnetFileError(FlannelError):
     """subnet.env or a docker options file cannot be read, understood or written."""
 

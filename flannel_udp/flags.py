@@ -24,7 +24,8 @@ flannel-udp [FLAG]...                     the daemon
        flannel-udp status [--help]               what the running daemon says of itself
        flannel-udp top [--help]                  the traffic with each host, live
        flannel-udp lab [--help]                  hosts and containers to try it out
-       flannel-udp mk-docker-opts [--help]       docker's options from subnet.env"""
+       flannel-udp mk-docker-opts [--help]       docker's options from subnet.env
+       flannel-udp cleanup [--help]              remove what a killed daemon left here"""
 _DESCRIPTION = "Lease a subnet in etcd and carry container packets over UDP, as flannel's udp does."
 _EPILOG = """\
 --flag=value, --flag value and -flag=value are the same; booleans take only --flag=false.
@@ -165,11 +166,14 @@ class FlagParser(Flags):
         self.add_help_flags()
 
         self._group = self.add_argument_group("firewall")
-        self._boolean("ip-masq", "masquerade what leaves the overlay; refused in this version")
+        self._boolean("ip-masq", "masquerade what leaves the overlay, and nothing inside it")
         self._boolean("ip-masq-fully-random-disable", "masquerade with predictable ports")
         self._boolean("iptables-forward-rules", "accept forwarded overlay packets")
         self._value(
-            "iptables-resync", "SECONDS", "time between checks", _number(1, 86400, " seconds")
+            "iptables-resync",
+            "SECONDS",
+            "time between checks of the rules",
+            _number(1, 86400, " seconds"),
         )
 
         for name in (*IGNORED_VALUES, *KLOG_VALUES):

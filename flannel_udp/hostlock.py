@@ -28,3 +28,12 @@ def hold(port: int) -> Iterator[None]:
                 " this one a network config with another Backend.Port"
             ) from None
         yield
+
+
+def is_held(port: int) -> bool:
+    """Whether a daemon runs here on this UDP port."""
+    try:
+        with hold(port):
+            return False
+    except DeviceError:
+        return True

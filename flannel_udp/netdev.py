@@ -162,6 +162,28 @@ def remove_blackhole(subnet: IPv4Network) -> None:
         ip.route("del", dst=str(subnet), type=_TYPE_BLACKHOLE, priority=BLACKHOLE_METRIC)
 
 
+def blackholes() -> list[IPv4Network]:
+    """The subnets with a blackhole route of ours, or of a run that was killed."""
+    with _netlink("read the routes") as ip:
+        return [
+            _route(message).dst
+            for message in _dump(ip.route, family=AF_INET)
+            if message["type"] == _TYPE_BLACKHOLE and message.get("priority") == BLACKHOLE_METRIC
+        ]
+
+
+def is_served(network: IPv4Network) -> bool:
+    """Whether a device of flannel's (``flannel0``, ``flannel.1``) leads to a part of it."""
+    with _netlink("read the routes") as ip:
+        names = _names(ip)
+        return any(
+            route.dst.overlaps(network)
+            for route in _read_routes(ip)
+            for index in route.devices
+            if route.is_main and names.get(index, "").startswith("flannel")
+        )
+
+
 def refuse_taken(network: IPv4Network) -> None:
     """Raises DeviceError if the host already routes exactly ``network`` somewhere."""
     with _netlink("read the routes") as ip:

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 from flannel_udp import netdev, subnet_env
 from flannel_udp.config import NetworkConfig, Options
+from flannel_udp.firewall_rules import Policy
 from flannel_udp.interface import ExternalInterface
 from flannel_udp.lease import OwnLease
 from flannel_udp.pump import PumpConfig
@@ -43,6 +44,15 @@ class Overlay:
             check_source=self.options.source_check,
             offloads=self.tunnel.offloads,
             busy_poll_us=self.options.busy_poll_us,
+        )
+
+    def firewall_policy(self) -> Policy:
+        return Policy(
+            self.config.network,
+            self.own.subnet,
+            masquerade=self.options.ip_masq,
+            forward=self.options.iptables_forward_rules,
+            random_fully=not self.options.ip_masq_fully_random_disable,
         )
 
     def subnet_env(self) -> subnet_env.SubnetEnv:

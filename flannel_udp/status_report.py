@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flannel_udp.admin import Status
+from flannel_udp.firewall import Firewall
 from flannel_udp.follower import Follower
 from flannel_udp.lease_keeper import LeaseKeeper
 from flannel_udp.overlay import Overlay
@@ -23,6 +24,7 @@ class StatusReport:
     follower: Follower
     reconciler: Reconciler
     pump: Pump
+    firewall: Firewall
 
     def report(self) -> Status:
         """Addresses and subnets are strings, spans of time are seconds."""
@@ -37,7 +39,7 @@ class StatusReport:
             "preset": overlay.options.offload,
             "offloads": names(self.pump.offloads),
             "mtu": overlay.mtu,
-            "ip_masq": overlay.options.ip_masq,
+            "firewall": self.firewall.report(),
             "reservation": deadline is None,
             "lease_seconds_left": None if deadline is None else round(deadline - now, 1),
             "etcd": {

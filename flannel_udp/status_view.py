@@ -51,7 +51,7 @@ def show(status: Status) -> None:
         console.print(line, soft_wrap=True)
     if "peers" in status:
         console.print(_peers(status["peers"]))
-    for note in _notes(status):
+    for note in status["firewall"]["problems"]:
         console.print(Text(note, "yellow"), soft_wrap=True)
 
 
@@ -109,14 +109,6 @@ def subnets(peer: Status) -> str:
     shown = peer["subnets"][:_MOST_SUBNETS]
     more = len(peer["subnets"]) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def _notes(status: Status) -> Iterator[str]:
-    if status.get("ip_masq") is False and Path("/sys/class/net/docker0").exists():
-        yield (
-            "docker masquerades by itself unless it runs with --ip-masq=false: containers of other"
-            " hosts then see this host's address instead of a container's"
-        )
 
 
 def _peers(peers: list[Status]) -> Table:

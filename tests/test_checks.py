@@ -11,6 +11,7 @@ from flannel_udp.lease import Lease, encode_key
 STATUS: dict[str, Any] = {
     "subnet": "10.1.5.0/24",
     "public_ip": "172.30.0.1",
+    "firewall": {"problems": []},
     "peers": [{"public_ip": "172.30.0.2", "subnets": ["10.1.6.0/24"]}],
 }
 
@@ -53,6 +54,8 @@ def test_the_host_is_good_without_docker_and_with_docker_in_our_subnet() -> None
 
 def test_a_host_that_does_not_forward_or_whose_docker_is_elsewhere_is_told_what_to_do() -> None:
     docker = [IPv4Address("172.17.0.1")]
-    first, second = bad(list(host_findings(STATUS, ip_forward=False, docker_addresses=docker)))
+    status = STATUS | {"firewall": {"problems": ["docker masquerades"]}}
+    first, rule, second = bad([*host_findings(status, ip_forward=False, docker_addresses=docker)])
+    assert rule == "firewall: docker masquerades"
     assert "sysctl -w net.ipv4.ip_forward=1" in first
     assert "172.17.0.1 is not in our subnet 10.1.5.0/24" in second

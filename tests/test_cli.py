@@ -71,7 +71,7 @@ def test_every_flag_reaches_its_option() -> None:
         *("--etcd-username=u", "--etcd-password=p", "--iface=eth0", "--iface", "10.0.0.1"),
         *("--iface-regex=^en", "--iface-regex", r"10\.0\..*", "--iface-can-reach=8.8.8.8"),
         *("--subnet-file=/tmp/s.env", "--public-ip=192.0.2.1", "--public-ipv6=2001:db8::1"),
-        *("--subnet-lease-renew-margin=1439", "--ip-masq=false", "--ip-masq-fully-random-disable"),
+        *("--subnet-lease-renew-margin=1439", "--ip-masq", "--ip-masq-fully-random-disable"),
         *("--healthz-ip=::1", "--healthz-port=65535", "--iptables-resync=60"),
         *("--iptables-forward-rules=false", "--ip-blackhole-route", "--source-check=off", "-v=4"),
         *("--offload=tso", "--busy-poll-us=50", "--stale-hold=30m"),
@@ -92,7 +92,7 @@ def test_every_flag_reaches_its_option() -> None:
         public_ipv6=IPv6Address("2001:db8::1"),
         subnet_lease_renew_margin=1439,
         stale_hold=1800,
-        ip_masq=False,
+        ip_masq=True,
         ip_masq_fully_random_disable=True,
         healthz_ip="::1",
         healthz_port=65535,
@@ -105,9 +105,8 @@ def test_every_flag_reaches_its_option() -> None:
         verbosity=4,
     )
     assert options == expected
-    same = {"ip_masq"}  # refused for now
     for field in fields(Options):
-        assert getattr(options, field.name) != getattr(Options(), field.name) or field.name in same
+        assert getattr(options, field.name) != getattr(Options(), field.name)
 
 
 @pytest.mark.parametrize("value", ["1", "t", "T", "TRUE", "true", "True"])
@@ -216,8 +215,6 @@ def test_kubernetes_flags_are_ignored_with_a_line_each(caplog: pytest.LogCapture
         (["--etcd-prefix="], "--etcd-prefix"),
         (["--etcd-endpoints=,"], "--etcd-endpoints"),
         (["-v=x"], "--v"),
-        (["-ip-masq"], "--ip-masq cannot be used"),
-        (["--ip-masq=1"], "--ip-masq cannot be used"),
         (["--kube-subnet-mgr"], "--kube-subnet-mgr cannot be used"),
         (["--version=x"], "--version"),
     ],
@@ -233,8 +230,8 @@ def test_a_mistake_is_one_sentence_that_names_the_flag(argv: list[str], sentence
 def test_a_mistake_in_the_environment_names_the_variable() -> None:
     with pytest.raises(UsageError, match=r"^FLANNELD_PUBLIC_IP: '999\.1\.1\.1'"):
         parse(FLANNELD_PUBLIC_IP="999.1.1.1")
-    with pytest.raises(UsageError, match="ip-masq"):
-        parse(FLANNELD_IP_MASQ="true")
+    with pytest.raises(UsageError, match=r"^FLANNELD_IP_MASQ: 'perhaps'"):
+        parse(FLANNELD_IP_MASQ="perhaps")
 
 
 @given(st.lists(st.text() | st.sampled_from(["-v", "--iface", "=", "-", "-public-ip=", "1.1.1.1"])))
@@ -302,6 +299,6 @@ def test_the_command_line_answers_without_loading_the_rest() -> None:
 def test_log_lines_carry_the_time_only_where_journald_does_not(
     environ: dict[str, str], stamped: bool
 ) -> None:
-    result = program("--kube-api-url=x", "--ip-masq", **environ)
+    result = program("--kube-api-url=x", "--kube-subnet-mgr", **environ)
     assert result.stderr.startswith("WARNING --kube-api-url") is not stamped
     assert "--kube-api-url has no effect" in result.stderr

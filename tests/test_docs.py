@@ -89,6 +89,7 @@ def test_every_flag_and_path_exists(document: Path) -> None:
     known |= {word for action in lab_demo._parser()._actions for word in action.option_strings}
     known |= {word for action in compare.parser()._actions for word in action.option_strings}
     known |= {"--now", "--ip-masq", "--endpoints", "--prefix"}  # systemctl's, docker's, etcdctl's
+    known |= {"--noflush"}  # iptables-restore's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
     for link in re.findall(r"\]\(([^):#]+)[^):]*\)", text):
         assert (document.parent / link).exists(), link

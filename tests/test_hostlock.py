@@ -37,6 +37,14 @@ def test_a_second_daemon_is_refused_with_a_sentence(namespace: Namespace) -> Non
     assert not taken(namespace)
 
 
+def test_asking_whether_a_daemon_runs_does_not_disturb_it(namespace: Namespace) -> None:
+    assert namespace.call(hostlock.is_held, PORT) is False
+    lock = held(namespace)
+    assert namespace.call(hostlock.is_held, PORT) is True
+    assert namespace.call(hostlock.is_held, PORT + 1) is False
+    lock.__exit__(None, None, None)
+
+
 def test_another_port_or_another_namespace_is_free(namespace: Namespace) -> None:
     other = Namespace(f"{namespace.name}-b")
     other.create()

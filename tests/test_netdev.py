@@ -274,6 +274,23 @@ def test_tunnel_route_can_be_removed_more_than_once(namespace: Namespace, tun: B
     namespace.call(netdev.remove_tunnel_route, "flannel0", NETWORK)
 
 
+def test_blackholes_of_earlier_runs_are_told_from_the_operators(host: Namespace) -> None:
+    ip(host, "route", "add", "blackhole", "10.1.6.0/24")
+    host.call(netdev.add_blackhole, SUBNET)
+    assert host.call(netdev.blackholes) == [SUBNET]
+
+
+@pytest.mark.parametrize(("device", "served"), [("flannel0", True), ("tun7", False)])
+def test_a_network_is_served_by_flannels_devices_only(
+    host: Namespace, device: str, served: bool
+) -> None:
+    ip(host, "link", "set", "eth1", "name", device)
+    ip(host, "route", "add", str(NETWORK), "dev", device)
+    assert host.call(netdev.is_served, NETWORK) is served
+    assert host.call(netdev.is_served, SUBNET) is served
+    assert not host.call(netdev.is_served, IPv4Network("10.2.0.0/16"))
+
+
 def test_blackhole_yields_to_the_bridge_and_stops_the_rest(host: Namespace) -> None:
     host.add_route(IPv4Network("0.0.0.0/0"), via=IPv4Address("172.30.0.254"))
     host.call(netdev.add_blackhole, SUBNET)

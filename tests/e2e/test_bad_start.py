@@ -84,7 +84,6 @@ FLAGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown flag": (["-etcd-endpoint=x"], ("--etcd-endpoint;", "--etcd-endpoints?")),
     "flag without value": (["--public-ip"], ("--public-ip", "value")),
     "public IP": (["-public-ip=999.1.1.1"], ("public-ip", "999.1.1.1")),
-    "masquerading": (["-ip-masq"], ("--ip-masq",)),
     "Kubernetes": (["-kube-subnet-mgr"], ("--kube-subnet-mgr",)),
     "endpoint": (["-etcd-endpoints=ftp://127.0.0.1:1"], ("--etcd-endpoints", "ftp")),
     "CA file": (["-etcd-cafile=/nowhere/ca.pem"], ("/nowhere/ca.pem", "No such file")),
@@ -117,6 +116,13 @@ def test_start_without_rights_says_so(bare_lab: Lab, host: Host) -> None:
     no_rights = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     command = daemon_command(bare_lab, host)
     assert_refused(bare_lab, host, command, "/dev/net/tun", "root", wrapper=no_rights)
+
+
+def test_masquerading_without_its_tool_says_what_to_install(bare_lab: Lab, host: Host) -> None:
+    no_tools = ("sh", "-e", "-c", 'mount -t tmpfs tmpfs /usr/sbin; exec "$@"', "sh")
+    command = daemon_command(bare_lab, host, "--ip-masq")
+    words = ("iptables-restore", "apt-get install iptables", "--ip-masq")
+    assert_refused(bare_lab, host, command, *words, wrapper=no_tools)
 
 
 def test_start_without_tun_says_how_to_get_it(bare_lab: Lab, host: Host) -> None:

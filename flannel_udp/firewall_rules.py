@@ -1,0 +1,74 @@
+"""What the firewall must do for one overlay, whichever tool writes it (pure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Network
+
+MULTICAST = IPv4Network("224.0.0.0/4")
+
+# kube-proxy marks what it will translate itself; flannel leaves that alone, and so do we.
+KUBE_PROXY_MARK = 0x4000
+
+MASQUERADE_COMMENT = "flanneld masq"
+FORWARD_COMMENT = "flanneld forward"
+
+
+class Verdict(Enum):
+    """What becomes of a packet that a rule fits."""
+
+    ACCEPT = "accept"
+    RETURN = "return"
+    MASQUERADE = "masquerade"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The addresses a rule speaks of: those in ``network``, or with ``outside`` all others."""
+
+    network: IPv4Network
+    outside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """No source or destination: any."""
+
+    verdict: Verdict
+    source: Match | None = None
+    destination: Match | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What one daemon wants: ``masquerade`` is --ip-masq, ``forward`` --iptables-forward-rules."""
+
+    network: IPv4Network
+    subnet: IPv4Network
+    masquerade: bool
+    forward: bool
+    random_fully: bool = True
+
+    def masquerade_rules(self) -> tuple[Rule, ...]:
+        """In flannel's order, to be tried after a packet with kube-proxy's mark was let go.
+
+        Inside the overlay every address stays as it is; what leaves or enters it gets the host's.
+        """
+        if not self.masquerade:
+            return ()
+        network, subnet = Match(self.network), Match(self.subnet)
+        elsewhere = Match(self.network, outside=True)
+        return (
+            Rule(Verdict.RETURN, subnet, network),
+            Rule(Verdict.RETURN, network, subnet),
+            Rule(Verdict.RETURN, elsewhere, subnet),
+            Rule(Verdict.MASQUERADE, network, Match(MULTICAST, outside=True)),
+            Rule(Verdict.MASQUERADE, elsewhere, network),
+        )
+
+    def forward_rules(self) -> tuple[Rule, ...]:
+        if not self.forward:
+            return ()
+        network = Match(self.network)
+        return Rule(Verdict.ACCEPT, source=network), Rule(Verdict.ACCEPT, destination=network)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import sys
+from ipaddress import IPv4Network
+
+from flannel_udp import hostlock, netdev
+from flannel_udp.firewall import Firewall
+from flannel_udp.firewall_rules import Policy
+from flannel_udp.netns import Namespace
+
+PROGRAM = (sys.executable, "-m", "flannel_udp", "cleanup")
+
+
+def policy(number: int) -> Policy:
+    """Of the network 10.NUMBER.0.0/16."""
+    network, subnet = f"10.{number}.0.0/16", f"10.{number}.5.0/24"
+    return Policy(IPv4Network(network), IPv4Network(subnet), masquerade=True, forward=True)
+
+
+def test_cleanup_removes_what_is_left_and_nothing_of_a_running_daemon(namespace: Namespace) -> None:
+    for number, nftables in ((1, False), (2, True), (3, False), (4, True)):
+        wall = Firewall(policy(number), 8280 + number, nftables=nftables, resync=3600)
+        namespace.call(wall.__enter__)
+        namespace.call(netdev.add_blackhole, policy(number).subnet)
+    # The daemons of the networks 3 and 4 live: they have their device, their route and their lock.
+    for number in (3, 4):
+        namespace.add_bridge(f"flannel{number}")
+        namespace.add_route(policy(number).network, device=f"flannel{number}")
+    lock = hostlock.hold(8284)
+    namespace.call(lock.__enter__)
+
+    result = namespace.run(PROGRAM, check=True)
+    assert result.stdout.splitlines() == [
+        "removed the blackhole route for 10.1.5.0/24",
+        "removed the blackhole route for 10.2.5.0/24",
+        "removed the iptables rules of 10.1.0.0/16",
+        "removed the nftables rules of port 8282",
+    ]
+    left = namespace.run(["iptables-save"]).stdout + namespace.run(["ip", "route"]).stdout
+    left += namespace.run(["nft", "list", "table", "ip", "flannel-ipv4"]).stdout
+    assert [number for number in range(1, 5) if f"10.{number}.5.0/24" in left] == [3, 4]
+    assert namespace.run(PROGRAM, check=True).stdout == "nothing was left\n"
+    lock.__exit__(None, None, None)
+
+
+def test_cleanup_without_rights_is_one_sentence(namespace: Namespace) -> None:
+    namespace.call(Firewall(policy(1), 8285, nftables=False, resync=3600).__enter__)
+    result = namespace.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", *PROGRAM])
+    assert result.returncode == 1
+    assert result.stderr.startswith("flannel-udp: cannot write firewall rules: iptables-save says")
+    assert result.stderr.count("\n") == 1
