@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from flannel_udp.netns import Namespace
+
 START_DEADLINE = 20.0  # seconds
 
 
@@ -64,8 +66,13 @@ class TlsFiles:
     client_key: Path
 
 
-def make_tls_files(folder: Path, names: str = "IP:127.0.0.1,DNS:localhost") -> TlsFiles:
-    """Make an authority and certificates with openssl; ``names`` is the certificates' SAN."""
+def make_tls_files(
+    folder: Path, names: str = "IP:127.0.0.1,DNS:localhost", server_days: int = 2
+) -> TlsFiles:
+    """Make an authority and certificates with openssl; ``names`` is the certificates' SAN.
+
+    The server's certificate lives ``server_days`` from now; negative: it has expired.
+    """
     folder.mkdir(parents=True, exist_ok=True)
 
     def openssl(*args: str) -> None:
@@ -79,9 +86,10 @@ def make_tls_files(folder: Path, names: str = "IP:127.0.0.1,DNS:localhost") -> T
     for who in ("server", "client"):
         openssl("req", *curve, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
         (folder / "ext").write_text(f"subjectAltName={names}\n")
+        days = str(server_days if who == "server" else 2)
         openssl(
             *["x509", "-req", "-in", f"{who}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"],
-            *["-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", f"{who}.pem"],
+            *["-CAcreateserial", "-days", days, "-extfile", "ext", "-out", f"{who}.pem"],
         )
     return TlsFiles(
         folder / "ca.pem",
@@ -103,14 +111,18 @@ class EtcdServer:
         tls: TlsFiles | None = None,
         client_cert_auth: bool = False,
         extra: tuple[str, ...] = (),
+        netns: Namespace | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
+        """``address`` is where clients connect to, in ``netns`` if given."""
         self.folder = folder
+        self._netns = netns
         self.binary = binary or find_binary("etcd")
         self.port, self._metrics_port = free_port(), free_port()
         self.name = f"n{self.port}"
         self.peer_url = f"http://127.0.0.1:{free_port()}"
         self.initial_cluster = f"{self.name}={self.peer_url}"
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://{address}:{self.port}"
         self.tls = tls
         self._client_cert_auth = client_cert_auth
         self._extra = extra
@@ -145,9 +157,8 @@ class EtcdServer:
                 command += ["--client-cert-auth", f"--trusted-ca-file={self.tls.ca}"]
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "etcd.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                [*command, *self._extra], stdout=output, stderr=subprocess.STDOUT
-            )
+            popen = self._netns.popen if self._netns else subprocess.Popen
+            self._process = popen([*command, *self._extra], stdout=output, stderr=subprocess.STDOUT)
         if wait:
             self.wait_ready()
 
@@ -157,6 +168,9 @@ class EtcdServer:
     def healthy(self) -> bool:
         assert self._process
         assert self._process.poll() is None, (self.folder / "etcd.log").read_text()[-2000:]
+        return self._netns.call(self._says_healthy) if self._netns else self._says_healthy()
+
+    def _says_healthy(self) -> bool:
         health = f"http://127.0.0.1:{self._metrics_port}/health"
         try:
             with urllib.request.urlopen(health, timeout=2) as answer:
@@ -205,15 +219,14 @@ class EtcdServer:
             command += [f"--key={self.tls.client_key}"]
         if self._user:
             command.append(f"--user={self._user}")
-        done = subprocess.run(
-            [*command, *args],
-            input=stdin,
-            text=True,
-            capture_output=True,
-            check=False,
-            env={**os.environ, "ETCDCTL_API": "3"},
-            timeout=20,
-        )
+        command += args
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        if self._netns:
+            done = self._netns.run(command, input=stdin, env=environment, timeout=20)
+        else:
+            done = subprocess.run(
+                command, input=stdin, text=True, capture_output=True, env=environment, timeout=20
+            )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -249,9 +262,16 @@ class EtcdServer:
 
 
 @contextlib.contextmanager
-def etcd_cluster(folder: Path, size: int = 3) -> Iterator[list[EtcdServer]]:
+def etcd_cluster(
+    folder: Path,
+    size: int = 3,
+    netns: Namespace | None = None,
+    address: str = "127.0.0.1",
+) -> Iterator[list[EtcdServer]]:
     """Members of one cluster, started and stopped together."""
-    members = [EtcdServer(folder / str(number)) for number in range(size)]
+    members = [
+        EtcdServer(folder / str(number), netns=netns, address=address) for number in range(size)
+    ]
     everyone = ",".join(member.initial_cluster for member in members)
     with contextlib.ExitStack() as stack:
         for member in members:

@@ -3,80 +3,20 @@
 from __future__ import annotations
 
 import random
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ipaddress import IPv4Network
 
 import pytest
 from etcd_server import wait_until
-from instruments import EtcdWriter, drops, lease_value, listen, log_lines, routes, wait_until_seen
+from instruments import EtcdWriter, drops, lease_value, log_lines, routes, wait_until_seen
+from streams import streams_both_ways
 
-from flannel_udp.lab import UNDERLAY, Container, Lab
-
-SO_RCVBUFFORCE = 33  # asm-generic/socket.h; not in Python's socket module
+from flannel_udp.lab import UNDERLAY, Lab
 
 RATE = 100  # changes a second
 SECONDS = 10
 INTERVAL = 0.0005  # seconds between two packets of the stream
-BUFFER = 8 << 20  # bytes: what arrives while Python is busy elsewhere waits here
-
-
-class Stream:
-    """Numbered datagrams from one container to another, as sent and as received."""
-
-    def __init__(self, source: Container, target: Container) -> None:
-        self._out = listen(source, socket.SOCK_DGRAM)
-        self._in = listen(target, socket.SOCK_DGRAM)
-        self._in.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
-        self._in.settimeout(1)
-        self._address = str(target.address), self._in.getsockname()[1]
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=each) for each in (self._send, self._receive)]
-        self.sent = 0
-        self.received: list[int] = []
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def finish(self) -> None:
-        """Returns when nothing more arrives."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        self._out.close()
-        self._in.close()
-
-    def _send(self) -> None:
-        while not self._stop.wait(INTERVAL):
-            self._out.sendto(self.sent.to_bytes(8, "big"), self._address)
-            self.sent += 1
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                self.received.append(int.from_bytes(self._in.recv(64), "big"))
-            except TimeoutError:
-                if self._stop.is_set():
-                    return
-
-
-@contextmanager
-def streams_both_ways(one: Container, other: Container) -> Iterator[list[Stream]]:
-    """Traffic while the block runs; afterwards every packet must have arrived once, in order."""
-    streams = [Stream(one, other), Stream(other, one)]
-    for stream in streams:
-        stream.start()
-    try:
-        yield streams
-    finally:
-        for stream in streams:
-            stream.finish()
-    for stream in streams:
-        assert stream.received == list(range(stream.sent))
 
 
 class Churn:
@@ -129,7 +69,8 @@ def test_no_packet_is_lost_doubled_or_misled_while_other_leases_change(
     before = [routes(host) for host in lab.hosts]
     quiet = [drops(host) for host in lab.hosts]
     churn = Churn(lab, writer, seed=8285)
-    with streams_both_ways(lab.hosts[0].containers[0], lab.hosts[1].containers[0]) as streams:
+    pair = lab.hosts[0].containers[0], lab.hosts[1].containers[0]
+    with streams_both_ways(pair, interval=INTERVAL) as streams:
         changes = paced(churn.step)
         churn.withdraw_all()
         wait_until_seen(lab, writer.put("10.1.251.0-24", lease_value("172.30.0.50")))
@@ -145,7 +86,8 @@ def test_no_packet_is_lost_while_etcd_is_away_and_all_leases_are_read_again(lab:
     """The change that the hosts miss is compacted away, so that each must read everything anew."""
     hosts = lab.hosts[:2]
     etcd = IPv4Network(UNDERLAY.ip)
-    with streams_both_ways(hosts[0].containers[0], hosts[1].containers[0]):
+    pair = hosts[0].containers[0], hosts[1].containers[0]
+    with streams_both_ways(pair, interval=INTERVAL):
         for host in hosts:
             host.netns.add_route(etcd, type="blackhole")
         lab.etcd.restart()

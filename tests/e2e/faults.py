@@ -1,0 +1,107 @@
+"""What the fault tests share: how to cut a host off from etcd, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from ipaddress import IPv4Network
+from itertools import pairwise
+
+from etcd_server import wait_until
+from instruments import lease_value, routes
+from streams import streams_both_ways
+
+from flannel_udp.errors import LabError
+from flannel_udp.lab import Host
+
+Ctl = Callable[..., str]  # etcdctl
+
+# The daemons choose from the lower half; the tests write above it.
+CONFIG = {"Network": "10.1.0.0/16", "SubnetMax": "10.1.127.0", "Backend": {"Type": "udp"}}
+NEWS, STRANGER = "10.1.251.0-24", "172.30.0.50"
+DROP, RESET = "drop", "reject with tcp reset"
+NOTICE_WITHIN = 40.0  # seconds: a silent server is given up after 13, and the machine may be busy
+RECOVER_WITHIN = 30.0  # seconds: a new try comes every 3 at the latest
+
+
+@contextmanager
+def cut_off(host: Host, how: str) -> Iterator[None]:
+    """While the block runs nothing of the host reaches etcd; its other traffic flows."""
+    rules = (
+        "add table inet fault; add chain inet fault out { type filter hook output priority 0; };"
+        f" add rule inet fault out ip daddr 172.30.0.254 ip protocol tcp {how}"
+    )
+    host.run(["nft", rules], check=True)
+    try:
+        yield
+    finally:
+        host.run(["nft", "delete table inet fault"], check=True)
+
+
+@contextmanager
+def no_packet_lost(hosts: Sequence[Host]) -> Iterator[None]:
+    """Containers of neighbouring hosts talk while the block runs, and miss no packet."""
+    ends = [host.containers[0] for host in hosts]
+    with streams_both_ways(*pairwise(ends), interval=0.005) as streams:
+        yield
+    assert min(stream.sent for stream in streams) > 50
+
+
+def state(host: Host) -> str:
+    answer: str = host.status()["etcd"]["state"]
+    return answer
+
+
+def await_loss(*hosts: Host) -> None:
+    """Until the daemons have noticed that they do not hear of etcd any more."""
+    wait_until(lambda: all(state(each) != "watching" for each in hosts), "noticing", NOTICE_WITHIN)
+
+
+def leases_in(ctl: Ctl, prefix: str) -> dict[IPv4Network, str]:
+    """Subnet -> PublicIP, as etcd says."""
+    folder = f"{prefix}/subnets/"
+    lines = ctl("get", "--prefix", folder).splitlines()
+    return {
+        IPv4Network(key.removeprefix(folder).replace("-", "/")): json.loads(value)["PublicIP"]
+        for key, value in zip(lines[::2], lines[1::2], strict=True)
+    }
+
+
+def agrees(host: Host, leases: dict[IPv4Network, str]) -> bool:
+    """Whether the host's lease is in etcd and its table is what etcd says of the others."""
+    others = {str(net): peer for net, peer in leases.items() if peer != str(host.address)}
+    return bool(
+        host.subnet and leases.get(host.subnet) == str(host.address) and routes(host) == others
+    )
+
+
+def await_agreement(hosts: Sequence[Host], ctl: Ctl, prefix: str) -> None:
+    def all_agree() -> bool:
+        leases = leases_in(ctl, prefix)
+        return all(agrees(host, leases) for host in hosts)
+
+    wait_until(all_agree, "every table being what etcd says", RECOVER_WITHIN)
+
+
+def has_news(host: Host) -> bool:
+    return routes(host).get(NEWS.replace("-", "/")) == STRANGER
+
+
+def await_news(hosts: Sequence[Host], ctl: Ctl, prefix: str) -> None:
+    """A lease that is written now reaches every host; then it goes, and all tables agree."""
+    key = f"{prefix}/subnets/{NEWS}"
+    wait_until(partial(succeeds, ctl, "put", key, lease_value(STRANGER)), "a put", RECOVER_WITHIN)
+    wait_until(lambda: all(map(has_news, hosts)), "the news", RECOVER_WITHIN)
+    ctl("del", key)
+    await_agreement(hosts, ctl, prefix)
+
+
+def succeeds(ctl: Ctl, *arguments: str) -> bool:
+    """A cluster that elects a leader refuses for a moment."""
+    try:
+        ctl(*arguments)
+    except (AssertionError, LabError):
+        return False
+    return True

@@ -1,0 +1,141 @@
+"""Clusters, logins and certificates that fail and come back while containers talk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from etcd_server import EtcdServer, TlsFiles, etcd_cluster, make_tls_files, wait_until
+from faults import CONFIG, NOTICE_WITHIN, await_agreement, await_loss, await_news, no_packet_lost
+from instruments import log_lines
+
+from flannel_udp.lab import UNDERLAY, Host, Lab
+
+PREFIX = "/coreos.com/network"
+ADDRESS = str(UNDERLAY.ip)
+USER = ("--etcd-username=flannel", "--etcd-password=secret")
+
+
+@pytest.fixture(scope="module")
+def lab(network_rights: None) -> Iterator[Lab]:
+    with Lab(hosts=2, start_daemons=False) as lab:
+        yield lab
+
+
+@contextmanager
+def daemons(lab: Lab, server: EtcdServer, *flags: str) -> Iterator[list[Host]]:
+    """The hosts, with their daemons on this server; what it is asked for is the lease of each."""
+    server.put(f"{PREFIX}/config", json.dumps(CONFIG))
+    for host in lab.hosts:
+        host.log_path.unlink(missing_ok=True)
+        host.start_daemon([f"--etcd-endpoints={server.url}", *flags], wait=False)
+    for host in lab.hosts:
+        host.wait_until_ready()
+    await_agreement(lab.hosts, server.etcdctl, PREFIX)
+    yield lab.hosts
+    for host in lab.hosts:
+        assert host.stop_daemon() == 0
+        text = host.log_path.read_text()
+        assert "Traceback" not in text
+        assert "secret" not in text
+
+
+def await_line(hosts: list[Host], *words: str) -> None:
+    wait_until(lambda: all(log_lines(host, *words) for host in hosts), words[0], NOTICE_WITHIN)
+
+
+def tls_files(folder: Path, server_days: int = 2) -> TlsFiles:
+    return make_tls_files(folder, f"IP:{ADDRESS}", server_days)
+
+
+def test_a_cluster_loses_a_member_then_its_majority_and_gets_it_back(
+    lab: Lab, tmp_path: Path
+) -> None:
+    with etcd_cluster(tmp_path, netns=lab.switch, address=ADDRESS) as members:
+        first, second, third = members
+        endpoints = ",".join(member.url for member in members)
+        with daemons(lab, third, f"--etcd-endpoints={endpoints}") as hosts, no_packet_lost(hosts):
+            first.kill()
+            await_news(hosts, third.etcdctl, PREFIX)
+            second.kill()
+            await_line(hosts, "the cluster has no leader")
+            await_loss(*hosts)
+            second.start(wait=False)
+            await_news(hosts, third.etcdctl, PREFIX)
+            first.start(wait=False)
+            third.kill()
+            await_news(hosts, second.etcdctl, PREFIX)
+
+
+def test_tokens_expire_and_permissions_are_revoked_and_given_back(lab: Lab, tmp_path: Path) -> None:
+    """User and password over TLS that is verified by the CA file alone."""
+    files = tls_files(tmp_path / "tls")
+    server = EtcdServer(
+        tmp_path / "etcd",
+        tls=files,
+        netns=lab.switch,
+        address=ADDRESS,
+        extra=("--auth-token-ttl=1",),
+    )
+    with server:
+        server.enable_auth("flannel", "secret", f"{PREFIX}/")
+        flags = f"--etcd-cafile={files.ca}", *USER
+        with daemons(lab, server, *flags) as hosts, no_packet_lost(hosts):
+            time.sleep(2)  # the tokens are no longer valid
+            await_news(hosts, server.etcdctl, PREFIX)
+            server.etcdctl("user", "revoke-role", "flannel", "flannel")
+            server.restart()
+            await_line(hosts, "permission denied", "--etcd-username")
+            await_loss(*hosts)
+            server.etcdctl("user", "grant-role", "flannel", "flannel")
+            await_news(hosts, server.etcdctl, PREFIX)
+
+
+def test_a_password_that_changes_without_us_is_told_and_changed_back_is_used(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """User and password without TLS."""
+    with EtcdServer(tmp_path, netns=lab.switch, address=ADDRESS) as server:
+        server.enable_auth("flannel", "secret", f"{PREFIX}/")
+        with daemons(lab, server, *USER) as hosts, no_packet_lost(hosts):
+            server.etcdctl("user", "passwd", "flannel", "--interactive=false", stdin="other")
+            server.restart()
+            await_line(hosts, "the user name or the password is wrong")
+            await_loss(*hosts)
+            server.etcdctl("user", "passwd", "flannel", "--interactive=false", stdin="secret")
+            await_news(hosts, server.etcdctl, PREFIX)
+
+
+def test_certificates_expire_and_are_rotated_on_disk(lab: Lab, tmp_path: Path) -> None:
+    """Both sides show one. The server comes back with an expired one, then with one of another
+    authority, until our files follow."""
+    old, new = tls_files(tmp_path / "old"), tls_files(tmp_path / "new")
+    ca, cert, key = (tmp_path / name for name in ("ca.pem", "client.pem", "client.key"))
+
+    def install(files: TlsFiles) -> None:
+        pairs = ((files.ca, ca), (files.client_cert, cert), (files.client_key, key))
+        for source, target in pairs:
+            shutil.copy(source, target)
+
+    install(old)
+    server = EtcdServer(
+        tmp_path / "etcd", tls=old, client_cert_auth=True, netns=lab.switch, address=ADDRESS
+    )
+    flags = f"--etcd-cafile={ca}", f"--etcd-certfile={cert}", f"--etcd-keyfile={key}"
+    with server, daemons(lab, server, *flags) as hosts, no_packet_lost(hosts):
+        server.tls = tls_files(tmp_path / "expired", server_days=-1)
+        server.restart()
+        install(server.tls)  # else it would be an unknown authority
+        await_line(hosts, "its TLS certificate has expired")
+        server.tls = new
+        server.restart()
+        await_line(hosts, "not from an authority that is trusted here", "--etcd-cafile")
+        await_loss(*hosts)
+        install(new)
+        await_line(hosts, "the certificate files changed")
+        await_news(hosts, server.etcdctl, PREFIX)
