@@ -55,6 +55,7 @@ class HeldLeases:
         """``hold`` in seconds, 0 to hold nothing."""
         self._own_public_ip, self._hold = own_public_ip, hold
         self._leases: dict[str, Lease] = {}  # in etcd, by key
+        self._former: dict[str, IPv4Address] = {}  # who had a key before it was given up
         self._held: dict[str, Held] = {}  # by key; the first one ends first
         self._peers: dict[IPv4Address, _Peer] = {}  # of the held ones
         self._keys: dict[int, dict[IPv4Network, set[str]]] = {}  # by length, then by subnet
@@ -79,10 +80,11 @@ class HeldLeases:
         ended: list[Ended] = []
         for event in change.events:
             if isinstance(event, LeaseAdded):
+                self._give_up(event.lease.key)
                 self._leases[event.lease.key] = event.lease
                 ended += self._refuted_by(event.lease)
             else:
-                self._leases.pop(event.key, None)
+                self._give_up(event.key)
                 if event.key in self._held:  # a value that nobody can read
                     ended.append(Ended(self._held[event.key].lease, "its key holds no lease now"))
                     self._drop(event.key)
@@ -111,7 +113,14 @@ class HeldLeases:
                 if key not in self._leases and lease.public_ip != self._own_public_ip
             ]
             self._begin(begun, before, now + self._hold)
-        ended = [each for lease in snapshot.leases for each in self._refuted_by(lease)]
+        if not snapshot.history_lost:
+            gone = before.keys() - self._leases.keys()
+            self._former |= {key: before[key].public_ip for key in gone}
+        ended = [
+            each
+            for lease in snapshot.leases
+            for each in self._refuted_by(lease, old_data=snapshot.history_lost)
+        ]
         refuted = {each.lease.key for each in ended}
         effective = replace(
             snapshot, leases=(*snapshot.leases, *(held.lease for held in self._held.values()))
@@ -134,8 +143,15 @@ class HeldLeases:
             subnet = lease.subnet
             self._keys.setdefault(subnet.prefixlen, {}).setdefault(subnet, set()).add(lease.key)
 
-    def _refuted_by(self, lease: Lease) -> list[Ended]:
-        """End the holds that this lease, now in etcd, confirms or refutes."""
+    def _give_up(self, key: str) -> None:
+        if key in self._leases:
+            self._former[key] = self._leases.pop(key).public_ip
+
+    def _refuted_by(self, lease: Lease, *, old_data: bool = False) -> list[Ended]:
+        """End the holds that this lease, now in etcd, confirms or refutes.
+
+        In ``old_data``, what a host is known to have given up says nothing about where it is now.
+        """
         if not self._held:
             return []
         ended: dict[str, Ended] = {}
@@ -146,7 +162,8 @@ class HeldLeases:
             if held.public_ip != lease.public_ip:
                 ended[key] = Ended(held, f"{lease.public_ip} leases {lease.subnet} now")
         peer = self._peers.get(lease.public_ip)
-        if peer and lease.key not in peer.known:
+        is_news = not (old_data and self._former.get(lease.key) == lease.public_ip)
+        if peer and lease.key not in peer.known and is_news:
             for key in peer.held:
                 held = self._held[key].lease
                 ended[key] = Ended(held, f"its host leases {lease.subnet} now")

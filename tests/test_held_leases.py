@@ -140,6 +140,19 @@ def test_a_host_of_two_subnets_that_registers_one_keeps_the_other() -> None:
     assert subnets(after_loss(A, second, left=(second,))) == {"10.1.2.0/24"}
 
 
+def test_a_subnet_that_a_host_gave_up_before_says_nothing_when_an_old_backup_brings_it_back() -> (
+    None
+):
+    former = lease("10.1.77.0/24", 2)
+    held = HeldLeases(OWN, HOLD)
+    held.take_in(Snapshot((former,), 10), 0)
+    held.take_in(Events((LeaseRemoved(former.key), LeaseAdded(A)), 11), 0)
+    held.take_in(Snapshot((former,), 3, history_lost=True), 0)
+    assert subnets(held) == {"10.1.2.0/24"}
+    put(held, former)
+    assert subnets(held) == set(), "it registers there, so that it is news"
+
+
 def test_a_value_that_nobody_can_read_ends_the_hold() -> None:
     held = after_loss(A)
     held.take_in(Events((LeaseRemoved(A.key),), 20), 1)
