@@ -72,6 +72,16 @@ class Etcd:
         self.kill()
         self.start()
 
+    def backup(self, copy: Path) -> None:
+        """Copy the data of a server that does not run."""
+        shutil.copytree(self._data, copy)
+
+    def wipe(self, backup: Path | None = None) -> None:
+        """Lose the data of a server that does not run, or go back to a backup."""
+        shutil.rmtree(self._data)
+        if backup:
+            shutil.copytree(backup, self._data)
+
     def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers, until resume()."""
         self._signal(signal.SIGSTOP)

@@ -1,0 +1,159 @@
+"""Etcd comes back with other data than it had: every host keeps its subnet and its routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from etcd_server import wait_until
+from faults import (
+    CONFIG,
+    RECOVER_WITHIN,
+    RESET,
+    await_agreement,
+    await_loss,
+    cut_off,
+    leases_in,
+    no_packet_lost,
+)
+from instruments import EtcdWriter, lease_value, log_lines, routes
+
+from flannel_udp.lab import Host, Lab
+
+STRANGERS = {f"10.1.{number}.0-24": f"172.30.0.{number}" for number in (200, 201, 202)}
+
+
+@pytest.fixture(scope="module")
+def lab(network_rights: None) -> Iterator[Lab]:
+    with Lab(hosts=3, config=CONFIG) as lab:
+        yield lab
+        for host in lab.hosts:
+            assert host.daemon
+            assert host.daemon.poll() is None
+            assert "Traceback" not in host.log_path.read_text()
+
+
+def put(lab: Lab, name: str, public_ip: str, *, leased: bool = False) -> None:
+    lease = f"--lease={lab.etcdctl('lease', 'grant', '600').split()[1]}" if leased else "--lease=0"
+    lab.etcdctl("put", f"{lab.prefix}/subnets/{name}", lease_value(public_ip), lease)
+
+
+def put_config(lab: Lab) -> None:
+    lab.etcdctl("put", f"{lab.prefix}/config", json.dumps(CONFIG))
+
+
+def route(host: Host, subnet: str) -> str | None:
+    return routes(host).get(subnet)
+
+
+def subnets(lab: Lab) -> list[IPv4Network | None]:
+    return [host.subnet for host in lab.hosts]
+
+
+def held(host: Host) -> set[str]:
+    return {each["subnet"] for each in host.status()["held"]}
+
+
+def awaits(lab: Lab, condition: Callable[[Host], object], what: str) -> None:
+    wait_until(lambda: all(condition(host) for host in lab.hosts), what, RECOVER_WITHIN)
+
+
+@pytest.mark.parametrize("how", ["wiped", "restored from an old backup"])
+def test_lost_data_costs_no_route_until_it_is_refuted(lab: Lab, tmp_path: Path, how: str) -> None:
+    """The strangers do what a flanneld does: nothing, until their next renewal."""
+    before = subnets(lab)
+    backup = tmp_path / "backup" if how != "wiped" else None
+    if backup:
+        lab.etcd.kill()
+        lab.etcd.backup(backup)
+        lab.etcd.start()
+    losses = [host.status()["etcd"]["history_losses"] for host in lab.hosts]
+    for name, public_ip in STRANGERS.items():
+        put(lab, name, public_ip)
+    awaits(lab, lambda host: route(host, "10.1.202.0/24"), "the strangers' routes")
+    with no_packet_lost(lab.hosts):
+        lab.etcd.kill()
+        lab.etcd.wipe(backup)
+        lab.etcd.start()
+        put_config(lab)
+        awaits(lab, lambda host: len(held(host)) >= len(STRANGERS), "the hold")
+        ours = {host.subnet: str(host.address) for host in lab.hosts}
+        wait_until(lambda: leases_in(lab.etcdctl, lab.prefix) == ours, "our leases", RECOVER_WITHIN)
+        awaits(lab, lambda host: len(held(host)) == len(STRANGERS), "the end of our own holds")
+        for host in lab.hosts:
+            assert route(host, "10.1.200.0/24") == "172.30.0.200"
+            assert log_lines(host, "etcd lost", "their routes stay until their hosts come back")
+        assert [host.status()["etcd"]["history_losses"] for host in lab.hosts] == [
+            count + 1 for count in losses
+        ]
+
+        put(lab, "10.1.200.0-24", "172.30.0.200")
+        put(lab, "10.1.211.0-24", "172.30.0.201")
+        put(lab, "10.1.202.0-24", "172.30.0.212")
+        awaits(lab, lambda host: not held(host), "the end of all holds")
+        await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
+        for host in lab.hosts:
+            assert route(host, "10.1.200.0/24") == "172.30.0.200"
+            assert route(host, "10.1.201.0/24") is None
+            assert route(host, "10.1.202.0/24") == "172.30.0.212"
+    assert subnets(lab) == before
+    for number in (200, 202, 211):
+        lab.etcdctl("del", f"{lab.prefix}/subnets/10.1.{number}.0-24")
+    await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
+
+
+def test_old_claims_are_withdrawn_by_their_hosts_and_nobody_gives_way(lab: Lab) -> None:
+    """The old data gives the first host's subnet to the second, and the third the one it had
+    before. Its revision has overtaken ours, so that only what it holds gives it away."""
+    first, second, third = lab.hosts
+    put(lab, "10.1.250.0-24", str(third.address))
+    awaits(lab, lambda host: host is third or route(host, "10.1.250.0/24"), "the former lease")
+    lab.etcdctl("del", f"{lab.prefix}/subnets/10.1.250.0-24")
+    await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
+    before, revision = subnets(lab), first.status()["etcd"]["revision"]
+    contested = str(first.subnet).replace("/", "-")
+    with no_packet_lost([second, third]):
+        with ExitStack() as cuts:
+            for host in lab.hosts:
+                cuts.enter_context(cut_off(host, RESET))
+            lab.etcd.kill()
+            lab.etcd.wipe()
+            lab.etcd.start()
+            put_config(lab)
+            put(lab, contested, str(second.address), leased=True)
+            put(lab, "10.1.250.0-24", str(third.address), leased=True)
+            writer = EtcdWriter(lab)
+            while writer.put("10.1.251.0-24", lease_value("172.30.0.251")) < revision + 10:
+                pass
+            writer.delete("10.1.251.0-24")
+            await_loss(*lab.hosts)
+        await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
+    assert subnets(lab) == before
+    assert set(leases_in(lab.etcdctl, lab.prefix)) == set(before)
+    assert log_lines(second, "removed lease", str(first.subnet), "old data brought back")
+    assert log_lines(third, "removed lease 10.1.250.0/24")
+    assert lab.ping(first.containers[0], second.containers[0]) is not None
+
+
+def test_a_hold_ends_in_the_time_that_was_set(lab: Lab) -> None:
+    short, long = lab.hosts[0], lab.hosts[1]
+    assert short.stop_daemon() == 0
+    short.start_daemon(["--stale-hold=2s"])
+    put(lab, "10.1.200.0-24", "172.30.0.200")
+    awaits(lab, lambda host: route(host, "10.1.200.0/24"), "the stranger's route")
+    with no_packet_lost(lab.hosts[1:]):
+        lab.etcd.kill()
+        lab.etcd.wipe()
+        lab.etcd.start()
+        put_config(lab)
+        wait_until(lambda: log_lines(short, "did not come back in time"), "the end", RECOVER_WITHIN)
+        wait_until(lambda: route(short, "10.1.200.0/24") is None, "the route's end")
+        assert route(long, "10.1.200.0/24") == "172.30.0.200"
+        (left,) = [
+            each["seconds_left"] for each in long.status()["held"] if "200" in each["subnet"]
+        ]
+        assert 86_000 < left <= 86_400
