@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 
 from flannel_udp import admin, hostlock, metrics, netdev, subnet_env, systemd
 from flannel_udp.config import Options
-from flannel_udp.errors import EtcdError, FlannelError, SubnetFileError
+from flannel_udp.errors import AddressChangedError, EtcdError, FlannelError, SubnetFileError
 from flannel_udp.etcd import Etcd
 from flannel_udp.firewall import Firewall, require_tool
 from flannel_udp.follower import Follower
@@ -26,6 +26,7 @@ from flannel_udp.retry import retry_until
 from flannel_udp.routes import RouteSet
 from flannel_udp.status_report import StatusReport
 from flannel_udp.tunnel import open_tunnel
+from flannel_udp.tunnel_keeper import TunnelKeeper
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,9 @@ def _serve(
         )
     )
 
+    margin = options.subnet_lease_renew_margin * 60.0
+    keeper = LeaseKeeper(registry, own, margin, shutdown.fail, shutdown.fail)
+    undo.callback(_give_back_if_moved, shutdown, keeper, options)
     pump = undo.enter_context(Pump(overlay.pump_config()))
     through_tunnel = netdev.through_tunnel(tunnel.device)
     routes = RouteSet(config, own.subnet, public_ip, through_tunnel)
@@ -135,9 +139,6 @@ def _serve(
     reconciler = Reconciler(routes, pump, held, shutdown.fail)
     undo.callback(reconciler.close)
     reconciler.apply(snapshot)
-
-    margin = options.subnet_lease_renew_margin * 60.0
-    keeper = LeaseKeeper(registry, own, margin, shutdown.fail, shutdown.fail)
 
     def on_change(change: Snapshot | Events) -> None:
         keeper.observe(change)
@@ -150,7 +151,15 @@ def _serve(
     written = _write_subnet_env(options, overlay, readiness)
     _warn_of_host_settings()
     pump.start()
-    undo.enter_context(PumpWatch(pump, tunnel.device, shutdown.fail))
+    whole = TunnelKeeper(
+        overlay.tunnel_plan(),
+        tunnel,
+        pump,
+        lambda: netdev.current_interface(options),
+        shutdown.fail,
+    )
+    undo.enter_context(whole)
+    undo.enter_context(PumpWatch(pump, whole.wake))
     for thread in (follower, keeper):
         thread.start()
         undo.callback(thread.join, _STOP_PATIENCE)
@@ -166,6 +175,22 @@ def _serve(
         keeper.mark_ready()
         systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tunnel.device}")
     shutdown.requested.wait()
+
+
+def _give_back_if_moved(shutdown: Shutdown, keeper: LeaseKeeper, options: Options) -> None:
+    """When this host has another address now, its lease is of no use under the old one.
+
+    Free, the same subnet is leased again at the next start, which finds it in subnet.env. With
+    ``--public-ip`` the lease does not name the address that has changed.
+    """
+    if not isinstance(shutdown.error, AddressChangedError) or options.public_ip is not None:
+        return
+    # A connection of its own: those that are open come from the address that is gone.
+    with contextlib.closing(Etcd.connect(options)) as etcd:
+        try:
+            Registry(etcd, options.etcd_prefix).give_back(keeper.own)
+        except EtcdError as error:
+            log.warning("lease %s could not be given back: %s", keeper.own.subnet, error)
 
 
 def _obey_signals(shutdown: Shutdown) -> None:

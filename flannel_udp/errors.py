@@ -53,6 +53,10 @@ class DeviceError(FlannelError):
     """The TUN device, a route or the UDP socket could not be set up."""
 
 
+class AddressChangedError(FlannelError):
+    """The external interface has another address now: a new start must publish it."""
+
+
 class FirewallError(FlannelError):
     """The firewall's rules cannot be read or written."""
 

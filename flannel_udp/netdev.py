@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -21,7 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_udp.config import Options
 from flannel_udp.errors import DeviceError
-from flannel_udp.interface import ExternalInterface, Hop, Link, choose
+from flannel_udp.interface import Choice, ExternalInterface, Hop, Link, choose
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ TUN_QUEUE_LENGTH = 4096
 BLACKHOLE_METRIC = 0xFFFFFFFF
 
 _INTERRUPTED_DUMP_TRIES = 8
-_MAIN_TABLE, _LOCAL_TABLE = 254, 255
+MAIN_TABLE, _LOCAL_TABLE = 254, 255
 _SCOPE_LINK = 253
 _TYPE_UNICAST, _TYPE_BLACKHOLE = 1, 6
-_IFF_UP = 0x1
+IFF_UP = 0x1
 _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x20, 0x80
 _GONE = (errno.ESRCH, errno.ENODEV, errno.ENOENT)
 
@@ -50,11 +50,7 @@ def choose_interface(options: Options) -> tuple[ExternalInterface, IPv4Address]:
 
     Raises InterfaceError with all that was tried and all that exists; see interface.choose.
     """
-    with _netlink("list the interfaces") as ip:
-        links = _read_links(ip)
-        target = options.iface_can_reach
-        reach = _hop_to(ip, target) if target else None
-        choice = choose(options, links, reach, _default_route(ip))
+    choice, links = _choose(options)
     for reason in choice.passed_over:
         log.warning("passed over while choosing the external interface: %s", reason)
     chosen = choice.interface
@@ -70,13 +66,26 @@ def choose_interface(options: Options) -> tuple[ExternalInterface, IPv4Address]:
 
 def addresses(name: str) -> tuple[IPv4Address, ...] | None:
     """The usable IPv4 addresses of an interface; None if there is none of that name."""
-    with _netlink("list the interfaces") as ip:
+    with netlink("list the interfaces") as ip:
         return next((link.addresses for link in _read_links(ip) if link.name == name), None)
+
+
+def current_interface(options: Options) -> ExternalInterface:
+    """What a start would choose now, without a word in the log. Raises InterfaceError."""
+    return _choose(options)[0].interface
+
+
+def _choose(options: Options) -> tuple[Choice, list[Link]]:
+    with netlink("list the interfaces") as ip:
+        links = _read_links(ip)
+        target = options.iface_can_reach
+        reach = _hop_to(ip, target) if target else None
+        return choose(options, links, reach, _default_route(ip)), links
 
 
 def _read_links(ip: IPRoute) -> list[Link]:
     ranked: dict[int, list[tuple[bool, bool, IPv4Address]]] = {}
-    for message in _dump(ip.addr, family=AF_INET):
+    for message in dump(ip.addr, family=AF_INET):
         address = IPv4Address(message.get("local") or message.get("address"))
         if address.is_loopback or address.is_multicast or message["flags"] & _IFA_F_DEPRECATED:
             continue
@@ -88,11 +97,11 @@ def _read_links(ip: IPRoute) -> list[Link]:
             message.get("ifname"),
             message["index"],
             message.get("mtu"),
-            bool(message["flags"] & _IFF_UP),
+            bool(message["flags"] & IFF_UP),
             # Sorting is stable: equal ranks stay in the kernel's order, primary addresses first.
             tuple(a for *_, a in sorted(ranked.get(message["index"], []), key=lambda r: r[:2])),
         )
-        for message in _dump(ip.link)
+        for message in dump(ip.link)
     ]
 
 
@@ -108,7 +117,7 @@ def _hop_to(ip: IPRoute, target: IPv4Address) -> Hop | None:
 
 
 def _default_route(ip: IPRoute) -> Hop | None:
-    defaults = [r for r in _read_routes(ip) if r.is_main and not r.dst.prefixlen and r.devices]
+    defaults = [r for r in read_routes(ip) if r.is_main and not r.dst.prefixlen and r.devices]
     best = min(defaults, key=lambda route: route.metric, default=None)
     return Hop(best.devices[0]) if best else None
 
@@ -119,23 +128,25 @@ def tunnel_mtu(external_mtu: int, cap: int | None) -> int:
     return room if cap is None else min(room, cap)
 
 
-def configure_tunnel(name: str, address: IPv4Address, mtu: int, network: IPv4Network) -> None:
+def configure_tunnel(
+    name: str, address: IPv4Address, mtu: int, network: IPv4Network, *, displace: bool = False
+) -> None:
     """Give the TUN device its address (as /32), MTU and the route to ``network``, and bring it up.
 
     May be repeated on a device that was configured before, also with another address.
-    Raises DeviceError, also if the host already routes exactly ``network`` elsewhere.
+    Raises DeviceError, also if the host already routes exactly ``network`` elsewhere; with
+    ``displace``, our route takes that one's place.
     """
-    with _netlink(f"set up {name}") as ip:
-        index = _index_of(ip, name)
-        foreign = _foreign_routes(ip, network, tunnel=index)
-        _refuse_taken(ip, foreign, network)
-        _warn_of_strays(ip, foreign, address, network)
+    with netlink(f"set up {name}") as ip:
+        index = index_of(ip, name)
+        if not displace:
+            _refuse_taken(ip, foreign_routes(read_routes(ip), network, tunnel=index), network)
         # Without these, the kernel sends router solicitations into an IPv4-only tunnel, and drops
         # as martian the ICMP errors that the pump writes in the name of this device's own address.
         _write_sysctl(f"ipv6/conf/{name}/addr_gen_mode", "1", optional=True)  # 1 = none
         _write_sysctl(f"ipv4/conf/{name}/accept_local", "1")
         ip.link("set", index=index, mtu=mtu, txqlen=TUN_QUEUE_LENGTH)
-        for old in _dump(ip.addr, family=AF_INET, index=index):
+        for old in dump(ip.addr, family=AF_INET, index=index):
             if old.get("local") != str(address):
                 ip.addr("del", index=index, address=old.get("local"), prefixlen=old["prefixlen"])
         ip.addr("replace", index=index, address=str(address), prefixlen=32)
@@ -145,40 +156,40 @@ def configure_tunnel(name: str, address: IPv4Address, mtu: int, network: IPv4Net
 
 def remove_tunnel_route(name: str, network: IPv4Network) -> None:
     """Stop routing ``network`` into the device; fine if the route or the device is gone."""
-    with _netlink(f"remove the route to {network}") as ip, _tolerate(*_GONE):
+    with netlink(f"remove the route to {network}") as ip, _tolerate(*_GONE):
         for index in ip.link_lookup(ifname=name):
             ip.route("del", dst=str(network), oif=index, scope=_SCOPE_LINK)
 
 
 def add_blackhole(subnet: IPv4Network) -> None:
     """Drop what nobody in the subnet answers to, instead of sending it along the default route."""
-    with _netlink(f"add the blackhole route for {subnet}") as ip:
+    with netlink(f"add the blackhole route for {subnet}") as ip:
         ip.route("replace", dst=str(subnet), type=_TYPE_BLACKHOLE, priority=BLACKHOLE_METRIC)
 
 
 def remove_blackhole(subnet: IPv4Network) -> None:
     """Undo add_blackhole; nothing to do if the route is gone."""
-    with _netlink(f"remove the blackhole route for {subnet}") as ip, _tolerate(*_GONE):
+    with netlink(f"remove the blackhole route for {subnet}") as ip, _tolerate(*_GONE):
         ip.route("del", dst=str(subnet), type=_TYPE_BLACKHOLE, priority=BLACKHOLE_METRIC)
 
 
 def blackholes() -> list[IPv4Network]:
     """The subnets with a blackhole route of ours, or of a run that was killed."""
-    with _netlink("read the routes") as ip:
+    with netlink("read the routes") as ip:
         return [
             _route(message).dst
-            for message in _dump(ip.route, family=AF_INET)
+            for message in dump(ip.route, family=AF_INET)
             if message["type"] == _TYPE_BLACKHOLE and message.get("priority") == BLACKHOLE_METRIC
         ]
 
 
 def is_served(network: IPv4Network) -> bool:
     """Whether a device of flannel's (``flannel0``, ``flannel.1``) leads to a part of it."""
-    with _netlink("read the routes") as ip:
-        names = _names(ip)
+    with netlink("read the routes") as ip:
+        names = interface_names(ip)
         return any(
             route.dst.overlaps(network)
-            for route in _read_routes(ip)
+            for route in read_routes(ip)
             for index in route.devices
             if route.is_main and names.get(index, "").startswith("flannel")
         )
@@ -186,55 +197,38 @@ def is_served(network: IPv4Network) -> bool:
 
 def refuse_taken(network: IPv4Network) -> None:
     """Raises DeviceError if the host already routes exactly ``network`` somewhere."""
-    with _netlink("read the routes") as ip:
-        _refuse_taken(ip, _foreign_routes(ip, network), network)
+    with netlink("read the routes") as ip:
+        _refuse_taken(ip, foreign_routes(read_routes(ip), network), network)
 
 
-def _foreign_routes(ip: IPRoute, network: IPv4Network, tunnel: int | None = None) -> list[_Route]:
-    """Routes inside ``network`` through other devices than the tunnel."""
+def foreign_routes(
+    routes: Iterable[Route], network: IPv4Network, tunnel: int | None = None
+) -> list[Route]:
+    """Those inside ``network`` through other devices than the tunnel."""
     return [
         route
-        for route in _read_routes(ip)
+        for route in routes
         if route.is_main and tunnel not in route.devices and route.dst.subnet_of(network)
     ]
 
 
-def _refuse_taken(ip: IPRoute, foreign: list[_Route], network: IPv4Network) -> None:
+def _refuse_taken(ip: IPRoute, foreign: list[Route], network: IPv4Network) -> None:
     for route in foreign:
         if route.dst == network and route.is_unicast:
             raise DeviceError(
                 f"cannot route {network} into the tunnel: the host already has the route"
-                f" '{route.text(_names(ip))}'; remove it or choose another Network in the etcd"
-                " config"
+                f" '{route.text(interface_names(ip))}'; remove it or choose another Network in the"
+                " etcd config"
             )
 
 
-def _warn_of_strays(
-    ip: IPRoute, foreign: list[_Route], address: IPv4Address, network: IPv4Network
-) -> None:
-    """Routes that take traffic away from the tunnel.
-
-    The bridge of our own subnet is expected to: its directly connected route holds ``address``.
-    """
-    own = [r.dst for r in foreign if r.gateway is None and address in r.dst]
-    stray = [r for r in foreign if not any(r.dst.subnet_of(subnet) for subnet in own)]
-    stray = [r for r in stray if r.is_unicast]
-    if stray:
-        names = _names(ip)
-        log.warning(
-            "these routes inside %s bypass the tunnel: %s",
-            network,
-            "; ".join(route.text(names) for route in stray),
-        )
-
-
-def _names(ip: IPRoute) -> dict[int, str]:
+def interface_names(ip: IPRoute) -> dict[int, str]:
     """The interfaces' names by index."""
-    return {link["index"]: link.get("ifname") for link in _dump(ip.link)}
+    return {link["index"]: link.get("ifname") for link in dump(ip.link)}
 
 
 @dataclass(frozen=True, slots=True)
-class _Route:
+class Route:
     """An IPv4 route; ``devices`` are interface indexes, several if it is multipath."""
 
     table: int
@@ -246,7 +240,7 @@ class _Route:
 
     @property
     def is_main(self) -> bool:
-        return self.table == _MAIN_TABLE
+        return self.table == MAIN_TABLE
 
     def text(self, names: dict[int, str]) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
@@ -260,12 +254,12 @@ def through_tunnel(name: str) -> Callable[[IPv4Address], bool]:
     so that tens of thousands of addresses cost one route dump. Raises DeviceError if there is no
     such device.
     """
-    with _netlink(f"read the routes through {name}") as ip:
-        tunnel = _index_of(ip, name)
-        routes = _read_routes(ip)
+    with netlink(f"read the routes through {name}") as ip:
+        tunnel = index_of(ip, name)
+        routes = read_routes(ip)
     tables = [
         _longest_prefix_table([r for r in routes if r.table == table], tunnel)
-        for table in (_LOCAL_TABLE, _MAIN_TABLE)
+        for table in (_LOCAL_TABLE, MAIN_TABLE)
     ]
 
     def is_through_tunnel(address: IPv4Address) -> bool:
@@ -280,7 +274,7 @@ def through_tunnel(name: str) -> Callable[[IPv4Address], bool]:
     return is_through_tunnel
 
 
-def _longest_prefix_table(routes: list[_Route], tunnel: int) -> list[tuple[int, dict[int, bool]]]:
+def _longest_prefix_table(routes: list[Route], tunnel: int) -> list[tuple[int, dict[int, bool]]]:
     """Per prefix length, longest first: the host bits to shift out, and network -> in tunnel?"""
     by_shift: dict[int, dict[int, bool]] = {}
     for route in sorted(routes, key=lambda route: route.metric):
@@ -300,27 +294,27 @@ def gateway_route_covering(subnet: IPv4Network, network: IPv4Network | None = No
     without ``network``, only the default route is known to be harmless.
     """
     narrowest = network.prefixlen if network else 1
-    with _netlink("read the routes") as ip:
-        for route in _read_routes(ip):
+    with netlink("read the routes") as ip:
+        for route in read_routes(ip):
             if (
                 route.is_main
                 and route.gateway
                 and route.dst.prefixlen >= narrowest
                 and subnet.subnet_of(route.dst)
             ):
-                return route.text(_names(ip))
+                return route.text(interface_names(ip))
     return None
 
 
-def _read_routes(ip: IPRoute) -> list[_Route]:
-    return [_route(message) for message in _dump(ip.route, family=AF_INET)]
+def read_routes(ip: IPRoute) -> list[Route]:
+    return [_route(message) for message in dump(ip.route, family=AF_INET)]
 
 
-def _route(message: Message) -> _Route:
+def _route(message: Message) -> Route:
     hops = message.get("multipath") or [message]
     devices = [hop.get("oif") or hop.get("ifindex") for hop in hops]
     gateways = [hop.get("gateway") or (hop.get("via") or {}).get("addr") for hop in hops]
-    return _Route(
+    return Route(
         table=message.get("table"),
         dst=IPv4Network((message.get("dst") or "0.0.0.0", message["dst_len"])),
         metric=message.get("priority") or 0,
@@ -349,7 +343,7 @@ def _write_sysctl(path: str, value: str, *, optional: bool = False) -> None:
 
 
 @contextmanager
-def _netlink(doing: str) -> Iterator[IPRoute]:
+def netlink(doing: str) -> Iterator[IPRoute]:
     """A netlink socket; what the kernel refuses inside the block becomes a DeviceError."""
     try:
         # No multicast groups: on a busy host their messages would only fill the receive buffer.
@@ -372,7 +366,7 @@ def _tolerate(*codes: int) -> Iterator[None]:
             raise
 
 
-def _dump(read: Callable[..., Any], **query: Any) -> list[Message]:
+def dump(read: Callable[..., Any], **query: Any) -> list[Message]:
     """All objects of a kind; read again if the kernel says that the list changed meanwhile."""
     for _ in range(_INTERRUPTED_DUMP_TRIES):
         messages = list(read("dump", **query))
@@ -381,7 +375,7 @@ def _dump(read: Callable[..., Any], **query: Any) -> list[Message]:
     return messages
 
 
-def _index_of(ip: IPRoute, name: str) -> int:
+def index_of(ip: IPRoute, name: str) -> int:
     for index in ip.link_lookup(ifname=name):
         return int(index)
     raise DeviceError(f"network device {name} is missing: something else removed it")

@@ -12,6 +12,7 @@ from flannel_udp.interface import ExternalInterface
 from flannel_udp.lease import OwnLease
 from flannel_udp.pump import PumpConfig
 from flannel_udp.tunnel import Tunnel
+from flannel_udp.tunnel_keeper import TunnelPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class Overlay:
             masquerade=self.options.ip_masq,
             forward=self.options.iptables_forward_rules,
             random_fully=not self.options.ip_masq_fully_random_disable,
+        )
+
+    def tunnel_plan(self) -> TunnelPlan:
+        return TunnelPlan(
+            self.own.subnet, self.mtu, self.config.network, self.external, self.config.port
         )
 
     def subnet_env(self) -> subnet_env.SubnetEnv:

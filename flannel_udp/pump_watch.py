@@ -1,4 +1,4 @@
-"""Listening to the pump: refusals go to the log, the end of its worker to the daemon."""
+"""Listening to the pump: refusals go to the log, the end of its worker to who can mend it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from types import TracebackType
 
-from flannel_udp.errors import DeviceError
 from flannel_udp.pump import Pump, Refusal
 
 log = logging.getLogger(__name__)
@@ -25,8 +24,10 @@ _SOURCE_CHECK = ("drop_udp_unknown_peer", "drop_udp_spoofed_source")
 class PumpWatch:
     """Owns one thread, from ``__enter__`` to ``__exit__``."""
 
-    def __init__(self, pump: Pump, device: str, on_failure: Callable[[DeviceError], None]) -> None:
-        self._pump, self._device, self._on_failure = pump, device, on_failure
+    def __init__(self, pump: Pump, on_failure: Callable[[], None]) -> None:
+        """``on_failure`` is called when the worker has ended by itself; the pump may be restarted
+        then, and is listened to further."""
+        self._pump, self._on_failure = pump, on_failure
         self._waiting: dict[IPv4Address, tuple[float, Refusal]] = {}
         self._reported: set[IPv4Address] = set()
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
@@ -56,14 +57,8 @@ class PumpWatch:
                 return
             if self._pump.event_fd in ready:
                 os.read(self._pump.event_fd, 8)
-            if failure := self._pump.failure:
-                self._on_failure(
-                    DeviceError(
-                        f"{self._device} or the UDP socket is gone ({failure.strerror}):"
-                        " something else removed it; start again"
-                    )
-                )
-                return
+            if self._pump.failure:
+                self._on_failure()
             self._hear()
             self._report()
 

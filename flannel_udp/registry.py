@@ -289,6 +289,15 @@ class Registry:
             return None
         return replace(own, mod_revision=swap.revision) if swap.succeeded else None
 
+    def give_back(self, own: OwnLease) -> bool:
+        """Free the subnet for whoever asks next, if the key is still ours; a reservation stays."""
+        if not own.etcd_lease:
+            return False
+        given = self._etcd.delete_if_unchanged(own.key, mod_revision=own.mod_revision)
+        if given:
+            log.info("gave back lease %s of %s", own.subnet, own.public_ip)
+        return given
+
     def recheck(self, own: OwnLease, known_at: int, *, history_lost: bool = False) -> OwnLease:
         """Settle what became of our key: the lease to go on with.
 

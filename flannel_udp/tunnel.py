@@ -6,6 +6,8 @@ import contextlib
 import errno
 import logging
 import os
+import select
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -49,7 +51,7 @@ def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel
     """
     with contextlib.ExitStack() as opened:
         wanted = _WANTED[preset]
-        tun_fd, device = _open_tun(vnet_header=wanted != NO_OFFLOADS)
+        tun_fd, device = _open_tun("flannel%d", wanted != NO_OFFLOADS)
         opened.callback(os.close, tun_fd)
         udp_fd = _open_udp(address, port)
         opened.callback(os.close, udp_fd)
@@ -68,6 +70,41 @@ def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel
         yield Tunnel(device, tun_fd, udp_fd, offloads)
 
 
+def reopen_lost_ends(tunnel: Tunnel, address: IPv4Address, port: int) -> list[str]:
+    """Open anew what the host has taken away, in place: the descriptors keep their numbers.
+
+    What was lost, for people. The device comes back under its name, without address and routes.
+    Raises DeviceError; it may then be called again.
+    """
+    lost = []
+    if _is_lost(tunnel.tun_fd, select.POLLERR):  # the device was deleted under the descriptor
+        lost.append(tunnel.device)
+        _replace(tunnel.tun_fd, _open_tun(tunnel.device, tunnel.offloads != NO_OFFLOADS)[0])
+    if _is_lost(tunnel.udp_fd, select.POLLHUP):  # shut down
+        lost.append("the UDP socket")
+        _free_port(tunnel.udp_fd)
+        _replace(tunnel.udp_fd, _open_udp(address, port))
+    return lost
+
+
+def _is_lost(fd: int, sign: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & (sign | select.POLLNVAL) for _, events in poll.poll(0))
+
+
+def _free_port(fd: int) -> None:
+    """The descriptor becomes a dead end, lost as before, without the port."""
+    dead_end, other_end = socket.socketpair()
+    other_end.close()
+    _replace(fd, dead_end.detach())
+
+
+def _replace(fd: int, new: int) -> None:
+    os.dup2(new, fd, inheritable=False)
+    os.close(new)
+
+
 def names(offloads: Offload) -> list[str]:
     """For people: ``["TSO", "UDP GSO"]``."""
     return [str(each.name).replace("_", " ") for each in Offload if each in offloads]
@@ -78,19 +115,20 @@ def describe(offloads: Offload) -> str:
     return ", ".join(names(offloads)) or "none"
 
 
-def _open_tun(*, vnet_header: bool) -> tuple[int, str]:
+def _open_tun(pattern: str, vnet_header: bool) -> tuple[int, str]:
     try:
         try:
-            return open_tun(vnet_header=vnet_header)
+            return open_tun(pattern, vnet_header=vnet_header)
         except OSError as error:
             if not vnet_header or error.errno != errno.EINVAL:
                 raise
-            return open_tun(vnet_header=False)  # a kernel without vnet headers
+            return open_tun(pattern, vnet_header=False)  # a kernel without vnet headers
     except OSError as error:
         advice = {
             errno.ENOENT: "load the tun module, or give the container --device /dev/net/tun",
             errno.EPERM: "run as root (CAP_NET_ADMIN)",
             errno.EACCES: "run as root (CAP_NET_ADMIN)",
+            errno.EBUSY: f"another program has made a device of the name {pattern}: delete it",
         }.get(error.errno or 0, "check that the kernel has TUN (CONFIG_TUN)")
         raise DeviceError(
             f"cannot open a TUN device through /dev/net/tun: {error.strerror}; {advice}"

@@ -32,7 +32,7 @@ DOORS = {
     "rich": {"lab", "status_view", "top"},
     "flannel_udp._pump": {"pump"},
 }
-HOUSES = {"etcd", "lab"}
+HOUSES = {"etcd", "lab", "netdev"}
 IMPORTERS = {
     "cli": {"__main__"},
     "daemon": {"cli"},

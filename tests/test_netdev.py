@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import socket
 import struct
@@ -211,29 +210,14 @@ def test_equal_route_through_another_device_is_refused_and_kept(
     assert ip(host, "-4", "address", "show", "dev", "flannel0") == ""
 
 
-def test_narrower_routes_of_others_are_named_and_the_own_bridge_is_not(
-    host: Namespace, tun: BinaryIO, caplog: pytest.LogCaptureFixture
-) -> None:
-    host.add_bridge("docker0")
-    host.add_address("docker0", IPv4Interface("10.1.5.1/24"))
-    ip(host, "route", "add", "10.1.5.7/32", "dev", "docker0")
-    ip(host, "route", "add", "10.1.7.0/24", "via", "172.30.0.7")
-    ip(host, "route", "add", "10.1.8.0/24", "dev", "eth1")
-    ip(host, "route", "add", "blackhole", "10.1.6.0/24")
-    with caplog.at_level(logging.WARNING, "flannel_udp.netdev"):
-        configure(host)
-    (record,) = caplog.records
-    assert "10.1.7.0/24 via 172.30.0.7 dev eth0" in record.message
-    assert "10.1.8.0/24 dev eth1" in record.message
-    assert "10.1.5." not in record.message
-
-
-def test_stale_route_of_another_backend_to_the_own_subnet_is_named(
-    host: Namespace, tun: BinaryIO, caplog: pytest.LogCaptureFixture
-) -> None:
-    ip(host, "route", "add", "10.1.5.0/24", "via", "172.30.0.7")
-    configure(host)
-    assert "10.1.5.0/24 via 172.30.0.7 dev eth0" in caplog.text
+def test_equal_route_gives_way_where_it_may_be_displaced(host: Namespace, tun: BinaryIO) -> None:
+    ip(host, "route", "add", "10.1.0.0/16", "via", "172.30.0.9")
+    host.call(netdev.configure_tunnel, "flannel0", ADDRESS, 1472, NETWORK, displace=True)
+    assert ip(host, "route", "show", "10.1.0.0/16").split()[:3] == [
+        "10.1.0.0/16",
+        "dev",
+        "flannel0",
+    ]
 
 
 def test_missing_device_is_one_sentence(namespace: Namespace) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import socket
 import threading
 import time
@@ -16,7 +15,6 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from flannel_udp import netdev, pump_watch
-from flannel_udp.errors import DeviceError
 from flannel_udp.netns import Namespace
 from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
 from flannel_udp.pump_watch import PumpWatch
@@ -34,10 +32,11 @@ class Rig:
     namespace: Namespace
     pump: Pump
     device: str
-    failures: queue.SimpleQueue[DeviceError] = field(default_factory=queue.SimpleQueue)
+    udp_fd: int
+    failed: threading.Event = field(default_factory=threading.Event)
 
     def watch(self) -> PumpWatch:
-        return PumpWatch(self.pump, self.device, self.failures.put)
+        return PumpWatch(self.pump, self.failed.set)
 
     def send(self, source: str, data: bytes = b"no packet") -> None:
         before = sum(self.drops())
@@ -71,7 +70,7 @@ def rig(
     namespace.call(netdev.configure_tunnel, device, tun_address, 1472, NETWORK)
     with Pump(PumpConfig(tun_fd, udp_fd, NETWORK, OWN_SUBNET, OWN_IP, tun_address)) as pump:
         pump.start()
-        yield Rig(namespace, pump, device)
+        yield Rig(namespace, pump, device, udp_fd)
     for fd in (tun_fd, udp_fd):
         with suppress(OSError):
             os.close(fd)
@@ -158,12 +157,21 @@ def test_forged_sources_do_not_fill_the_log(
     assert len(caplog.messages) == 3
 
 
-def test_a_deleted_device_is_told_once_and_by_name(rig: Rig) -> None:
+def test_it_goes_on_with_a_pump_that_was_restarted(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     with rig.watch():
         rig.namespace.delete_link(rig.device)
-        error = rig.failures.get(timeout=PATIENCE)
-    assert str(error).startswith(f"{rig.device} or the UDP socket is gone (")
-    assert rig.failures.empty()
+        assert rig.failed.wait(PATIENCE)
+        tun_fd, device = rig.namespace.call(open_tun)
+        rig.pump.restart(tun_fd, rig.udp_fd)
+        rig.failed.clear()
+        rig.send(STRANGER)
+        eventually(lambda: bool(caplog.messages))
+        rig.namespace.delete_link(device)
+        assert rig.failed.wait(PATIENCE)
+    rig.pump.close()
+    os.close(tun_fd)
 
 
 def test_it_ends_at_once_and_leaves_nothing(rig: Rig) -> None:

@@ -168,15 +168,6 @@ def test_key_taken_over_by_another_host_ends_it_with_a_sentence(running: Lab) ->
     assert unreachable(running) == []
 
 
-def test_device_deleted_by_somebody_ends_it_with_a_sentence(running: Lab) -> None:
-    host = running.hosts[0]
-    host.netns.delete_link("flannel0")
-    assert ends(host) == 1
-    (sentence,) = log_lines(host, "flannel-udp: ")
-    assert "flannel0" in sentence
-    assert_restart_works(running, host)
-
-
 def test_reservation_stays_without_a_lease(running: Lab) -> None:
     """A key that an operator wrote by hand is used, and neither given a life time nor deleted."""
     host = running.hosts[0]

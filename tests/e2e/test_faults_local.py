@@ -1,0 +1,254 @@
+"""What other programs do to a host's network is put right within a second, while packets flow."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+import pytest
+from etcd_server import wait_until
+from heartbeat import Heartbeat, beating
+from instruments import leases, log_lines, routes, unreachable
+
+from flannel_udp.lab import Host, Lab
+
+# One second is promised from the fault to the first packet; the rest is for a machine that does
+# other things at the same time.
+BACK_WITHIN = 1.0 + 1.0
+NETWORK = "10.1.0.0/16"
+PIDFD_GETFD = 438  # the system call's number, the same on every architecture
+
+
+@dataclass
+class Scene:
+    """Two hosts, of which the first one suffers, and traffic between their containers."""
+
+    lab: Lab
+    heartbeat: Heartbeat
+
+    @property
+    def host(self) -> Host:
+        return self.lab.hosts[0]
+
+    @property
+    def device_address(self) -> str:
+        assert self.host.subnet
+        return f"{self.host.subnet.network_address}/32"
+
+    def ip(self, words: str) -> None:
+        self.host.run(["ip", *words.split()], check=True)
+
+    def delete_device(self) -> None:
+        self.host.netns.delete_link("flannel0")
+
+    def shut_down_socket(self) -> None:
+        with suppress(OSError), udp_socket_of(self.host) as stolen:
+            stolen.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def pair_lab(network_rights: None) -> Iterator[Lab]:
+    with Lab(hosts=2) as lab:
+        yield lab
+
+
+@pytest.fixture
+def scene(pair_lab: Lab) -> Iterator[Scene]:
+    """The same daemons run from test to test: none of the faults ends one."""
+    one, other = pair_lab.hosts
+    for host in pair_lab.hosts:
+        host.log_path.write_text("")
+    with beating(one.containers[0], other.containers[0]) as heartbeat:
+        yield Scene(pair_lab, heartbeat)
+    for host in pair_lab.hosts:
+        assert host.daemon
+        assert host.daemon.poll() is None
+        assert host.status()["ready"]
+        assert "Traceback" not in host.log_path.read_text()
+
+
+def udp_socket_of(host: Host) -> socket.socket:
+    """A duplicate of the daemon's socket."""
+    assert host.daemon
+    system_call = ctypes.CDLL(None, use_errno=True).syscall
+    with open(os.pidfd_open(host.daemon.pid)) as daemon:
+        for name in os.listdir(f"/proc/{host.daemon.pid}/fd"):
+            fd = system_call(PIDFD_GETFD, daemon.fileno(), int(name), 0)
+            with suppress(OSError):
+                found = socket.socket(fileno=fd)
+                if (found.type, found.getsockname()) == (
+                    socket.SOCK_DGRAM,
+                    (str(host.address), 8285),
+                ):
+                    return found
+                found.detach()
+            os.close(fd)
+    raise AssertionError("the daemon has no such socket")
+
+
+def network_of(host: Host) -> dict[str, Any]:
+    """The device and the route of the daemon, as ``ip`` shows them."""
+    (link,) = json.loads(host.run(["ip", "-j", "address", "show", "flannel0"], check=True).stdout)
+    (route,) = json.loads(host.run(["ip", "-j", "route", "show", NETWORK], check=True).stdout)
+    addresses = [each["local"] for each in link["addr_info"]]
+    flags = [flag for flag in link["flags"] if flag != "NO-CARRIER"]
+    return {"mtu": link["mtu"], "flags": flags, "addresses": addresses, "route": route}
+
+
+def cpu_seconds(host: Host) -> float:
+    """User and system time of the daemon's process (proc(5))."""
+    assert host.daemon
+    with open(f"/proc/{host.daemon.pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+FAULTS: dict[str, tuple[Callable[[Scene], None], str]] = {
+    "device set down": (
+        lambda scene: scene.ip("link set flannel0 down"),
+        "repaired flannel0: it was down",
+    ),
+    "device deleted": (
+        Scene.delete_device,
+        "flannel0 had been removed by something else on this host",
+    ),
+    "address removed": (
+        lambda scene: scene.ip(f"address del {scene.device_address} dev flannel0"),
+        "its address 10.1.",
+    ),
+    "route removed": (
+        lambda scene: scene.ip(f"route del {NETWORK}"),
+        f"repaired flannel0: its route to {NETWORK} was missing",
+    ),
+    "route replaced": (
+        lambda scene: scene.ip(f"route replace {NETWORK} via 172.30.0.9 dev eth0"),
+        f"was missing beside {NETWORK} via 172.30.0.9 dev eth0",
+    ),
+    "MTU changed": (
+        lambda scene: scene.ip("link set flannel0 mtu 1300"),
+        "repaired flannel0: its MTU was 1300",
+    ),
+    "socket shut down": (
+        Scene.shut_down_socket,
+        "the UDP socket had been removed by something else on this host",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_forwarding_is_back_within_a_second(scene: Scene, fault: str) -> None:
+    inflict, line = FAULTS[fault]
+    before, table = network_of(scene.host), routes(scene.host)
+    offloads = scene.host.status()["offloads"]
+    inflict(scene)
+    since = time.monotonic()
+    seconds = scene.heartbeat.seconds_until_back(since)
+    print(f"{fault}: back after {seconds:.3f} s, {scene.heartbeat.lost} packets lost")
+    wait_until(lambda: log_lines(scene.host, line), "the line")
+    assert seconds < BACK_WITHIN
+    assert network_of(scene.host) == before
+    assert routes(scene.host) == table
+    assert scene.host.status()["offloads"] == offloads
+    assert len(log_lines(scene.host, "WARNING")) == 1
+    assert unreachable(scene.lab) == []
+
+
+def test_a_deleted_device_takes_no_counter_with_it(scene: Scene) -> None:
+    before = scene.host.status()
+    scene.delete_device()
+    scene.heartbeat.seconds_until_back(time.monotonic())
+    after = scene.host.status()
+    for name in ("tun_read_packets", "udp_received_packets", "cpu_ns", "wakeups"):
+        assert after["stats"][name] > before["stats"][name]
+    assert after["peers"][0]["sent_packets"] > before["peers"][0]["sent_packets"]
+
+
+def test_an_interface_that_flaps_is_spoken_of_and_survived(scene: Scene) -> None:
+    scene.host.netns.set_link("eth0", state="down")
+    wait_until(lambda: log_lines(scene.host, "eth0 is down: nothing can be sent"), "the line")
+    scene.host.netns.set_link("eth0", state="up")
+    seconds = scene.heartbeat.seconds_until_back(time.monotonic())
+    assert seconds < BACK_WITHIN + 1  # neighbours ask for each other's address once a second
+    wait_until(lambda: log_lines(scene.host, "eth0 and 172.30.0.1 are back"), "the line")
+    assert len(log_lines(scene.host, "eth0 is down")) == 1
+    assert network_of(scene.host)["flags"].count("UP") == 1
+
+
+def test_an_address_that_is_only_set_anew_is_waited_for(scene: Scene) -> None:
+    scene.ip("address del 172.30.0.1/24 dev eth0")
+    wait_until(lambda: log_lines(scene.host, "172.30.0.1 is gone from eth0"), "the line")
+    scene.host.netns.add_address("eth0", IPv4Interface("172.30.0.1/24"))
+    seconds = scene.heartbeat.seconds_until_back(time.monotonic())
+    assert seconds < BACK_WITHIN + 1
+    wait_until(lambda: log_lines(scene.host, "eth0 and 172.30.0.1 are back"), "the line")
+
+
+def test_a_route_that_bypasses_the_tunnel_is_named_until_it_goes(scene: Scene) -> None:
+    stray = str(scene.lab.hosts[1].subnet)
+    scene.ip(f"route add {stray} via 172.30.0.9")
+    line = f"these routes inside {NETWORK} bypass the tunnel: {stray} via 172.30.0.9 dev eth0"
+    wait_until(lambda: log_lines(scene.host, line), "the line")
+    scene.ip(f"route del {stray}")
+    assert scene.heartbeat.seconds_until_back(time.monotonic()) < BACK_WITHIN
+    wait_until(lambda: log_lines(scene.host, "no route bypasses the tunnel any more"), "the line")
+    assert len(log_lines(scene.host, "bypass")) == 2
+
+
+def test_who_undoes_every_repair_costs_neither_the_cpu_nor_the_log(scene: Scene) -> None:
+    began, before = time.monotonic(), cpu_seconds(scene.host)
+    undone = 0
+    while time.monotonic() - began < 3:
+        undone += scene.host.run(["ip", "route", "del", NETWORK]).returncode == 0
+    used = cpu_seconds(scene.host) - before
+    assert undone > 5
+    assert scene.heartbeat.seconds_until_back(time.monotonic()) < BACK_WITHIN
+    print(f"undone {undone} times for {used:.2f} s of CPU")
+    assert used < 1.5  # a loop that never rests takes all three
+    lines = log_lines(scene.host, "WARNING")
+    assert len(lines) <= 6  # fewer when the same was repaired a moment before
+    assert "something undoes this again and again" in lines[-1]
+
+
+def test_a_device_that_is_always_deleted_ends_it(pair_lab: Lab) -> None:
+    host = pair_lab.hosts[0]
+    assert host.daemon
+    while host.daemon.poll() is None:
+        with suppress(OSError):
+            host.netns.delete_link("flannel0")
+    assert host.daemon.wait() == 1
+    (sentence,) = log_lines(host, "flannel-udp: ")
+    assert "flannel0 or the UDP socket was lost 10 times within 60 s" in sentence
+    host.start_daemon()
+    assert unreachable(pair_lab) == []
+
+
+def test_a_new_address_ends_it_and_the_next_start_keeps_the_subnet(
+    make_lab: Callable[[Lab], Lab],
+) -> None:
+    lab = make_lab(Lab(hosts=2))
+    host, other = lab.hosts
+    assert host.daemon
+    subnet, containers = host.subnet, host.containers
+    host.run(["ip", "address", "del", "172.30.0.1/24", "dev", "eth0"], check=True)
+    host.netns.add_address("eth0", IPv4Interface("172.30.0.51/24"))
+    assert host.daemon.wait(30) == 1
+    (sentence,) = log_lines(host, "flannel-udp: ")
+    assert "the address of eth0 has changed from 172.30.0.1 to 172.30.0.51" in sentence
+    assert log_lines(host, f"gave back lease {subnet} of 172.30.0.1")
+    assert str(subnet).replace("/", "-") not in leases(lab)
+    host.address = IPv4Address("172.30.0.51")
+    host.start_daemon()
+    assert host.subnet == subnet
+    assert host.containers == containers
+    wait_until(
+        lambda: routes(other) == {str(subnet): "172.30.0.51"}, "the other host seeing the move"
+    )
+    assert unreachable(lab) == []
