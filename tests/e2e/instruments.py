@@ -134,6 +134,29 @@ def connect(node: Node, address: IPv4Address, port: int) -> socket.socket:
     return node.netns.call(lambda: socket.create_connection(target, timeout=10))
 
 
+def seen_by_both(client: Node, server: Node, at: IPv4Address) -> dict[str, str]:
+    """Who client and server are to themselves and to each other, over one TCP connection."""
+    with listen(server, socket.SOCK_STREAM) as listener:
+        ours = connect(client, at, listener.getsockname()[1])
+        theirs, _ = listener.accept()
+        with ours, theirs:
+            return {
+                "client to itself": ours.getsockname()[0],
+                "client to server": theirs.getpeername()[0],
+                "server to itself": theirs.getsockname()[0],
+                "server to client": ours.getpeername()[0],
+            }
+
+
+def same_to_both(client: IPv4Address, server: IPv4Address) -> dict[str, str]:
+    return {
+        "client to itself": str(client),
+        "client to server": str(client),
+        "server to itself": str(server),
+        "server to client": str(server),
+    }
+
+
 HEALTH_FLAGS = ("--healthz-ip", "127.0.0.1", "--healthz-port", "8080")
 
 

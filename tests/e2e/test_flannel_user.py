@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from instruments import connect, leases, listen
+from instruments import leases, same_to_both, seen_by_both
 
-from flannel_udp.lab import Host, Lab, Node
+from flannel_udp.lab import Host, Lab
 
 CONFIG = (
     '{"Network":"192.168.0.0/16","SubnetLen":24,"SubnetMin":"192.168.1.0",'
@@ -111,29 +110,6 @@ def test_ping_between_containers_shows_ttl_62(user_lab: Lab) -> None:
     one, other = user_lab.containers
     answer = one.run(["ping", "-c", "1", "-W", "2", str(other.address)])
     assert "ttl=62" in answer.stdout
-
-
-def seen_by_both(client: Node, server: Node, at: IPv4Address) -> dict[str, str]:
-    """Who client and server are to themselves and to each other, over one TCP connection."""
-    with listen(server, socket.SOCK_STREAM) as listener:
-        ours = connect(client, at, listener.getsockname()[1])
-        theirs, _ = listener.accept()
-        with ours, theirs:
-            return {
-                "client to itself": ours.getsockname()[0],
-                "client to server": theirs.getpeername()[0],
-                "server to itself": theirs.getsockname()[0],
-                "server to client": ours.getpeername()[0],
-            }
-
-
-def same_to_both(client: IPv4Address, server: IPv4Address) -> dict[str, str]:
-    return {
-        "client to itself": str(client),
-        "client to server": str(client),
-        "server to itself": str(server),
-        "server to client": str(server),
-    }
 
 
 def test_containers_reach_each_other_without_nat(user_lab: Lab) -> None:

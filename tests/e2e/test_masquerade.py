@@ -1,0 +1,161 @@
+"""Masquerading and forwarding as containers and a host outside the overlay see them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+from etcd_server import wait_until
+from instruments import connect, log_lines, same_to_both, seen_by_both
+from iptables_variants import VARIANTS, use_variant
+
+from flannel_udp.lab import UNDERLAY, Host, Lab
+
+FLAGS = ("--ip-masq", "--iptables-resync=1", "--ip-blackhole-route")
+NFTABLES = "nftables"
+
+
+@pytest.fixture(scope="module", params=[*VARIANTS, NFTABLES])
+def tool(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def masq_lab(
+    network_rights: None, tool: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lab]:
+    """Two hosts that drop what nobody accepts in FORWARD, as docker sets it."""
+    path = use_variant(tool if tool in VARIANTS else "nft", tmp_path_factory.mktemp("path"))
+    config = {"Network": "10.1.0.0/16", "EnableNFTables": tool == NFTABLES}
+    lab = Lab(
+        hosts=2, config=config, daemon_args=FLAGS, daemon_env={"PATH": path}, start_daemons=False
+    )
+    with lab, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)
+        if tool != NFTABLES:
+            for host in lab.hosts:
+                host.run(["iptables", "-P", "FORWARD", "DROP"], check=True)
+        lab.start_daemons()
+        assert None not in lab.ping_matrix().values()
+        yield lab
+
+
+def rules(host: Host) -> list[str]:
+    """All of flannel's in the host, without counters."""
+    lines = host.run(["iptables-save"], check=True).stdout.splitlines()
+    lines += host.run(["nft", "-s", "list", "table", "ip", "flannel-ipv4"]).stdout.splitlines()
+    return [line for line in lines if "flannel" in line.lower()]
+
+
+def outside_listener(lab: Lab) -> socket.socket:
+    """A TCP server on a host outside the overlay, which has no way back into it."""
+
+    def open_there() -> socket.socket:
+        return socket.create_server((str(UNDERLAY.ip), 0))
+
+    return lab.switch.call(open_there)
+
+
+def test_what_leaves_the_overlay_is_masqueraded_and_answers_come_back(masq_lab: Lab) -> None:
+    with outside_listener(masq_lab) as server:
+        server.settimeout(10)
+        for host in masq_lab.hosts:
+            with connect(host.containers[0], UNDERLAY.ip, server.getsockname()[1]) as client:
+                accepted, peer = server.accept()
+                with accepted:
+                    assert peer[0] == str(host.address)
+                    client.sendall(b"there")
+                    assert accepted.recv(5) == b"there"
+                    accepted.sendall(b"back")
+                    assert client.recv(4) == b"back"
+
+
+def test_nothing_inside_the_overlay_is_masqueraded(masq_lab: Lab) -> None:
+    one, other = masq_lab.containers
+    for client, server in ((one, other), (other, one)):
+        assert seen_by_both(client, server, server.address) == same_to_both(
+            client.address, server.address
+        )
+    for host, far in zip(masq_lab.hosts, (other, one), strict=True):
+        assert host.subnet
+        tunnel = host.subnet.network_address
+        assert seen_by_both(host, far, far.address) == same_to_both(tunnel, far.address)
+        assert seen_by_both(far, host, tunnel) == same_to_both(far.address, tunnel)
+
+
+def test_repair_loses_no_packet(masq_lab: Lab, tool: str) -> None:
+    """Of the two rules that let a packet through, one is taken away and restored, repeatedly."""
+    host, (one, other) = masq_lab.hosts[0], masq_lab.containers
+    before = rules(host)
+    damage = ["iptables", "-D", "FLANNEL-FWD", "1"]
+    if tool == NFTABLES:
+        damage = ["nft", "flush", "chain", "ip", "flannel-ipv4", "postrtg-8285"]
+    ping = ["ping", "-n", "-q", "-i", "0.01", "-c", "250", "-W", "5", str(other.address)]
+    repairs = 0
+    with one.netns.popen(ping, stdout=subprocess.PIPE, text=True) as pinging:
+        while pinging.poll() is None:
+            host.run(damage, check=True)
+            wait_until(lambda: rules(host) == before, "the rules being restored")
+            repairs += 1
+        summary, _ = pinging.communicate(timeout=30)
+    assert "250 packets transmitted, 250 received" in summary
+    assert repairs
+
+
+def test_restart_after_a_kill_finds_its_own_rules_and_a_stop_removes_them(masq_lab: Lab) -> None:
+    host = masq_lab.hosts[0]
+    before = rules(host)
+    assert before
+    host.kill_daemon()
+    assert rules(host) == before
+    host.start_daemon()
+    assert rules(host) == before
+    assert None not in masq_lab.ping_matrix().values()
+    blackhole = f"blackhole {host.subnet}"
+    assert blackhole in host.run(["ip", "route"]).stdout
+    assert host.stop_daemon() == 0
+    assert rules(host) == []
+    assert blackhole not in host.run(["ip", "route"]).stdout
+    host.start_daemon()
+
+
+def test_status_names_the_tool(masq_lab: Lab, tool: str) -> None:
+    words = {"nft": "iptables v", "legacy": "(legacy)", NFTABLES: "nftables v"}
+    for host in masq_lab.hosts:
+        report = host.status()["firewall"]
+        assert words[tool] in report["tool"]
+        assert (report["masquerade"], report["forward"], report["problems"]) == (True, True, [])
+
+
+# What would be without
+
+
+@pytest.fixture
+def plain_lab(make_lab: Callable[[Lab], Lab]) -> Lab:
+    return make_lab(Lab(hosts=2, daemon_args=["--iptables-resync=1"]))
+
+
+def test_without_the_flags_nothing_is_masqueraded_or_let_through(plain_lab: Lab) -> None:
+    host, other = plain_lab.hosts
+    assert plain_lab.ping(host.containers[0], UNDERLAY.ip, wait=1) is None
+    assert "FLANNEL-POSTRTG" not in "".join(rules(host))
+    assert plain_lab.ping(host.containers[0], other.containers[0]) is not None
+    host.stop_daemon()
+    host.run(["iptables", "-P", "FORWARD", "DROP"], check=True)
+    host.start_daemon(["--iptables-forward-rules=false"])
+    assert rules(host) == []
+    assert plain_lab.ping(host.containers[0], other.containers[0], wait=1) is None
+
+
+def test_an_nftables_accept_cannot_overrule_docker_and_the_log_says_so(
+    make_lab: Callable[[Lab], Lab],
+) -> None:
+    config = {"Network": "10.1.0.0/16", "EnableNFTables": True}
+    lab = make_lab(Lab(hosts=1, config=config, start_daemons=False))
+    (host,) = lab.hosts
+    host.run(["iptables", "-P", "FORWARD", "DROP"], check=True)
+    host.start_daemon()
+    assert len(log_lines(host, "WARNING", "nftables rule cannot overrule it")) == 1
+    assert "cannot overrule it" in host.status()["firewall"]["problems"][0]
