@@ -52,8 +52,8 @@ def parser(name: str) -> Flags:
     """The flags of one sub-command."""
     command = _COMMANDS[name]
     flags = Flags(prog=f"flannel-udp {name}", description=command.summary)
-    command.declare(flags)
     flags.add_help_flags()
+    command.declare(flags)
     return flags
 
 
@@ -130,6 +130,51 @@ def _cleanup(values: argparse.Namespace, options: Options) -> int:
     return 0
 
 
+def _declare_config(flags: Flags) -> None:
+    flags.add_argument("action", choices=("show", "set", "validate"), help="what to do")
+    flags.add_argument(
+        "config",
+        nargs="?",
+        default=None,
+        metavar="JSON",
+        help="for set, and for validate instead of the one in etcd; - reads it from stdin",
+    )
+    flags.add_argument(
+        "--force",
+        action="store_true",
+        default=False,
+        help="set it even if leases do not fit it: their hosts get other subnets",
+    )
+    flags.add_etcd_flags()
+
+
+def _config(values: argparse.Namespace, options: Options) -> int:
+    from flannel_udp import cluster_commands
+
+    cluster_commands.config(values.action, values.config, options, force=values.force)
+    return 0
+
+
+def _declare_lease(flags: Flags) -> None:
+    flags.add_argument(
+        "action",
+        choices=("list", "reserve", "revoke"),
+        help="list all; reserve SUBNET PUBLIC_IP, for ever; revoke SUBNET, whose daemon then ends",
+    )
+    flags.add_argument(
+        "words", nargs="*", default=[], metavar="SUBNET", help="and PUBLIC_IP, to reserve"
+    )
+    flags.add_argument("--json", action="store_true", default=False, help="for programs")
+    flags.add_etcd_flags()
+
+
+def _lease(values: argparse.Namespace, options: Options) -> int:
+    from flannel_udp import cluster_commands
+
+    cluster_commands.lease(values.action, values.words, options, as_json=values.json)
+    return 0
+
+
 _COMMANDS = {
     "cleanup": _Command(
         "Remove the firewall rules and blackhole routes that a killed daemon left on this host."
@@ -137,6 +182,11 @@ _COMMANDS = {
         _declare_nothing,
         _cleanup,
     ),
+    "config": _Command(
+        "The network config in etcd: show it, set it, see whether it is valid.",
+        *(_declare_config, _config),
+    ),
+    "lease": _Command("The leases of all hosts in etcd.", _declare_lease, _lease),
     "status": _Command("What the running daemon says of itself.", _declare_status, _status),
     "top": _Command("The traffic with each host, live.", _declare_top, _top),
 }

@@ -10,6 +10,7 @@ from ipaddress import IPv4Network
 
 from flannel_udp import admin, hostlock, metrics, netdev, subnet_env, systemd
 from flannel_udp.config import Options
+from flannel_udp.config_watch import ConfigWatch
 from flannel_udp.errors import AddressChangedError, EtcdError, FlannelError, SubnetFileError
 from flannel_udp.etcd import Etcd
 from flannel_udp.firewall import Firewall, require_tool
@@ -145,7 +146,8 @@ def _serve(
         reconciler.apply(change)
 
     follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
-    status = StatusReport(overlay, keeper, follower, reconciler, pump, firewall)
+    config_watch = ConfigWatch(registry, config)
+    status = StatusReport(overlay, keeper, follower, config_watch, reconciler, pump, firewall)
     undo.enter_context(board.show(status.report))
 
     written = _write_subnet_env(options, overlay, readiness)
@@ -160,7 +162,7 @@ def _serve(
     )
     undo.enter_context(whole)
     undo.enter_context(PumpWatch(pump, whole.wake))
-    for thread in (follower, keeper):
+    for thread in (follower, keeper, config_watch):
         thread.start()
         undo.callback(thread.join, _STOP_PATIENCE)
         undo.callback(thread.stop)

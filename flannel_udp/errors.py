@@ -69,5 +69,9 @@ class StatusError(FlannelError):
     """The running daemon cannot be asked, or there is none."""
 
 
+class ClusterError(FlannelError):
+    """The network config or a lease in etcd cannot be changed as the operator asked."""
+
+
 class LabError(FlannelError):
     """The lab could not be built: a missing program, right or kernel feature."""

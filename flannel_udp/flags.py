@@ -23,6 +23,8 @@ _USAGE = """\
 flannel-udp [FLAG]...                     the daemon
        flannel-udp status [--help]               what the running daemon says of itself
        flannel-udp top [--help]                  the traffic with each host, live
+       flannel-udp config show|set|validate      the network config in etcd
+       flannel-udp lease list|reserve|revoke     the leases in etcd
        flannel-udp lab [--help]                  hosts and containers to try it out
        flannel-udp mk-docker-opts [--help]       docker's options from subnet.env
        flannel-udp cleanup [--help]              remove what a killed daemon left here"""
@@ -186,6 +188,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows ``--flag=VALUE``, which is right for every flag."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
         return "  ".join(action.option_strings) + (f"={action.metavar}" if action.metavar else "")
 
 

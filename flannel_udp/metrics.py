@@ -56,6 +56,8 @@ class _StatusCollector(Collector):
         if not status["reservation"]:  # which never ends
             left = status["lease_seconds_left"]
             yield _gauge("flannel_lease_remaining_seconds", "Until our lease runs out", left)
+        changed = "Whether the network config in etcd is another than the one in use"
+        yield _gauge("flannel_config_changed", changed, bool(status["config_changed"]))
         yield from _etcd(status["etcd"])
         yield _flags(
             *("flannel_offload_enabled", "What makes packets cheap and is in use", "offload"),

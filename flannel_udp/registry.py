@@ -74,7 +74,7 @@ class Registry:
     ) -> None:
         """``prefix`` as config.clean_prefix returns it; ``ttl`` in seconds, of new leases."""
         self._etcd = etcd
-        self._config_key = f"{prefix}/config"
+        self.config_key = f"{prefix}/config"
         self._folder = f"{prefix}/subnets/"
         self._ttl, self._clock = ttl, clock
         self._rng = rng or random.Random()
@@ -83,14 +83,24 @@ class Registry:
 
     def network_config(self) -> NetworkConfig:
         """The cluster's config. Raises NetworkConfigError, also when missing; BackendTypeError."""
-        found = self._etcd.get(self._config_key)
+        found = self._etcd.get(self.config_key)
         if found is None:
             raise NetworkConfigError(
-                f"there is no network config in etcd at {self._config_key}: write one, as in"
-                f" etcdctl put {self._config_key}"
+                f"there is no network config in etcd at {self.config_key}: write one, as in"
+                f" flannel-udp config --etcd-prefix {self.config_key.removesuffix('/config')} set"
                 """ '{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}'"""
             )
         return NetworkConfig.parse(found.value)
+
+    def read_config(self) -> tuple[bytes | None, int]:
+        """The config as it stands in etcd, None if it does not, and etcd's revision."""
+        found = self._etcd.range(self.config_key)
+        text = next((kv.value for kv in found.kvs if kv.key == self.config_key), None)
+        return text, found.revision
+
+    def watch_config(self, revision: int) -> Watch:
+        """Every change from ``revision`` on of the config, and of keys that begin as its key."""
+        return self._etcd.watch(self.config_key, revision)
 
     # Reading the leases of all hosts
 
@@ -116,7 +126,7 @@ class Registry:
 
     def identity(self) -> Identity:
         """Which data etcd serves."""
-        return self._etcd.identity(self._config_key)
+        return self._etcd.identity(self.config_key)
 
     def same_history(self, key: str, version: Version, at: int) -> bool:
         """Whether etcd remembers this version of ``key`` as of revision ``at``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flannel_udp.admin import Status
+from flannel_udp.config_watch import ConfigWatch
 from flannel_udp.firewall import Firewall
 from flannel_udp.follower import Follower
 from flannel_udp.lease_keeper import LeaseKeeper
@@ -22,6 +23,7 @@ class StatusReport:
     overlay: Overlay
     keeper: LeaseKeeper
     follower: Follower
+    config_watch: ConfigWatch
     reconciler: Reconciler
     pump: Pump
     firewall: Firewall
@@ -40,6 +42,7 @@ class StatusReport:
             "offloads": names(self.pump.offloads),
             "mtu": overlay.mtu,
             "firewall": self.firewall.report(),
+            "config_changed": self.config_watch.difference,
             "reservation": deadline is None,
             "lease_seconds_left": None if deadline is None else round(deadline - now, 1),
             "etcd": {

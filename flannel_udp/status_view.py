@@ -51,7 +51,7 @@ def show(status: Status) -> None:
         console.print(line, soft_wrap=True)
     if "peers" in status:
         console.print(_peers(status["peers"]))
-    for note in status["firewall"]["problems"]:
+    for note in _notes(status):
         console.print(Text(note, "yellow"), soft_wrap=True)
 
 
@@ -109,6 +109,16 @@ def subnets(peer: Status) -> str:
     shown = peer["subnets"][:_MOST_SUBNETS]
     more = len(peer["subnets"]) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _notes(status: Status) -> Iterator[str]:
+    if status.get("config_changed"):
+        yield (
+            f"the network config in etcd changed: {status['config_changed']}; start the daemon"
+            " again to follow it"
+        )
+    if "firewall" in status:
+        yield from status["firewall"]["problems"]
 
 
 def _peers(peers: list[Status]) -> Table:

@@ -34,6 +34,7 @@ FORWARDING: Status = {
     **{"network": "10.1.0.0/16", "subnet": "10.1.5.0/24", "public_ip": "172.30.0.1", "port": 8285},
     **{"interface": "eth0", "device": "flannel0", "preset": "auto", "mtu": 1472},
     "offloads": ["TSO", "UDP GSO"],
+    "config_changed": None,
     **{"reservation": False, "lease_seconds_left": 86_000.5},
     "etcd": {"state": "watching", "revision": 77, "resyncs": 2, "silent_seconds": 0.0}
     | {"history_losses": 1},

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from etcd_server import EtcdServer, distro_binary, find_binary, free_port
 
+from flannel_udp import commands
 from flannel_udp.config import NetworkConfig
 from flannel_udp.errors import (
     BackendTypeError,
@@ -98,9 +99,9 @@ def test_a_missing_config_says_how_to_write_one(
 ) -> None:
     with pytest.raises(NetworkConfigError) as caught:
         registry.network_config()
-    advice = re.search(r"etcdctl (put \S+) '(.*)'$", str(caught.value))
+    advice = re.search(r"flannel-udp (config .*) '(.*)'$", str(caught.value))
     assert advice
-    server.etcdctl(*advice[1].split(), advice[2])
+    commands.run([*advice[1].split(), advice[2]], {"FLANNELD_ETCD_ENDPOINTS": server.url})
     assert registry.network_config().network == net("10.1.0.0/16")
 
 
