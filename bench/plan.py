@@ -9,7 +9,7 @@ from typing import Literal
 Underlay = Literal["direct", "wire"]
 UNDERLAYS: tuple[Underlay, ...] = ("direct", "wire")
 
-BUSY_POLL_US = 50
+BUSY_POLL_US = 200
 WAYS = {
     "plain": "no overlay",
     "vxlan": "kernel VXLAN",

@@ -24,7 +24,7 @@ struct pump_config {
     uint32_t tun_address;     /* the TUN device's own address, source of ICMP replies */
     int check_source;         /* 0: accept packets whose outer source is no lease's PublicIP */
     unsigned offloads;        /* enum offload: those to use where the kernel has them */
-    uint32_t busy_poll_us;    /* look for packets this long before sleeping; 0: sleep at once */
+    uint32_t busy_poll_us;    /* look for packets this long, at most, before sleeping; 0: sleep at once */
 };
 
 struct pump_route {

@@ -1,6 +1,7 @@
 #include "worker.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,9 @@ enum {
     TURN_BYTES = 64 << 10,
     /* A superpacket leaves its sender in two sends: a batch of several receives joins its halves again. */
     TURN_MERGED_RECEIVES = 16,
+
+    POLL_WINDOW_STEPS = 8, /* the smallest busy poll window is this part of the largest */
+    POLL_BYTES = 4 << 10,  /* a wake-up that moves more is bulk */
 
     SLOT_SIZE = PACKET_MAX + 1,           /* one byte more than any packet, so a longer datagram shows as truncated */
     INBOUND_STRIDE = SLOT_SIZE + 17 * 64, /* an odd number of cache lines: slots do not share cache sets */
@@ -433,25 +437,45 @@ static uint64_t monotonic_ns(void)
     return clock_ns(CLOCK_MONOTONIC);
 }
 
-/* How long to sleep, for epoll_wait: not at all while packets came within the busy poll time. */
-static int sleep_ms(const struct worker *worker, uint64_t last_packet_ns)
+/* ---- busy polling: to look again for a moment is cheaper than to sleep and be woken ---- */
+
+/* How long to sleep, for epoll_wait: not at all within the window after the last wake-up. */
+static int sleep_ms(const struct worker *worker)
 {
-    if (worker->busy_poll_ns == 0)
-        return -1;
-    return monotonic_ns() - last_packet_ns < worker->busy_poll_ns ? 0 : -1;
+    return worker->poll_window_ns > 0 && monotonic_ns() - worker->now_ns < worker->poll_window_ns ? 0 : -1;
+}
+
+/* The window opens, by doubling, while packets come soon enough to be worth waiting for, and closes as fast when
+ * they do not: sparse traffic costs no processor time. (The kernel's haltpoll governor does the same.) Bulk closes
+ * it at once: a batch that gathers while the worker sleeps is cheaper than what polling would pick up. */
+static void adapt_poll_window(struct worker *worker, uint64_t gap_ns, uint64_t moved)
+{
+    uint64_t most = worker->busy_poll_ns, least = most / POLL_WINDOW_STEPS, window = worker->poll_window_ns;
+    if (moved > POLL_BYTES)
+        window = 0;
+    else if (gap_ns <= most)
+        window = window == 0 ? least : window * 2 < most ? window * 2 : most;
+    else
+        window = window / 2 < least ? 0 : window / 2;
+    worker->poll_window_ns = window;
+}
+
+/* The bytes that passed so far, in either direction. */
+static uint64_t bytes_moved(const struct worker *worker)
+{
+    return counter_read(&worker->counters.tun_read_bytes) + counter_read(&worker->counters.udp_received_bytes);
 }
 
 /* Moves packets until it is told to stop (0) or cannot go on (-errno). */
 static int worker_loop(struct worker *worker)
 {
-    uint64_t last_packet_ns = 0;
     for (;;) {
         struct epoll_event events[3];
         /* The outbox keeps peers over a pause; a peer it points to must not be freed meanwhile. */
         bool holds_peers = worker->paused;
         if (!holds_peers)
             become_quiescent(worker);
-        int n = epoll_wait(worker->epoll_fd, events, 3, sleep_ms(worker, last_packet_ns));
+        int n = epoll_wait(worker->epoll_fd, events, 3, sleep_ms(worker));
         if (!holds_peers)
             become_active(worker);
         if (n < 0 && errno != EINTR)
@@ -459,15 +483,20 @@ static int worker_loop(struct worker *worker)
         /* acquire: whatever the stopping thread did before it asked is visible */
         if (atomic_load_explicit(&worker->stop, memory_order_acquire))
             return 0;
+        if (n == 0)
+            (void)sched_yield(); /* who sends or receives the next packet may be waiting for this processor */
         if (n <= 0)
             continue;
         counter_add(&worker->counters.wakeups, 1);
-        worker->now_ns = last_packet_ns = monotonic_ns();
+        uint64_t now_ns = monotonic_ns();
+        uint64_t gap_ns = now_ns - worker->now_ns, before = bytes_moved(worker);
+        worker->now_ns = now_ns;
         for (int i = 0; i < n; i++) {
             int error = handle_wake(worker, &events[i]);
             if (error < 0)
                 return error;
         }
+        adapt_poll_window(worker, gap_ns, bytes_moved(worker) - before);
     }
 }
 

@@ -62,7 +62,7 @@ struct worker {
     const struct peer_table *peers;
     uint32_t tun_address; /* source of ICMP replies, host byte order */
     int tun_fd, udp_fd;   /* borrowed */
-    uint64_t busy_poll_ns; /* looks for packets this long before it sleeps */
+    uint64_t busy_poll_ns; /* looks for packets this long, at most, before it sleeps */
     unsigned wanted;      /* enum offload */
     unsigned offloads;    /* of these, those the kernel has */
     struct tun_device tun;
@@ -85,6 +85,7 @@ struct worker {
     /* the worker's own */
     struct icmp_limiter limiter;
     uint64_t now_ns;                /* CLOCK_MONOTONIC at this wake-up */
+    uint64_t poll_window_ns;        /* 0..busy_poll_ns, as it pays */
     uint64_t tcp_single_until_ns;   /* the TUN refused a TCP superpacket */
     uint64_t udp_single_until_ns;
     uint32_t refusal_seen[REFUSAL_SEEN]; /* outer sources reported, by hash */

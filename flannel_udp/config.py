@@ -49,7 +49,7 @@ class Options:
     ip_blackhole_route: bool = False
     source_check: bool = True
     offload: str = "auto"  # one of OFFLOAD_PRESETS
-    busy_poll_us: int = 0  # microseconds, 0 = off
+    busy_poll_us: int = 50  # microseconds at most, 0 = off
     verbosity: int = 0
 
 

@@ -159,7 +159,8 @@ class FlagParser(Flags):
         self._value(
             "busy-poll-us",
             "MICROSECONDS",
-            "look for packets this long before sleeping: lower latency for a busier CPU; 0 is off",
+            "look for packets up to this long before sleeping, while that pays: lower latency for"
+            " a busier CPU; 0 is off",
             _number(0, 1_000_000, " microseconds"),
         )
         self._boolean("ip-blackhole-route", "drop what is for no container of our subnet")

@@ -74,7 +74,7 @@ def test_every_flag_reaches_its_option() -> None:
         *("--subnet-lease-renew-margin=1439", "--ip-masq", "--ip-masq-fully-random-disable"),
         *("--healthz-ip=::1", "--healthz-port=65535", "--iptables-resync=60"),
         *("--iptables-forward-rules=false", "--ip-blackhole-route", "--source-check=off", "-v=4"),
-        *("--offload=tso", "--busy-poll-us=50", "--stale-hold=30m"),
+        *("--offload=tso", "--busy-poll-us=20", "--stale-hold=30m"),
     )
     expected = Options(
         etcd_endpoints=("https://a:1", "https://b:2"),
@@ -101,7 +101,7 @@ def test_every_flag_reaches_its_option() -> None:
         ip_blackhole_route=True,
         source_check=False,
         offload="tso",
-        busy_poll_us=50,
+        busy_poll_us=20,
         verbosity=4,
     )
     assert options == expected
