@@ -63,6 +63,7 @@ class Follower:
         self._history_lost = False  # and it will not continue what was known
         self._history_losses = 0
         self._fresh = False  # a snapshot was read just now
+        self._told = False  # that we follow
         self._backoff, self._faults = Backoff(), ChangeLog(log)
         self._stopping = threading.Event()
         self._watch_lock = threading.Lock()
@@ -135,6 +136,7 @@ class Follower:
         self._revision, self._own_version = snapshot.revision, self._own_in(snapshot)
         self._newest = self._newest_of(snapshot)
         self._resync, self._history_lost, self._fresh = False, False, True
+        self._told = False
         self._resyncs += 1
         self._state = FollowState.CONNECTING
         self._on_change(snapshot)
@@ -156,8 +158,10 @@ class Follower:
                 if response.created:
                     self._state = FollowState.WATCHING
                     self._backoff.reset()
-                    self._faults.works("etcd answers again")
-                    log.info("following the leases of all hosts from revision %d", first)
+                    returned = self._faults.works("etcd answers again")
+                    if returned or not self._told:
+                        log.info("following the leases of all hosts from revision %d", first)
+                    self._told = True
                 else:
                     self._deliver(response)
         finally:

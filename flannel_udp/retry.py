@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,10 @@ from flannel_udp.errors import EtcdError, NetworkConfigError
 
 FIRST_DELAY = 0.2  # seconds
 LONGEST_DELAY = 3.0  # seconds
+
+# Of failures in turn, such as those of several endpoints.
+_MOST_LINES = 10  # at once
+_LINE_EVERY = 60.0  # seconds, from then on
 
 _T = TypeVar("_T")
 
@@ -33,22 +38,32 @@ class Backoff:
 
 
 class ChangeLog:
-    """Logs a failure only when its words change. Owned by one thread."""
+    """Logs a failure only when its words change, and what changes all the time once a minute.
 
-    def __init__(self, log: logging.Logger) -> None:
-        self._log = log
+    Owned by one thread.
+    """
+
+    def __init__(self, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._clock = log, clock
         self._last: str | None = None
+        self._allowed, self._counted_at = float(_MOST_LINES), clock()
 
     def failed(self, message: str) -> None:
-        if message != self._last:
+        now = self._clock()
+        earned = (now - self._counted_at) / _LINE_EVERY
+        self._allowed, self._counted_at = min(self._allowed + earned, _MOST_LINES), now
+        if message != self._last and self._allowed >= 1:
             self._log.warning("%s", message)
             self._last = message
+            self._allowed -= 1
 
-    def works(self, message: str) -> None:
-        """Logs ``message`` if it did not work before."""
-        if self._last is not None:
-            self._log.info("%s", message)
-            self._last = None
+    def works(self, message: str) -> bool:
+        """Logs ``message`` if it did not work before; whether it did so."""
+        if self._last is None:
+            return False
+        self._log.info("%s", message)
+        self._last = None
+        return True
 
 
 def retry_until(

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from flannel_udp.errors import EtcdError, NetworkConfigError, UsageError
-from flannel_udp.retry import FIRST_DELAY, LONGEST_DELAY, Backoff, retry_until
+from flannel_udp.retry import FIRST_DELAY, LONGEST_DELAY, Backoff, ChangeLog, retry_until
 
 log = logging.getLogger("test")
 
@@ -45,6 +45,33 @@ def test_success_at_once_is_not_logged(caplog: pytest.LogCaptureFixture) -> None
     caplog.set_level(logging.INFO)
     assert retry_until(threading.Event(), Flaky(), log) == 42
     assert caplog.messages == []
+
+
+def test_failures_that_alternate_for_ten_minutes_fill_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At most ten lines, and one a minute from then on."""
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    changes = ChangeLog(log, clock=lambda: now)
+    for second in range(600):
+        now = float(second)
+        changes.failed("a" if second % 2 else "b")
+    assert 10 + 8 <= len(caplog.messages) <= 10 + 10
+    assert changes.works("ok")
+    assert not changes.works("ok")
+
+
+def test_a_server_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    changes = ChangeLog(log, clock=lambda: now)
+    for second in range(600):
+        now = float(second)
+        changes.failed("gone")
+        changes.works("back")
+    assert len(caplog.messages) <= 2 * 20
+    assert caplog.messages[-1] == "back"
 
 
 def test_other_errors_pass() -> None:
