@@ -112,6 +112,17 @@ def test_the_upper_floors_are_entered_from_above(target: str) -> None:
     assert {house(module) for module in users} <= IMPORTERS[target] | {target}
 
 
+def test_nothing_is_decided_by_the_wall_clock() -> None:
+    """Somebody may set it while a lease lives."""
+    for module in MODULES:
+        names = {name for name in imported(module) if name.startswith(("time.", "datetime"))}
+        attributes = {
+            ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)
+        }
+        forbidden = {"time.time", "time.time_ns", "time.CLOCK_REALTIME", "datetime.datetime"}
+        assert not (names | attributes) & forbidden, module
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is_for(module: str) -> None:
     assert ast.get_docstring(tree(module))

@@ -17,7 +17,7 @@ from flannel_udp.config import NetworkConfig
 from flannel_udp.errors import LeaseLostError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower, FollowState
-from flannel_udp.lease import Events, OwnLease, Snapshot
+from flannel_udp.lease import Events, LeaseRemoved, OwnLease, Snapshot
 from flannel_udp.lease_keeper import CONTEST_GRACE, LeaseKeeper
 from flannel_udp.registry import LEASE_TTL, Registry, boottime
 
@@ -252,6 +252,20 @@ def test_a_key_deleted_after_a_rewrite_is_a_revoked_lease(host: Host) -> None:
     host.await_settled()
     host.server.delete(host.key)
     assert "was revoked" in host.await_lost()
+
+
+def test_a_machine_that_slept_until_the_renewal_was_due_renews_by_itself(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a waiting thread stands still meanwhile: the keeper looks up in between."""
+    monkeypatch.setattr("flannel_udp.lease_keeper._LONGEST_SLEEP", 0.1)
+    host.keeper.observe(Events((LeaseRemoved("10.1.5.0-24"),), 1))  # wakes it, to sleep less
+    host.await_settled()
+    before = host.keeper.own.deadline
+    assert before
+    host.clock.ahead = LEASE_TTL - 3600
+    wait_until(lambda: (host.keeper.own.deadline or 0) > before + 3600, "the renewal")
+    assert host.lost == []
 
 
 def test_a_key_deleted_after_the_deadline_is_created_again(on_both: Host) -> None:
