@@ -12,7 +12,7 @@ PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test test-sanitizers fuzz lint bench bench-gate dist clean
+.PHONY: help deps deps-dev build demo test soak-faults test-sanitizers fuzz lint bench bench-gate dist clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -45,6 +45,10 @@ demo: build ## three hosts with containers, who pings whom, throughput
 
 test: deps-dev build ## all tests; needs root and /dev/net/tun
 	@$(BIN)/python -m pytest
+
+soak-faults: deps-dev build ## faults of etcd, network and daemons in random order: SECONDS=600 SEED=1
+	@$(BIN)/python -m pytest -s tests/e2e/test_faults_random.py \
+	    --faults-seconds=$(or $(SECONDS),600) --faults-seed=$(or $(SEED),$$RANDOM)
 
 test-sanitizers: deps-dev ## the C tests under ASan, UBSan and TSan
 	@$(MAKE) --no-print-directory -C tests/c asan tsan

@@ -18,6 +18,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--starts", type=int, default=20, help="how often two daemons start at the same moment"
     )
+    parser.addoption(
+        "--faults-seconds", type=float, default=45.0, help="how long the random fault run lasts"
+    )
+    parser.addoption("--faults-seed", type=int, default=8285, help="what happens in it")
 
 
 def _missing_capability() -> str | None:
