@@ -20,6 +20,7 @@ NETWORK = 10 << 24  # 10.0.0.0/8: 65,536 subnets of length 24
 
 LOOKUPS = 200_000
 COPIES = 200
+CHANGES = 10_000
 HEADERS = 52
 SEGMENT = 1420  # payload bytes of a full packet at an MTU of 1472, with TCP timestamps
 SEGMENTS = 45
@@ -27,24 +28,42 @@ SEGMENTS = 45
 GROUPS = {
     "bytes": f"{SEGMENTS} packets of {SEGMENT} bytes",
     "lookup": "Lookup of one random destination",
+    "table": "Routing table, from empty to full",
+    "change": "Change of one route's next hop",
 }
-NAMES = (
-    *("bytes/memcpy", "bytes/checksum", "bytes/segment", "bytes/coalesce"),
-    *(f"lookup/{count} routes" for count in ROUTES),
-    *(f"lookup/array of {count}" for count in ROUTES),
-)
+BESIDE = {  # the parts, each with its yardstick
+    "bytes/memcpy": None,
+    "bytes/checksum": "bytes/memcpy",
+    "bytes/segment": "bytes/memcpy",
+    "bytes/coalesce": "bytes/memcpy",
+}
+for _count in ROUTES:
+    BESIDE |= {
+        f"lookup/array of {_count}": None,
+        f"lookup/{_count} routes": f"lookup/array of {_count}",
+        f"table/memcpy of {_count} routes": None,
+        f"table/{_count} routes": f"table/memcpy of {_count} routes",
+        f"change/next hop among {_count}": f"change/next hop among {ROUTES[0]}",
+    }
 
 
 @pytest.fixture(scope="module")
 def samples(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     ffi, lib = programs.load_kernels(tmp_path_factory.mktemp("kernels"))
-    return interleave(byte_parts(ffi, lib) | lookup_parts(ffi, lib), plan.part_rounds)
+    parts = byte_parts(ffi, lib) | lookup_parts(ffi, lib) | table_parts(ffi, lib)
+    return interleave(parts, plan.part_rounds)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BESIDE)
 def test_part(samples: Mapping[str, list[float]], replay: Replay, name: str) -> None:
-    """Seconds per superpacket or per lookup."""
-    replay(GROUPS[name.partition("/")[0]], f"parts/{name}", samples[name])
+    """Seconds per superpacket, lookup, table or change."""
+    beside = BESIDE[name]
+    replay(
+        GROUPS[name.partition("/")[0]],
+        f"parts/{name}",
+        samples[name],
+        f"parts/{beside}" if beside else None,
+    )
 
 
 def byte_parts(ffi: Any, lib: Any) -> dict[str, Part]:
@@ -86,16 +105,35 @@ def lookup_parts(ffi: Any, lib: Any) -> dict[str, Part]:
     return parts
 
 
+def table_parts(ffi: Any, lib: Any) -> dict[str, Part]:
+    """Building has to write the table's memory once, which memcpy of as many bytes does too."""
+    parts = {}
+    for count in ROUTES:
+        size = lib.table_bytes(count)
+        copies = [ffi.new("uint8_t[]", size) for _ in range(2)]
+        parts[f"table/memcpy of {count} routes"] = _copy(lib, copies, size)
+        parts[f"table/{count} routes"] = _build(lib, count)
+        parts[f"change/next hop among {count}"] = _change(lib, _table(ffi, lib, count), count)
+    return parts
+
+
+def _copy(lib: Any, copies: list[Any], size: int) -> Part:
+    return Part(1, lambda: lib.run_memcpy(*copies, size, 1))
+
+
+def _build(lib: Any, count: int) -> Part:
+    return Part(1, lambda: lib.run_build(NETWORK, count))
+
+
+def _change(lib: Any, table: Any, count: int) -> Part:
+    return Part(CHANGES, lambda: lib.run_changes(table, NETWORK + (count // 2 << 8), CHANGES))
+
+
 def _reads(function: Any, memory: Any, keys: Any) -> Part:
     return Part(LOOKUPS, lambda: function(memory, keys, LOOKUPS))
 
 
 def _table(ffi: Any, lib: Any, count: int) -> Any:
-    """The first subnets of the network, each with a next hop of its own."""
-    out = ffi.new("struct route_table **")
-    assert lib.route_table_create(out) == 0
-    table = ffi.gc(out[0], lib.route_table_free)
-    previous = ffi.new("uint32_t *")
-    for number in range(count):
-        assert lib.route_table_insert(table, NETWORK + (number << 8), 24, number, previous) == 0
-    return table
+    table = lib.new_table(NETWORK, count)
+    assert table != ffi.NULL
+    return ffi.gc(table, lib.route_table_free)

@@ -31,7 +31,7 @@ CHANGES = 200
 
 GROUPS = {
     "build": "One lease of a snapshot, to routes of the pump",
-    "change": "One lease change, event in to published",
+    "event": "One lease change, event in to published",
 }
 NAMES = tuple(f"{kind}/{count} routes" for kind in GROUPS for count in ROUTES)
 
@@ -49,7 +49,7 @@ def samples(plan: Plan) -> dict[str, list[float]]:
                 leases = _leases(count)
                 full.apply(Snapshot(leases, 1))
                 parts[f"build/{count} routes"] = _build(other, leases)
-                parts[f"change/{count} routes"] = _change(full, leases[count // 2])
+                parts[f"event/{count} routes"] = _change(full, leases[count // 2])
             return interleave(parts, plan.part_rounds)
     finally:
         namespace.delete()
@@ -58,7 +58,8 @@ def samples(plan: Plan) -> dict[str, list[float]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_routes(samples: Mapping[str, list[float]], replay: Replay, name: str) -> None:
     """Seconds per lease."""
-    replay(GROUPS[name.partition("/")[0]], f"parts/{name}", samples[name])
+    kind, _, _ = name.partition("/")
+    replay(GROUPS[kind], f"parts/{name}", samples[name], f"parts/{kind}/{ROUTES[0]} routes")
 
 
 def _build(reconciler: Reconciler, leases: tuple[Lease, ...]) -> Part:

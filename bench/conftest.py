@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from bench import clock
 from bench.plan import PLANS, Daemons, Plan
 
-Replay = Callable[[str, str, Sequence[float]], None]
+
+class Replay(Protocol):
+    def __call__(
+        self, group: str, name: str, seconds: Sequence[float], beside: str | None = None
+    ) -> None: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,16 +45,18 @@ def plan(pytestconfig: pytest.Config) -> Plan:
 
 @pytest.fixture
 def replay(benchmark: Any) -> Replay:
-    """Hands samples, in seconds, to pytest-benchmark as its rounds: group, name, samples.
+    """Hands samples, in seconds, to pytest-benchmark as its rounds.
 
     They were taken before, in rounds interleaved with those of the other benchmarks. The name is
-    what limits.toml knows them by.
+    what limits.toml knows them by; ``beside`` is the name of the yardstick.
     """
 
-    def hand_over(group: str, name: str, seconds: Sequence[float]) -> None:
+    def hand_over(
+        group: str, name: str, seconds: Sequence[float], beside: str | None = None
+    ) -> None:
         waiting = iter(seconds)
         benchmark.group = group
-        benchmark.extra_info["name"] = name
+        benchmark.extra_info.update(name=name, beside=beside)
         benchmark.pedantic(lambda: clock.advance(next(waiting)), rounds=len(seconds))
 
     return hand_over

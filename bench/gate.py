@@ -36,6 +36,7 @@ class Limit:
     gate: float | None = None
     least: float | None = None
     aim: float | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,22 @@ def read_limits(path: Path = LIMITS) -> list[Limit]:
     return [Limit(**table) for table in tomllib.loads(path.read_text())["limit"]]
 
 
+def read_results(path: Path) -> Mapping[str, Any]:
+    """pytest-benchmark's JSON, parsed. Raises ResultsError."""
+    try:
+        results = json.loads(path.read_text())
+    except OSError as error:
+        raise ResultsError(f"cannot read results from {path}: {error.strerror}") from None
+    except ValueError:
+        raise ResultsError(f"cannot read results from {path}: it holds no JSON") from None
+    if not isinstance(results, dict) or not results.get("benchmarks"):
+        raise ResultsError(f"cannot read results from {path}: pytest-benchmark did not write it")
+    return results
+
+
 def read_samples(results: Mapping[str, Any]) -> Samples:
     """From pytest-benchmark's JSON, parsed."""
-    return {
-        each["extra_info"]["name"]: each["stats"]["data"]
-        for each in results["benchmarks"]
-        if "name" in each["extra_info"]
-    }
+    return {each["extra_info"]["name"]: each["stats"]["data"] for each in results["benchmarks"]}
 
 
 def judge(limits: Iterable[Limit], samples: Samples) -> list[Verdict]:
@@ -98,9 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="judge only names that start with this")
     arguments = parser.parse_args(argv)
     try:
-        samples = read_samples(json.loads(arguments.results.read_text()))
-    except (OSError, ValueError, KeyError) as error:
-        print(f"cannot read results from {arguments.results}: {error!r}", file=sys.stderr)
+        samples = read_samples(read_results(arguments.results))
+    except ResultsError as error:
+        print(error, file=sys.stderr)
         return 2
     limits = [
         limit

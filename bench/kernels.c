@@ -47,6 +47,40 @@ void run_array_reads(const uint64_t *array, const uint32_t *indexes, size_t coun
     kernels_result += sum;
 }
 
+/* A table of the first `count` subnets of length 24, each with a next hop of its own. NULL on error. */
+struct route_table *new_table(uint32_t network, size_t count)
+{
+    struct route_table *table;
+    uint32_t previous;
+    if (route_table_create(&table) != 0)
+        return NULL;
+    for (uint32_t at = 0; at < count; at++)
+        if (route_table_insert(table, network + (at << 8), 24, at, &previous) != 0)
+            abort();
+    return table;
+}
+
+/* What such a table takes in memory, without the writer's own list. */
+size_t table_bytes(size_t count)
+{
+    size_t nodes = (count + ROUTE_NODE_ENTRIES - 1) / ROUTE_NODE_ENTRIES;
+    return sizeof(struct route_table) + nodes * sizeof(struct route_node);
+}
+
+void run_build(uint32_t network, size_t count)
+{
+    route_table_free(new_table(network, count));
+}
+
+/* Gives the subnet another next hop, `times` over. */
+void run_changes(struct route_table *table, uint32_t subnet, size_t times)
+{
+    uint32_t previous;
+    for (uint32_t at = 0; at < times; at++)
+        if (route_table_insert(table, subnet, 24, at, &previous) != 0)
+            abort();
+}
+
 /* Cuts the superpacket. Without `to` only headers are made, as in the pump; with it whole packets are laid
  * out one after another. Their number, 0 on error. */
 size_t run_segment(uint8_t *to, const uint8_t *bytes, size_t length, uint16_t size, size_t times)

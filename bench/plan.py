@@ -14,7 +14,7 @@ WAYS = {
     "plain": "no overlay",
     "vxlan": "kernel VXLAN",
     "auto": "auto",
-    "busy": f"auto, busy poll {BUSY_POLL_US} us",
+    "busy": f"busy poll {BUSY_POLL_US} us",
     "tso": "tso",
     "none": "none",
     "loop": "one read, one send",

@@ -22,10 +22,11 @@ _KERNELS = """
     size_t run_segment(uint8_t *to, const uint8_t *bytes, size_t length, uint16_t size,
                        size_t times);
     size_t run_coalesce(const uint8_t *bytes, size_t length, size_t size, size_t times);
-    int route_table_create(struct route_table **out);
+    struct route_table *new_table(uint32_t network, size_t count);
+    size_t table_bytes(size_t count);
+    void run_build(uint32_t network, size_t count);
+    void run_changes(struct route_table *table, uint32_t subnet, size_t times);
     void route_table_free(struct route_table *table);
-    int route_table_insert(struct route_table *table, uint32_t prefix, uint8_t length,
-                           uint32_t next_hop, uint32_t *previous);
 """
 _PARTS = ("checksum", "coalesce", "packet", "route_set", "route_table", "segment")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import gate
-from bench.bench_parts import NAMES as PARTS
+from bench.bench_parts import BESIDE as PARTS
 from bench.bench_routes import NAMES as ROUTES
 from bench.gate import Limit, judge
 from bench.plan import PLANS, UNDERLAYS
@@ -104,7 +104,7 @@ def test_the_exit_code_tells_ci(tmp_path: Path, factor: float, exit_code: int) -
     assert gate.main([str(results)]) == exit_code
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"benchmarks": [{}]}'])
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
 def test_results_that_cannot_be_read_are_an_error(
     tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
