@@ -63,6 +63,7 @@ ffi.cdef(
 
     #define TUN_NAME_SIZE ...
     int tun_device_open(const char *pattern, _Bool vnet_header, char *name);
+    int tun_device_identify(int fd, char *name, _Bool *vnet_header);
     struct tun_device { unsigned offloads; ...; };
     int tun_device_attach(struct tun_device *tun, int fd, unsigned wanted);
     unsigned udp_socket_attach(int fd, unsigned wanted);

@@ -39,6 +39,16 @@ int tun_device_open(const char *pattern, bool vnet_header, char name[TUN_NAME_SI
     return fd;
 }
 
+int tun_device_identify(int fd, char name[TUN_NAME_SIZE], bool *vnet_header)
+{
+    struct ifreq request = {0};
+    if (ioctl(fd, TUNGETIFF, &request) < 0)
+        return -errno;
+    memcpy(name, request.ifr_name, TUN_NAME_SIZE);
+    *vnet_header = (request.ifr_flags & IFF_VNET_HDR) != 0;
+    return 0;
+}
+
 /* Asks the kernel for these offloads at once; it takes all or none. */
 static bool set_offloads(int fd, unsigned offloads)
 {

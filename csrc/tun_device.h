@@ -28,6 +28,10 @@ struct tun_device {
  * -EINVAL (a kernel without vnet headers), -ENAMETOOLONG. */
 int tun_device_open(const char *pattern, bool vnet_header, char name[TUN_NAME_SIZE]);
 
+/* What another process opened: the device's name, and whether it has vnet headers. 0 or -errno: -EBADFD (the
+ * device was deleted), -ENOTTY or -EINVAL (this is no TUN device). */
+int tun_device_identify(int fd, char name[TUN_NAME_SIZE], bool *vnet_header);
+
 /* Looks at an open device and switches on those of the wanted offloads that the kernel has. 0 or -errno. */
 int tun_device_attach(struct tun_device *tun, int fd, unsigned wanted);
 

@@ -27,6 +27,7 @@ class Offload(enum.Flag):
 
 
 NO_OFFLOADS = Offload(0)
+_ROUTE_SIZE = ffi.sizeof("struct pump_route")
 ALL_OFFLOADS = Offload.TSO | Offload.USO | Offload.UDP_GSO | Offload.UDP_GRO
 
 
@@ -102,6 +103,14 @@ def open_tun(pattern: str = "flannel%d", *, vnet_header: bool = True) -> tuple[i
     name = ffi.new("char[]", lib.TUN_NAME_SIZE)
     fd = _check(lib.tun_device_open(pattern.encode(), vnet_header, name))
     return fd, ffi.string(name).decode()
+
+
+def identify_tun(fd: int) -> tuple[str, bool]:
+    """The name of an open TUN device and whether it has vnet headers. Raises OSError."""
+    name = ffi.new("char[]", lib.TUN_NAME_SIZE)
+    vnet_header = ffi.new("_Bool *")
+    _check(lib.tun_device_identify(fd, name, vnet_header))
+    return ffi.string(name).decode(), bool(vnet_header[0])
 
 
 def open_udp(address: IPv4Address, port: int) -> int:
@@ -182,6 +191,13 @@ class Pump:
         c_changes = _routes(added, removed)
         _check(lib.pump_update(self._pump, c_changes, len(c_changes)))
 
+    def load(self, table: bytes) -> None:
+        """Makes a packed table the routes, fast. Raises OSError, ValueError if it is cut short."""
+        if len(table) % _ROUTE_SIZE:
+            raise ValueError(f"a table of {len(table)} bytes does not end with a route")
+        c_routes = ffi.from_buffer("struct pump_route[]", table)
+        _check(lib.pump_replace(self._pump, c_routes, len(c_routes)))
+
     def lookup(self, address: IPv4Address) -> IPv4Address | None:
         """The PublicIP a packet to ``address`` would be sent to."""
         public_ip = lib.pump_lookup(self._pump, int(address))
@@ -240,6 +256,11 @@ class Pump:
         """Why the worker ended by itself (its device or socket is gone); None while it is well."""
         rc = lib.pump_failure(self._pump)
         return OSError(-rc, os.strerror(-rc)) if rc else None
+
+
+def pack(routes: Mapping[IPv4Network, IPv4Address]) -> bytes:
+    """The routes as ``Pump.load`` takes them, on this machine."""
+    return bytes(ffi.buffer(_routes(routes)))
 
 
 def _routes(added: Mapping[IPv4Network, IPv4Address], removed: Iterable[IPv4Network] = ()) -> Any:
