@@ -1,22 +1,119 @@
-"""Telling the service manager how the daemon is (sd_notify(3))."""
+"""The service manager: how the daemon is (sd_notify(3)), and descriptors that outlive it.
+
+systemd keeps copies of descriptors for a service and passes them to its next process, however the
+last one ended (https://systemd.io/FILE_DESCRIPTOR_STORE/). They arrive as sd_listen_fds(3) says,
+which is also how a process hands them to the program it executes in its own place.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
+import select
 import socket
+from collections.abc import Mapping, MutableMapping
+from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+_LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_BARRIER_PATIENCE = 5.0  # seconds
 
-def notify(*assignments: str) -> None:
-    """Send ``READY=1`` and the like to ``$NOTIFY_SOCKET``; does nothing where nobody listens."""
+
+def notify(*assignments: str, descriptor: int | None = None) -> None:
+    """Send ``READY=1`` and the like to ``$NOTIFY_SOCKET``; does nothing where nobody listens.
+
+    The message carries a copy of ``descriptor``.
+    """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
+    message = "\n".join(assignments).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         try:
-            channel.sendto("\n".join(assignments).encode(), address)
+            channel.connect(address)
+            if descriptor is None:
+                channel.send(message)
+            else:
+                socket.send_fds(channel, [message], [descriptor])
         except OSError as error:
             log.warning("cannot notify the service manager at %s: %s", path, error.strerror)
+
+
+def keeps_descriptors() -> bool:
+    """Whether the manager stores descriptors for us: it, or an older one's unit, sets $FDSTORE."""
+    count = os.environ.get("FDSTORE", "")
+    return bool(os.environ.get("NOTIFY_SOCKET")) and count.isdecimal() and int(count) > 0
+
+
+def store_descriptor(name: str, descriptor: int) -> None:
+    """Have a copy kept for the next process. FDPOLL: also if it reports an error meanwhile."""
+    notify("FDSTORE=1", "FDPOLL=0", f"FDNAME={name}", descriptor=descriptor)
+
+
+def forget_descriptor(name: str) -> None:
+    """Have the copies of this name closed, soon."""
+    notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
+def wait_until_heard() -> None:
+    """Return when the manager has done what earlier notices ask for, or after five seconds."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        notify("BARRIER=1", descriptor=writer)
+        os.close(writer)
+        poll = select.poll()
+        poll.register(reader, 0)  # POLLHUP: the manager has closed its copy
+        if not poll.poll(_BARRIER_PATIENCE * 1000):
+            log.warning("the service manager does not answer")
+    finally:
+        os.close(reader)
+
+
+def inherited_descriptors(
+    environ: MutableMapping[str, str] = os.environ, pid: int | None = None
+) -> dict[str, int]:
+    """Those handed to this process, by name; the variables that announce them are removed.
+
+    None of them passes on to a child. Of several with one name the last counts, the others close.
+    """
+    values = {name: environ.pop(name, "") for name in _LISTEN}
+    count = values["LISTEN_FDS"]
+    if values["LISTEN_PID"] != str(pid or os.getpid()) or not count.isdecimal():
+        return {}
+    found: dict[str, int] = {}
+    names = values["LISTEN_FDNAMES"].split(":")
+    for number, descriptor in enumerate(range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))):
+        try:
+            os.set_inheritable(descriptor, False)
+        except OSError:
+            continue  # not there, whatever the variables say
+        name = names[number] if number < len(names) else "unknown"
+        if name in found:
+            os.close(found[name])
+        found[name] = descriptor
+    return found
+
+
+def execute(program: str, arguments: list[str], descriptors: Mapping[str, int]) -> NoReturn:
+    """Become another program that inherits these descriptors. Raises OSError."""
+    environ = {name: value for name, value in os.environ.items() if name not in _LISTEN}
+    if descriptors:
+        environ["LISTEN_PID"] = str(os.getpid())
+        environ["LISTEN_FDS"] = str(len(descriptors))
+        environ["LISTEN_FDNAMES"] = ":".join(descriptors)
+    above = _FIRST_DESCRIPTOR + len(descriptors)
+    # First out of the way of each other, then to where they belong.
+    copies = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, above) for each in descriptors.values()]
+    for target, copy in enumerate(copies, _FIRST_DESCRIPTOR):
+        os.dup2(copy, target, inheritable=True)
+    try:
+        os.execve(program, arguments, environ)
+    finally:
+        for copy in copies:
+            with contextlib.suppress(OSError):
+                os.close(copy)
