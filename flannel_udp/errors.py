@@ -61,6 +61,10 @@ class FirewallError(FlannelError):
     """The firewall's rules cannot be read or written."""
 
 
+class HandoverError(FlannelError):
+    """What the previous process left cannot be used here; the message is a clause that says why."""
+
+
 class SubnetFileError(FlannelError):
     """subnet.env or a docker options file cannot be read, understood or written."""
 

@@ -1,0 +1,96 @@
+"""A memory file that outlives the process: one content, replaced whole or not at all.
+
+    magic | format | offset, length, CRC-32 of the content | ... content ...
+
+A new content is written beside the old one; then one small write of the header points to it. A
+process killed at any moment leaves the old content or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from types import TracebackType
+
+from flannel_udp.errors import HandoverError
+
+_MAGIC = b"flannel-udp-hand"
+_FORMAT = 1  # counts up when another program version could misread the content
+_HEADER = struct.Struct("=16sIQQI")
+
+
+class MemoryFile:
+    """One writer. The descriptor is closed at ``__exit__``."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Takes over an existing file; ``read`` tells whether it is any good."""
+        self.descriptor = descriptor
+        self._offset = self._end = _HEADER.size
+
+    @classmethod
+    def create(cls) -> MemoryFile:
+        """An empty one. Raises OSError."""
+        return cls(os.memfd_create("flannel-udp", os.MFD_CLOEXEC))
+
+    def __enter__(self) -> MemoryFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        os.close(self.descriptor)
+
+    def write(self, content: bytes) -> None:
+        """Replace the content. Raises OSError."""
+        fits_before = self._offset - _HEADER.size >= len(content)
+        offset = _HEADER.size if fits_before else self._end
+        _write_all(self.descriptor, content, offset)
+        header = _HEADER.pack(_MAGIC, _FORMAT, offset, len(content), zlib.crc32(content))
+        os.pwrite(self.descriptor, header, 0)
+        self._offset, self._end = offset, offset + len(content)
+        os.ftruncate(self.descriptor, self._end)
+
+    def read(self) -> bytes:
+        """The content. Raises HandoverError for a file that no program of ours wrote whole."""
+        try:
+            header = os.pread(self.descriptor, _HEADER.size, 0)
+            if len(header) < _HEADER.size:
+                raise HandoverError(f"its state is cut short: {len(header)} bytes")
+            magic, version, offset, length, checksum = _HEADER.unpack(header)
+            if magic != _MAGIC:
+                raise HandoverError("its state is not one that flannel-udp wrote")
+            if version != _FORMAT:
+                raise HandoverError(
+                    f"its state has format {version}, and this version reads {_FORMAT}"
+                )
+            size = os.fstat(self.descriptor).st_size
+            if offset + length > size:
+                raise HandoverError(
+                    f"its state is cut short: {size} of {offset + length} bytes are there"
+                )
+            content = _read_all(self.descriptor, length, offset)
+        except OSError as error:
+            raise HandoverError(f"its state cannot be read: {error.strerror}") from None
+        if zlib.crc32(content) != checksum:
+            raise HandoverError("its state is damaged: the checksum differs")
+        self._offset, self._end = offset, offset + length
+        return content
+
+
+def _write_all(descriptor: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _read_all(descriptor: int, length: int, offset: int) -> bytes:
+    parts = []
+    while length and (part := os.pread(descriptor, length, offset)):
+        parts.append(part)
+        length, offset = length - len(part), offset + len(part)
+    return b"".join(parts)
