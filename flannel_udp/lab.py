@@ -48,6 +48,7 @@ class Lab:
     "wire" has frames of at most 1500 bytes with GRO on receive, as between real NICs.
     ``config`` is the network config in etcd, as JSON or what becomes JSON; ``daemon_args`` are
     further flags and ``daemon_env`` further environment variables of every daemon.
+    ``keeps_descriptors``: the hosts' service managers have a descriptor store, as systemd's.
     ``name`` (random by default) becomes part of the names of the namespaces.
     Raises LabError if the machine lacks something or a daemon does not start.
     """
@@ -64,6 +65,7 @@ class Lab:
         python: str = sys.executable,
         start_daemons: bool = True,
         name: str | None = None,
+        keeps_descriptors: bool = False,
     ) -> None:
         self.hosts: list[Host] = []
         self.prefix = prefix
@@ -76,6 +78,7 @@ class Lab:
         self._python = python
         self._start_daemons = start_daemons
         self._name = name
+        self._keeps_descriptors = keeps_descriptors
 
     def __enter__(self) -> Self:
         require_machine(("ethtool",) if self._is_wire else ())
@@ -116,6 +119,7 @@ class Lab:
             with suppress(LabError):
                 if host.daemon is not None:
                     host.stop_daemon()
+            host.manager.close()
         self.etcd.kill()
         lab_record.remove(self.record)
 
@@ -191,7 +195,8 @@ class Lab:
         self.etcd.start()
         self.etcdctl("put", f"{self.prefix}/config", self._config)
         setup = DaemonSetup(
-            self._python, self.etcd.url, self.prefix, self._daemon_args, self._daemon_env
+            *(self._python, self.etcd.url, self.prefix, self._daemon_args, self._daemon_env),
+            self._keeps_descriptors,
         )
         for number in range(1, self._host_count + 1):
             self.hosts.append(self._add_host(number, setup))

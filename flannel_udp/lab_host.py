@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from flannel_udp import admin, subnet_env
 from flannel_udp.errors import LabError
 from flannel_udp.lab_etcd import child_environment, tail
+from flannel_udp.lab_service import ServiceManager
 from flannel_udp.netns import Namespace
 
 READY_WITHIN = 30.0  # seconds
@@ -50,6 +50,7 @@ class DaemonSetup:
     prefix: str
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    keeps_descriptors: bool = False  # their service manager does
 
 
 class Host:
@@ -79,7 +80,9 @@ class Host:
         self._setup = setup
         self._container_count = container_count
         self._bridged: IPv4Interface | None = None
-        self._notices: socket.socket | None = None
+        self.manager = ServiceManager(
+            directory / "notify", keeps_descriptors=setup.keeps_descriptors
+        )
 
     @property
     def env(self) -> subnet_env.SubnetEnv | None:
@@ -111,19 +114,13 @@ class Host:
         """``wait=False``: call wait_until_ready() later, so that several start at the same time."""
         if self.daemon is not None and self.daemon.poll() is None:
             raise LabError(f"a daemon runs on {self.name} already: stop it first")
-        notify_path = self.directory / "notify"
-        notify_path.unlink(missing_ok=True)
-        if self._notices is not None:
-            self._notices.close()
-        self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notices.bind(str(notify_path))
-        environment = child_environment(
-            {"NOTIFY_SOCKET": str(notify_path)} | dict(self._setup.environment)
-        )
+        self.manager.receive()  # the last words of the daemon before
+        environment = child_environment({**self.manager.environment, **self._setup.environment})
         with self.log_path.open("ab") as log:
             self.daemon = self.netns.popen(
-                self.daemon_command(extra_args),
+                self.manager.command(self.daemon_command(extra_args)),
                 **{"env": environment, "stdout": log, "stderr": log, "process_group": 0},
+                pass_fds=self.manager.passed,
             )
         if wait:
             self.wait_until_ready()
@@ -134,14 +131,13 @@ class Host:
         Raises LabError with the end of its log if it exits, or is not ready ``within`` seconds.
         """
         assert self.daemon is not None
-        assert self._notices is not None
-        notices = self._notices.fileno()
+        notices = self.manager.fileno()
         with open(os.pidfd_open(self.daemon.pid)) as ended:
             deadline = time.monotonic() + within
             while True:
                 remaining = max(0.0, deadline - time.monotonic())
                 woken = select.select((notices, ended.fileno()), (), (), remaining)[0]
-                if notices in woken and b"READY=1" in os.read(notices, 4096).split(b"\n"):
+                if "READY=1" in self.manager.receive():
                     break
                 if ended.fileno() in woken:
                     raise self._failed(f"ended with exit code {self.daemon.wait()}")
