@@ -1,4 +1,4 @@
-"""``flannel-udp cleanup``: removes what a daemon that was killed left on this host."""
+"""``flannel-udp cleanup``: removes what a daemon that is gone left on this host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ def run() -> None:
 
 
 def remove_left() -> Iterator[str]:
-    """Removes one thing after the other and tells what it was."""
+    """Removes one thing after the other and tells what it was.
+
+    A device without a daemon is there when a service manager keeps its descriptor for the next
+    one. It goes first, for as long as it is there its subnet and its network are served.
+    """
+    for device, port in netdev.marked_tunnels().items():
+        if not hostlock.is_held(port):
+            netdev.delete_tunnel(device)
+            yield f"the device {device}"
     for subnet in netdev.blackholes():
         if not netdev.is_served(subnet):
             netdev.remove_blackhole(subnet)

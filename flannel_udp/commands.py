@@ -177,7 +177,7 @@ def _lease(values: argparse.Namespace, options: Options) -> int:
 
 _COMMANDS = {
     "cleanup": _Command(
-        "Remove the firewall rules and blackhole routes that a killed daemon left on this host."
+        "Remove the device, firewall rules and blackhole routes that a daemon left on this host."
         " What belongs to a running one stays, and so do leases and subnet.env.",
         _declare_nothing,
         _cleanup,

@@ -34,6 +34,8 @@ TUN_QUEUE_LENGTH = 4096
 # The route of the bridge that carries the subnet has metric 0 and must win over the blackhole.
 BLACKHOLE_METRIC = 0xFFFFFFFF
 
+_MARK = "flannel-udp port "  # in the alias that "ip link" shows
+
 _INTERRUPTED_DUMP_TRIES = 8
 MAIN_TABLE, _LOCAL_TABLE = 254, 255
 _SCOPE_LINK = 253
@@ -159,6 +161,30 @@ def remove_tunnel_route(name: str, network: IPv4Network) -> None:
     with netlink(f"remove the route to {network}") as ip, _tolerate(*_GONE):
         for index in ip.link_lookup(ifname=name):
             ip.route("del", dst=str(network), oif=index, scope=_SCOPE_LINK)
+
+
+def mark_tunnel(name: str, port: int) -> None:
+    """Write onto the device, for people and for cleanup, that it is ours and whose."""
+    with netlink(f"set up {name}") as ip:
+        ip.link("set", index=index_of(ip, name), ifalias=f"{_MARK}{port}")
+
+
+def marked_tunnels() -> dict[str, int]:
+    """The devices that bear our mark, and the UDP port of the daemon that made each."""
+    with netlink("list the interfaces") as ip:
+        marks = {link.get("ifname"): link.get("ifalias") or "" for link in dump(ip.link)}
+    return {
+        name: int(mark.removeprefix(_MARK))
+        for name, mark in marks.items()
+        if mark.startswith(_MARK) and mark.removeprefix(_MARK).isdecimal()
+    }
+
+
+def delete_tunnel(name: str) -> None:
+    """With it go its address and its routes; fine if it is gone."""
+    with netlink(f"delete {name}") as ip, _tolerate(*_GONE):
+        for index in ip.link_lookup(ifname=name):
+            ip.link("del", index=index)
 
 
 def add_blackhole(subnet: IPv4Network) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 import sys
 from ipaddress import IPv4Network
 
@@ -7,6 +9,7 @@ from flannel_udp import hostlock, netdev
 from flannel_udp.firewall import Firewall
 from flannel_udp.firewall_rules import Policy
 from flannel_udp.netns import Namespace
+from flannel_udp.pump import open_tun
 
 PROGRAM = (sys.executable, "-m", "flannel_udp", "cleanup")
 
@@ -41,6 +44,22 @@ def test_cleanup_removes_what_is_left_and_nothing_of_a_running_daemon(namespace:
     assert [number for number in range(1, 5) if f"10.{number}.5.0/24" in left] == [3, 4]
     assert namespace.run(PROGRAM, check=True).stdout == "nothing was left\n"
     lock.__exit__(None, None, None)
+
+
+def test_cleanup_deletes_a_device_that_nobody_serves(namespace: Namespace) -> None:
+    """A service manager may keep its descriptor for a daemon that never comes."""
+    kept = [namespace.call(open_tun) for _ in range(2)]
+    for number, (_, device) in enumerate(kept):
+        namespace.call(netdev.mark_tunnel, device, 8285 + number)
+    foreign, _ = namespace.call(open_tun, "flannel.%d")
+    lock = hostlock.hold(8286)
+    namespace.call(lock.__enter__)
+    assert namespace.run(PROGRAM, check=True).stdout == "removed the device flannel0\n"
+    links = namespace.run(["ip", "-br", "link"], check=True).stdout
+    assert re.findall("flannel[.0-9]+", links) == ["flannel1", "flannel.0"]
+    lock.__exit__(None, None, None)
+    for descriptor in (foreign, *(descriptor for descriptor, _ in kept)):
+        os.close(descriptor)
 
 
 def test_cleanup_without_rights_is_one_sentence(namespace: Namespace) -> None:
