@@ -49,9 +49,12 @@ def _run(arguments: list[str]) -> int:
     options = parse_options(arguments, os.environ)
     if options.verbosity > 0:
         logging.getLogger("flannel_udp").setLevel(logging.DEBUG)
-    from flannel_udp import daemon
+    from flannel_udp import systemd, takeover
 
-    return daemon.run(options)
+    taken = takeover.take_over(options, systemd.inherited_descriptors())
+    from flannel_udp import daemon  # takes a quarter of a second, in which packets flow already
+
+    return daemon.run(options, taken)
 
 
 def start_logging(environ: Mapping[str, str]) -> None:

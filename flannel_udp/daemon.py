@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Network
+from typing import NoReturn
 
 from flannel_udp import admin, hostlock, metrics, netdev, subnet_env, systemd
-from flannel_udp.config import Options
+from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.config_watch import ConfigWatch
-from flannel_udp.errors import AddressChangedError, EtcdError, FlannelError, SubnetFileError
+from flannel_udp.errors import (
+    AddressChangedError,
+    EtcdError,
+    FlannelError,
+    HandoverError,
+    SubnetFileError,
+)
 from flannel_udp.etcd import Etcd
 from flannel_udp.firewall import Firewall, require_tool
 from flannel_udp.follower import Follower
-from flannel_udp.held_leases import HeldLeases
+from flannel_udp.handover_keeper import HandoverKeeper
+from flannel_udp.held_leases import Held, HeldLeases
 from flannel_udp.lease import Events, Snapshot
 from flannel_udp.lease_keeper import LeaseKeeper
+from flannel_udp.memory_file import MemoryFile
 from flannel_udp.overlay import Overlay
 from flannel_udp.pump import Pump
 from flannel_udp.pump_watch import PumpWatch
@@ -25,7 +35,10 @@ from flannel_udp.reconciler import Reconciler
 from flannel_udp.registry import Registry
 from flannel_udp.retry import retry_until
 from flannel_udp.routes import RouteSet
+from flannel_udp.shutdown import Shutdown, obey_signals
+from flannel_udp.state_report import StateReport
 from flannel_udp.status_report import StatusReport
+from flannel_udp.takeover import Takeover, release
 from flannel_udp.tunnel import open_tunnel
 from flannel_udp.tunnel_keeper import TunnelKeeper
 
@@ -35,70 +48,173 @@ _SUBNET_FILE_RETRY = 5.0  # seconds
 _STOP_PATIENCE = 5.0  # seconds for a thread that is inside an etcd call
 
 
-class Shutdown:
-    """The wish to stop, and why. Any thread may ask; the main thread obeys."""
-
-    def __init__(self) -> None:
-        self.requested = threading.Event()
-        self.error: FlannelError | None = None
-
-    def stop(self) -> None:
-        self.requested.set()
-
-    def fail(self, error: BaseException) -> None:
-        """Stop with exit code 1 and the error's sentence; the first error counts."""
-        if self.error is None:
-            if not isinstance(error, FlannelError):
-                error = FlannelError(f"internal error: {error!r}; please report it with the log")
-            self.error = error
-        self.requested.set()
-
-
-def run(options: Options) -> int:
+def run(options: Options, taken: Takeover | None = None) -> int:
     """Carry packets until a signal asks to stop; returns 0 then.
 
-    Raises FlannelError for a fault that no waiting cures, and LeaseLostError when the lease is
-    gone. Everything made on this host is removed again; the lease and subnet.env stay.
+    ``taken`` is what the last process left, carrying packets already. What was made on this host
+    stays for a successor, and is removed if none will come; the lease and subnet.env stay in any
+    case. Raises FlannelError for a fault that no waiting cures, and LeaseLostError when the lease
+    is gone.
     """
     shutdown = Shutdown()
-    _obey_signals(shutdown)
-    with contextlib.ExitStack() as undo:
-        readiness = admin.Readiness()
-        board = admin.Board(readiness)
-        if options.healthz_port:
-            exposition = metrics.exposition(board.read)
-            undo.enter_context(
-                admin.serve_health(options.healthz_ip, options.healthz_port, readiness, exposition)
-            )
-        undo.enter_context(admin.serve_status(admin.status_path(options.subnet_file), board.read))
-        _serve(options, shutdown, board, undo)
-        systemd.notify("STOPPING=1")
+    obey_signals(shutdown)
+    with contextlib.ExitStack() as data_plane:  # ends last: packets flow while all else ends
+        if taken:
+            data_plane.enter_context(taken.carried)
+        with contextlib.ExitStack() as control:
+            readiness = admin.Readiness()
+            board = admin.Board(readiness)
+            if options.healthz_port:
+                address = options.healthz_ip, options.healthz_port
+                exposition = metrics.exposition(board.read)
+                control.enter_context(admin.serve_health(*address, readiness, exposition))
+            status = admin.serve_status(admin.status_path(options.subnet_file), board.read)
+            control.enter_context(status)
+            try:
+                _serve(options, taken, shutdown, board, data_plane, control)
+            except FlannelError as error:
+                shutdown.fail(error)
+            if not shutdown.is_replaced:
+                systemd.notify("STOPPING=1")
+    if not shutdown.has_successor:
+        release()
     if shutdown.error:
         raise shutdown.error
+    if shutdown.is_replaced:
+        _execute_again(shutdown.left)
     return 0
 
 
 def _serve(
-    options: Options, shutdown: Shutdown, board: admin.Board, undo: contextlib.ExitStack
+    options: Options,
+    taken: Takeover | None,
+    shutdown: Shutdown,
+    board: admin.Board,
+    data_plane: contextlib.ExitStack,
+    control: contextlib.ExitStack,
 ) -> None:
-    """Start everything, wait for the end; ``undo`` gets what takes it all back, last made first."""
+    """Start everything, wait for the end; the stacks get what takes it back, last made first."""
     readiness = board.readiness
     etcd = Etcd.connect(options)
-    undo.callback(etcd.close)
+    control.callback(etcd.close)
     registry = Registry(etcd, options.etcd_prefix)
+    if taken:
+        found = _go_on(options, taken, shutdown)
+    else:
+        found = _claim(options, registry, shutdown, readiness, data_plane)
+    if found is None:
+        return
+    overlay, snapshot = found.overlay, found.snapshot
+    config, own, tunnel = overlay.config, overlay.own, overlay.tunnel
+
+    made = data_plane.enter_context(contextlib.ExitStack())
+    firewall = _prepare_host(overlay, made)
+
+    pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
+    through_tunnel = netdev.through_tunnel(tunnel.device)
+    routes = RouteSet(config, own.subnet, overlay.public_ip, through_tunnel)
+    held = HeldLeases(overlay.public_ip, options.stale_hold)
+    reconciler = Reconciler(routes, pump, held, shutdown.fail)
+    control.callback(reconciler.close)
+    if taken:
+        reconciler.restore(snapshot, found.held)
+    else:
+        reconciler.apply(snapshot)
+
+    margin = options.subnet_lease_renew_margin * 60.0
+    keeper = LeaseKeeper(registry, own, margin, shutdown.fail, shutdown.fail)
+    control.callback(_give_back_if_moved, shutdown, keeper, options)
+
+    def on_change(change: Snapshot | Events) -> None:
+        keeper.observe(change)
+        reconciler.apply(change)
+        successor.changed()
+
+    follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
+    memory = taken.memory if taken else data_plane.enter_context(MemoryFile.create())
+    state = StateReport(overlay, keeper, follower, reconciler)
+    successor = HandoverKeeper(tunnel, memory, state.encoded, is_stored=taken is not None)
+    data_plane.callback(_settle, shutdown, successor, made)
+    config_watch = ConfigWatch(registry, config)
+    status = StatusReport(overlay, keeper, follower, config_watch, reconciler, pump, firewall)
+    control.enter_context(board.show(status.report))
+
+    written = _write_subnet_env(options, overlay, readiness)
+    _warn_of_host_settings()
+    if not taken:
+        pump.start()
+    control.enter_context(successor)
+
+    def on_restored() -> None:
+        netdev.mark_tunnel(tunnel.device, config.port)
+        successor.store()
+
+    whole = TunnelKeeper(
+        overlay.tunnel_plan(),
+        tunnel,
+        pump,
+        lambda: netdev.current_interface(options),
+        shutdown.fail,
+        on_lost=successor.forget,
+        on_restored=on_restored,
+    )
+    control.enter_context(whole)
+    control.enter_context(PumpWatch(pump, whole.wake))
+    for thread in (follower, keeper):
+        _launch(thread, control)
+    log.info(
+        "forwarding: %s on %s, %d routes, PublicIP %s port %d, MTU %d",
+        *(own.subnet, tunnel.device, len(routes.routes), overlay.public_ip),
+        *(config.port, overlay.mtu),
+    )
+    while not written and not shutdown.requested.wait(_SUBNET_FILE_RETRY):
+        written = _write_subnet_env(options, overlay, readiness)
+    if written:
+        readiness.ready()
+        keeper.mark_ready()
+        systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tunnel.device}")
+    if taken:
+        _confirm_config(registry, config, shutdown)
+    _launch(config_watch, control)
+    shutdown.requested.wait()
+
+
+def _launch(thread: Follower | LeaseKeeper | ConfigWatch, control: contextlib.ExitStack) -> None:
+    thread.start()
+    control.callback(thread.join, _STOP_PATIENCE)
+    control.callback(thread.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where this process begins: with leases read just now, or with what the last one knew."""
+
+    overlay: Overlay
+    snapshot: Snapshot
+    held: Sequence[Held] = ()
+
+
+def _claim(
+    options: Options,
+    registry: Registry,
+    shutdown: Shutdown,
+    readiness: admin.Readiness,
+    data_plane: contextlib.ExitStack,
+) -> _Start | None:
+    """Start with nothing: lease a subnet in etcd, and open the tunnel; None if asked to stop."""
     config = retry_until(
         shutdown.requested, registry.network_config, log, on_failure=readiness.not_ready
     )
     if config is None:
-        return
+        return None
     external, public_ip = netdev.choose_interface(options)
 
     # Everything that can fail on this host comes before the lease: a start that fails claims none.
-    undo.enter_context(hostlock.hold(config.port))
+    data_plane.enter_context(hostlock.hold(config.port))
     netdev.refuse_taken(config.network)
     if options.ip_masq:
         require_tool(nftables=config.enable_nftables)
-    tunnel = undo.enter_context(open_tunnel(external.address, config.port, options.offload))
+    tunnel = data_plane.enter_context(open_tunnel(external.address, config.port, options.offload))
 
     previous = _previous_subnet(options, config.network)
     acquired = retry_until(
@@ -109,18 +225,43 @@ def _serve(
         on_failure=readiness.not_ready,
     )
     if acquired is None:
-        return
+        return None
     own, snapshot = acquired
+    return _Start(Overlay(options, config, external, public_ip, own, tunnel), snapshot)
 
-    overlay = Overlay(options, config, external, public_ip, own, tunnel)
-    netdev.configure_tunnel(tunnel.device, overlay.tun_address, overlay.mtu, config.network)
-    for left in netdev.blackholes():  # by an earlier run that was killed
+
+def _go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> _Start | None:
+    """Start where the last process stopped, if this host still has the address; else None."""
+    head = taken.handover.head
+    external, public_ip = netdev.choose_interface(options)
+    if (external.address, public_ip) != (head.address, head.own.public_ip):
+        shutdown.start_afresh(
+            f"the last process sent from {head.address} as {head.own.public_ip}, and this one"
+            f" would send from {external.address} as {public_ip}"
+        )
+        return None
+    try:
+        snapshot, held = taken.handover.known()
+    except HandoverError as error:
+        shutdown.start_afresh(str(error))
+        return None
+    overlay = Overlay(options, head.config, external, public_ip, head.own, taken.tunnel)
+    return _Start(overlay, snapshot, held)
+
+
+def _prepare_host(overlay: Overlay, made: contextlib.ExitStack) -> Firewall:
+    """Device, routes and firewall; what a process of before has left of them is put in order."""
+    options, config = overlay.options, overlay.config
+    device = overlay.tunnel.device
+    netdev.configure_tunnel(device, overlay.tun_address, overlay.mtu, config.network)
+    netdev.mark_tunnel(device, config.port)
+    for left in netdev.blackholes():
         if left.subnet_of(config.network):
             netdev.remove_blackhole(left)
     if options.ip_blackhole_route:
-        netdev.add_blackhole(own.subnet)
-        undo.callback(netdev.remove_blackhole, own.subnet)
-    firewall = undo.enter_context(
+        netdev.add_blackhole(overlay.own.subnet)
+        made.callback(netdev.remove_blackhole, overlay.own.subnet)
+    return made.enter_context(
         Firewall(
             overlay.firewall_policy(),
             config.port,
@@ -130,53 +271,19 @@ def _serve(
         )
     )
 
-    margin = options.subnet_lease_renew_margin * 60.0
-    keeper = LeaseKeeper(registry, own, margin, shutdown.fail, shutdown.fail)
-    undo.callback(_give_back_if_moved, shutdown, keeper, options)
-    pump = undo.enter_context(Pump(overlay.pump_config()))
-    through_tunnel = netdev.through_tunnel(tunnel.device)
-    routes = RouteSet(config, own.subnet, public_ip, through_tunnel)
-    held = HeldLeases(public_ip, options.stale_hold)
-    reconciler = Reconciler(routes, pump, held, shutdown.fail)
-    undo.callback(reconciler.close)
-    reconciler.apply(snapshot)
 
-    def on_change(change: Snapshot | Events) -> None:
-        keeper.observe(change)
-        reconciler.apply(change)
+def _confirm_config(registry: Registry, config: NetworkConfig, shutdown: Shutdown) -> None:
+    """Start afresh if etcd's network config is not the one that the last process went by."""
+    found = retry_until(shutdown.requested, registry.network_config, log)
+    if found is not None and found != config:
+        shutdown.start_afresh("the network config in etcd has changed since the last start")
 
-    follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
-    config_watch = ConfigWatch(registry, config)
-    status = StatusReport(overlay, keeper, follower, config_watch, reconciler, pump, firewall)
-    undo.enter_context(board.show(status.report))
 
-    written = _write_subnet_env(options, overlay, readiness)
-    _warn_of_host_settings()
-    pump.start()
-    whole = TunnelKeeper(
-        overlay.tunnel_plan(),
-        tunnel,
-        pump,
-        lambda: netdev.current_interface(options),
-        shutdown.fail,
-    )
-    undo.enter_context(whole)
-    undo.enter_context(PumpWatch(pump, whole.wake))
-    for thread in (follower, keeper, config_watch):
-        thread.start()
-        undo.callback(thread.join, _STOP_PATIENCE)
-        undo.callback(thread.stop)
-    log.info(
-        "forwarding: %s on %s, %d routes, PublicIP %s port %d, MTU %d",
-        *(own.subnet, tunnel.device, len(routes.routes), public_ip, config.port, overlay.mtu),
-    )
-    while not written and not shutdown.requested.wait(_SUBNET_FILE_RETRY):
-        written = _write_subnet_env(options, overlay, readiness)
-    if written:
-        readiness.ready()
-        keeper.mark_ready()
-        systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tunnel.device}")
-    shutdown.requested.wait()
+def _settle(shutdown: Shutdown, successor: HandoverKeeper, made: contextlib.ExitStack) -> None:
+    """Where another process will go on, what was made on the host stays."""
+    if shutdown.has_successor:
+        made.pop_all()
+        shutdown.left = successor.leave()
 
 
 def _give_back_if_moved(shutdown: Shutdown, keeper: LeaseKeeper, options: Options) -> None:
@@ -195,24 +302,14 @@ def _give_back_if_moved(shutdown: Shutdown, keeper: LeaseKeeper, options: Option
             log.warning("lease %s could not be given back: %s", keeper.own.subnet, error)
 
 
-def _obey_signals(shutdown: Shutdown) -> None:
-    """SIGTERM and SIGINT ask for the end, also while the main thread waits for etcd.
-
-    A thread of its own takes them: a handler would run in the main thread, between any two steps
-    of the very event it has to set. It takes them until the process ends: a second one must not
-    cut the clean-up short or change the exit code.
-    """
-    ours = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ours)
-
-    def wait() -> None:
-        while True:
-            received = signal.sigwait(ours)
-            if not shutdown.requested.is_set():
-                log.info("stopping: %s", signal.Signals(received).name)
-            shutdown.stop()
-
-    threading.Thread(target=wait, name="signals", daemon=True).start()
+def _execute_again(descriptors: dict[str, int]) -> NoReturn:
+    """The same program with the same flags, perhaps of a newer version."""
+    try:
+        systemd.execute(sys.executable, [sys.executable, *sys.orig_argv[1:]], descriptors)
+    except OSError as error:
+        raise FlannelError(
+            f"cannot execute {sys.executable} again: {error.strerror}; start it"
+        ) from None
 
 
 def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | None:

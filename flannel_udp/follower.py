@@ -85,6 +85,11 @@ class Follower:
         return self._resyncs
 
     @property
+    def own_version(self) -> Version:
+        """Of our key as last delivered."""
+        return self._own_version
+
+    @property
     def last_contact(self) -> float:
         """CLOCK_BOOTTIME seconds when etcd last spoke; while watching that is now, give or take
         the 13 s after which a silent connection is given up."""

@@ -7,9 +7,10 @@ is the last good word on where its containers are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
+from itertools import groupby
 
 from flannel_udp.lease import Events, Lease, LeaseAdded, LeaseEvent, LeaseRemoved, Snapshot
 
@@ -70,6 +71,19 @@ class HeldLeases:
     def next_end(self) -> float | None:
         """When the time of the first one is over; None when nothing is held."""
         return next(iter(self._held.values())).until if self._held else None
+
+    def in_etcd(self) -> tuple[Lease, ...]:
+        """The other ones: all that etcd has."""
+        return tuple(self._leases.values())
+
+    def restore(self, snapshot: Snapshot, held: Iterable[Held]) -> Snapshot:
+        """Go on from what another process knew: etcd's leases and those it held. All of them."""
+        self._leases = {lease.key: lease for lease in snapshot.leases}
+        first_to_end = sorted(held, key=_until)
+        everything = self._leases | {each.lease.key: each.lease for each in first_to_end}
+        for until, together in groupby(first_to_end, key=_until):
+            self._begin([each.lease for each in together], everything, until)
+        return replace(snapshot, leases=tuple(everything.values()))
 
     def take_in(
         self, change: Snapshot | Events, now: float
@@ -192,6 +206,10 @@ class HeldLeases:
             del subnets[lease.subnet]
         if not subnets:
             del self._keys[lease.subnet.prefixlen]
+
+
+def _until(held: Held) -> float:
+    return held.until
 
 
 def _key(event: LeaseEvent) -> str:

@@ -35,17 +35,7 @@ class Overlay:
         return netdev.tunnel_mtu(self.external.mtu, self.config.mtu_cap)
 
     def pump_config(self) -> PumpConfig:
-        return PumpConfig(
-            tun_fd=self.tunnel.tun_fd,
-            udp_fd=self.tunnel.udp_fd,
-            network=self.config.network,
-            subnet=self.own.subnet,
-            public_ip=self.public_ip,
-            tun_address=self.tun_address,
-            check_source=self.options.source_check,
-            offloads=self.tunnel.offloads,
-            busy_poll_us=self.options.busy_poll_us,
-        )
+        return self.tunnel.pump_config(self.options, self.config, self.own)
 
     def firewall_policy(self) -> Policy:
         return Policy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.held_leases import Held, HeldLeases, HoldChanges
@@ -40,9 +40,24 @@ class Reconciler:
         self._routes, self._pump, self._held = routes, pump, held
         self._on_fatal = on_fatal
         self._since: dict[IPv4Network, float] = {}  # CLOCK_BOOTTIME of each route's next hop
+        self._revision = 0  # of the newest change
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._closed = False
+
+    def restore(self, snapshot: Snapshot, held: Iterable[Held]) -> None:
+        """Go on from what another process knew; the pump has its routes, so there is no news."""
+        with self._lock:
+            both = self._held.restore(snapshot, held)
+            changes = self._routes.replace(both.leases)
+            self._pump.replace(self._routes.routes)
+            self._follow_up(changes, snapshot.revision)
+
+    def known(self) -> tuple[Snapshot, list[Held], dict[IPv4Network, IPv4Address]]:
+        """The leases in etcd, those held, and the routes made of both."""
+        with self._lock:
+            snapshot = Snapshot(self._held.in_etcd(), self._revision)
+            return snapshot, list(self._held), dict(self._routes.routes)
 
     def apply(self, change: Snapshot | Events) -> None:
         """Make the pump's table what the leases now ask for. Raises OSError if it cannot."""
@@ -55,9 +70,7 @@ class Reconciler:
             else:
                 changes = self._routes.apply(change.events)
                 self._pump.update(changes.added, changes.removed)
-            self._keep_age(changes)
-            if self._timer is None:
-                self._await_end()
+            self._follow_up(changes, change.revision)
         _report_held(held)
         _report(changes)
 
@@ -74,6 +87,12 @@ class Reconciler:
         """The leases that are missing in etcd and have their routes all the same."""
         with self._lock:
             return list(self._held)
+
+    def _follow_up(self, changes: Changes, revision: int) -> None:
+        self._revision = revision
+        self._keep_age(changes)
+        if self._timer is None:
+            self._await_end()
 
     def _keep_age(self, changes: Changes) -> None:
         self._since |= dict.fromkeys(changes.added, boottime())

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from flannel_udp.errors import DeviceError
+from flannel_udp.config import NetworkConfig, Options
+from flannel_udp.errors import DeviceError, HandoverError
+from flannel_udp.lease import OwnLease
 from flannel_udp.pump import (
     ALL_OFFLOADS,
     NO_OFFLOADS,
     Offload,
+    PumpConfig,
+    identify_tun,
     open_tun,
     open_udp,
     probe_offloads,
@@ -42,6 +46,20 @@ class Tunnel:
     udp_fd: int
     offloads: Offload
 
+    def pump_config(self, options: Options, config: NetworkConfig, own: OwnLease) -> PumpConfig:
+        """What a pump between these ends is told."""
+        return PumpConfig(
+            tun_fd=self.tun_fd,
+            udp_fd=self.udp_fd,
+            network=config.network,
+            subnet=own.subnet,
+            public_ip=own.public_ip,
+            tun_address=own.subnet.network_address,
+            check_source=options.source_check,
+            offloads=self.offloads,
+            busy_poll_us=options.busy_poll_us,
+        )
+
 
 @contextlib.contextmanager
 def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel]:
@@ -50,24 +68,58 @@ def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel
     Raises DeviceError, also if the preset is ``full`` and the kernel lacks an offload.
     """
     with contextlib.ExitStack() as opened:
-        wanted = _WANTED[preset]
-        tun_fd, device = _open_tun("flannel%d", wanted != NO_OFFLOADS)
+        tun_fd, device = _open_tun("flannel%d", wants_vnet_header(preset))
         opened.callback(os.close, tun_fd)
         udp_fd = _open_udp(address, port)
         opened.callback(os.close, udp_fd)
-        try:
-            offloads = probe_offloads(tun_fd, udp_fd, wanted)
-        except OSError as error:
-            raise DeviceError(
-                f"cannot set up {device}: {error.strerror}; try --offload none"
-            ) from None
-        if preset == "full" and offloads != wanted:
-            raise DeviceError(
-                f"cannot use --offload full: this kernel has no {describe(wanted ^ offloads)};"
-                " use --offload auto"
-            )
-        log.info("offloads in use: %s (--offload %s)", describe(offloads), preset)
-        yield Tunnel(device, tun_fd, udp_fd, offloads)
+        yield Tunnel(device, tun_fd, udp_fd, _probe(device, tun_fd, udp_fd, preset))
+
+
+def adopt_tunnel(
+    tun_fd: int, udp_fd: int, device: str, address: IPv4Address, port: int, preset: str
+) -> Tunnel:
+    """The ends that another process opened; the caller goes on owning the descriptors.
+
+    Raises HandoverError unless they are that device and a socket on that address and port, and
+    DeviceError as ``open_tunnel`` does.
+    """
+    try:
+        name, vnet_header = identify_tun(tun_fd)
+    except OSError as error:
+        raise HandoverError(f"{device} is gone ({error.strerror})") from None
+    if (name, vnet_header) != (device, wants_vnet_header(preset)):
+        raise HandoverError(f"the TUN device is {name} with other flags, not {device}")
+    try:
+        with socket.socket(fileno=os.dup(udp_fd)) as udp:
+            bound = udp.family, udp.type, udp.getsockname()
+    except OSError as error:
+        raise HandoverError(f"the UDP socket cannot be used ({error.strerror})") from None
+    if bound != (socket.AF_INET, socket.SOCK_DGRAM, (str(address), port)):
+        raise HandoverError(f"the UDP socket is bound to {bound[2]}, not to {address} port {port}")
+    for descriptor in (tun_fd, udp_fd):
+        os.set_blocking(descriptor, False)
+    return Tunnel(device, tun_fd, udp_fd, _probe(device, tun_fd, udp_fd, preset))
+
+
+def wants_vnet_header(preset: str) -> bool:
+    """Whether the TUN device of this --offload preset has vnet headers."""
+    return _WANTED[preset] != NO_OFFLOADS
+
+
+def _probe(device: str, tun_fd: int, udp_fd: int, preset: str) -> Offload:
+    """Switch on what the preset wants and the kernel has; which these are."""
+    wanted = _WANTED[preset]
+    try:
+        offloads = probe_offloads(tun_fd, udp_fd, wanted)
+    except OSError as error:
+        raise DeviceError(f"cannot set up {device}: {error.strerror}; try --offload none") from None
+    if preset == "full" and offloads != wanted:
+        raise DeviceError(
+            f"cannot use --offload full: this kernel has no {describe(wanted ^ offloads)};"
+            " use --offload auto"
+        )
+    log.info("offloads in use: %s (--offload %s)", describe(offloads), preset)
+    return offloads
 
 
 def reopen_lost_ends(tunnel: Tunnel, address: IPv4Address, port: int) -> list[str]:

@@ -68,9 +68,15 @@ class TunnelKeeper:
         pump: Pump,
         choose_again: Callable[[], ExternalInterface],
         on_fatal: Callable[[BaseException], None],
+        *,
+        on_lost: Callable[[], None] = lambda: None,
+        on_restored: Callable[[], None] = lambda: None,
     ) -> None:
         """``choose_again`` tells which interface and address a new start would take, or raises
-        InterfaceError. ``on_fatal`` hears what cannot be repaired, and the thread ends."""
+        InterfaceError. ``on_fatal`` hears what cannot be repaired, and the thread ends.
+        ``on_lost`` is called when the pump has failed, so that nobody else keeps the ends, and
+        ``on_restored`` when it goes on."""
+        self._on_lost, self._on_restored = on_lost, on_restored
         self._plan, self._tunnel, self._pump = plan, tunnel, pump
         self._choose_again, self._on_fatal = choose_again, on_fatal
         self._faults, self._external_faults = ChangeLog(log), ChangeLog(log)
@@ -151,6 +157,7 @@ class TunnelKeeper:
         plan, device = self._plan, self._tunnel.device
         if self._broken_since is None and self._pump.failure:
             self._broken_since = time.monotonic()
+            self._on_lost()
         # The kernel may tell of a deleted device before the pump does.
         lost = reopen_lost_ends(self._tunnel, plan.external.address, plan.port)
         if lost:
@@ -182,6 +189,7 @@ class TunnelKeeper:
         except OSError as error:
             raise DeviceError(f"the pump does not start again: {error.strerror}") from None
         self._broken_since = None
+        self._on_restored()
         if self._lost:
             self._log_repair(
                 f"{' and '.join(self._lost)} had been removed by something else on this host:"

@@ -1,0 +1,137 @@
+"""What one process leaves to the next: the state that belongs to the descriptors (pure).
+
+Three parts, each ready when it is needed: the head decides whether the descriptors may be used, the
+table lets packets flow at once, and the leases let the new process follow etcd from where the old
+one stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from flannel_udp.config import NetworkConfig
+from flannel_udp.errors import HandoverError, LeaseDecodeError
+from flannel_udp.held_leases import Held
+from flannel_udp.lease import Lease, OwnLease, Snapshot, decode_key
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where descriptors and CLOCK_BOOTTIME mean something: one boot, one network namespace."""
+
+    boot_id: str
+    network_namespace: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the descriptors are and whose packets they carry.
+
+    ``prefix`` is etcd's; ``address`` is what the UDP socket is bound to, at the config's port.
+    """
+
+    place: Place
+    prefix: str
+    config: NetworkConfig
+    own: OwnLease
+    address: IPv4Address
+    device: str
+    vnet_header: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """``table`` is the pump's, packed; ``knowledge`` is encoded, and ``known`` reads it."""
+
+    head: Head
+    table: bytes
+    knowledge: bytes
+
+    def known(self) -> tuple[Snapshot, list[Held]]:
+        """Every lease, at the revision up to which the last process had followed etcd, and those
+        held. Raises HandoverError."""
+        try:
+            revision, rows, held = json.loads(self.knowledge)
+            snapshot = Snapshot(tuple(_lease(*row) for row in rows), int(revision))
+            return snapshot, [Held(_lease(*row), float(until)) for until, row in held]
+        except (ValueError, TypeError, LeaseDecodeError) as error:
+            raise HandoverError(f"its leases cannot be read: {error}") from None
+
+
+def encode(head: Head, table: bytes, snapshot: Snapshot, held: Iterable[Held] = ()) -> bytes:
+    """A line for the head, a line for the leases, then the table."""
+    rows = [_row(lease) for lease in snapshot.leases]
+    held_rows = [(each.until, _row(each.lease)) for each in held]
+    lines = (dataclasses.asdict(head), (snapshot.revision, rows, held_rows))
+    return b"\n".join([*(json.dumps(line, default=str).encode() for line in lines), table])
+
+
+def decode(content: bytes) -> Handover:
+    """The reverse of ``encode``. Raises HandoverError."""
+    try:
+        head, knowledge, table = content.split(b"\n", 2)
+        return Handover(_head(json.loads(head)), table, knowledge)
+    except (ValueError, TypeError, KeyError) as error:
+        raise HandoverError(f"its state cannot be read: {error!r}") from None
+
+
+def objection(head: Head, place: Place, prefix: str, *, vnet_header: bool) -> str:
+    """Why a process at ``place`` with these flags may not go on with the descriptors, or "".
+
+    The descriptors themselves are compared with the head where they are opened.
+    """
+    if head.place.boot_id != place.boot_id:
+        return "it is of an earlier boot"
+    if head.place.network_namespace != place.network_namespace:
+        return "it is of another network namespace"
+    if head.prefix != prefix:
+        return f"it is of {head.prefix or '/'} in etcd, not of {prefix or '/'}"
+    if not head.own.subnet.subnet_of(head.config.network):
+        return f"its subnet {head.own.subnet} is not inside Network {head.config.network}"
+    if head.vnet_header != vnet_header:
+        return "another --offload needs a TUN device with other flags"
+    return ""
+
+
+def _row(lease: Lease) -> tuple[str, int, str, int, int]:
+    of_key = lease.key, int(lease.public_ip), lease.backend_type
+    return *of_key, lease.etcd_lease, lease.mod_revision
+
+
+def _lease(
+    key: str, public_ip: int, backend_type: str, etcd_lease: int, mod_revision: int
+) -> Lease:
+    subnet, subnet_v6 = decode_key(key)
+    address = IPv4Address(public_ip)
+    return Lease(key, subnet, address, backend_type, subnet_v6, etcd_lease, mod_revision)
+
+
+def _head(fields: dict[str, Any]) -> Head:
+    config, own = fields["config"], fields["own"]
+    return Head(
+        place=Place(**fields["place"]),
+        prefix=fields["prefix"],
+        config=NetworkConfig(
+            **config
+            | {
+                "network": IPv4Network(config["network"]),
+                "subnet_min": IPv4Address(config["subnet_min"]),
+                "subnet_max": IPv4Address(config["subnet_max"]),
+            }
+        ),
+        own=OwnLease(
+            **own
+            | {
+                "subnet": IPv4Network(own["subnet"]),
+                "public_ip": IPv4Address(own["public_ip"]),
+            }
+        ),
+        address=IPv4Address(fields["address"]),
+        device=fields["device"],
+        vnet_header=fields["vnet_header"],
+    )

@@ -1,0 +1,100 @@
+"""Leaving the data plane to the next process: its descriptors, and a state that is kept up to date.
+
+The state is recorded when the daemon stops for a successor, and now and then before: after a crash
+the next process starts from there, and etcd tells it what it missed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from flannel_udp import systemd
+from flannel_udp.memory_file import MemoryFile
+from flannel_udp.takeover import STATE, TUN, UDP
+from flannel_udp.tunnel import Tunnel
+
+log = logging.getLogger(__name__)
+
+_INTERVAL = 2.0  # seconds between two records
+_SHARE = 0.005  # of its time the thread may encode: a large table is recorded less often
+
+
+class HandoverKeeper:
+    """Where a service manager stores descriptors, it gets them at ``__enter__``, and from there to
+    ``__exit__`` a thread records changes. ``leave`` comes last, and is for every successor."""
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        memory: MemoryFile,
+        encode: Callable[[], bytes],
+        *,
+        is_stored: bool = False,
+    ) -> None:
+        """``encode`` tells the present state, to any thread. ``is_stored``: the manager has the
+        descriptors from the last process, which left them to this one."""
+        self._is_stored = is_stored
+        self._memory, self._encode = memory, encode
+        self._descriptors = {TUN: tunnel.tun_fd, UDP: tunnel.udp_fd, STATE: memory.descriptor}
+        self._changed, self._stopping = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="handover", daemon=True)
+
+    def __enter__(self) -> HandoverKeeper:
+        if systemd.keeps_descriptors():
+            self._record()
+            if not self._is_stored:
+                self.store()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        self._changed.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def store(self) -> None:
+        """Have the manager keep the descriptors as they are now."""
+        if systemd.keeps_descriptors():
+            self.forget()
+            for name, descriptor in self._descriptors.items():
+                systemd.store_descriptor(name, descriptor)
+
+    def forget(self) -> None:
+        """Have it drop them: they lead nowhere, and a copy of the socket would hold the port."""
+        if systemd.keeps_descriptors():
+            for name in self._descriptors:
+                systemd.forget_descriptor(name)
+
+    def changed(self) -> None:
+        """The state is another one; returns at once, from any thread."""
+        self._changed.set()
+
+    def leave(self) -> dict[str, int]:
+        """Record the last state; copies of the descriptors by name, now the caller's."""
+        self._record()
+        return {name: os.dup(descriptor) for name, descriptor in self._descriptors.items()}
+
+    def _record(self) -> None:
+        try:
+            self._memory.write(self._encode())
+        except OSError as error:
+            log.warning("cannot record the state for the next process: %s", error.strerror)
+
+    def _run(self) -> None:
+        while self._changed.wait() and not self._stopping.is_set():
+            self._changed.clear()
+            began = time.monotonic()
+            self._record()
+            spent = time.monotonic() - began
+            self._stopping.wait(max(_INTERVAL, spent / _SHARE))

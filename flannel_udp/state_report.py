@@ -1,0 +1,44 @@
+"""The state that a successor needs, gathered from the parts that own it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from flannel_udp import handover
+from flannel_udp.follower import Follower
+from flannel_udp.handover import Head
+from flannel_udp.lease_keeper import LeaseKeeper
+from flannel_udp.overlay import Overlay
+from flannel_udp.pump import pack
+from flannel_udp.reconciler import Reconciler
+from flannel_udp.takeover import here
+from flannel_udp.tunnel import wants_vnet_header
+
+
+@dataclass(frozen=True, slots=True)
+class StateReport:
+    """Any thread may ask."""
+
+    overlay: Overlay
+    keeper: LeaseKeeper
+    follower: Follower
+    reconciler: Reconciler
+
+    def encoded(self) -> bytes:
+        """For ``handover.decode``."""
+        overlay = self.overlay
+        snapshot, held, routes = self.reconciler.known()
+        # Read after the snapshot: with a key older than it, its history would seem to be replaced.
+        own, seen = self.keeper.own, self.follower.own_version
+        if seen.mod_revision:
+            own = replace(own, mod_revision=seen.mod_revision, etcd_lease=seen.lease)
+        head = Head(
+            place=here(),
+            prefix=overlay.options.etcd_prefix,
+            config=overlay.config,
+            own=own,
+            address=overlay.external.address,
+            device=overlay.tunnel.device,
+            vnet_header=wants_vnet_header(overlay.options.offload),
+        )
+        return handover.encode(head, pack(routes), snapshot, held)

@@ -1,0 +1,351 @@
+"""A restart keeps device, socket and routes: packets wait a moment, and nothing breaks."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
+
+import pytest
+from etcd_server import wait_until
+from instruments import (
+    connect,
+    devices,
+    lease_value,
+    leases,
+    listen,
+    log_lines,
+    routes,
+    unreachable,
+)
+
+from flannel_udp.lab import Container, Host, Lab
+
+LONGEST_DELAY = 1.0  # seconds, as the contract says
+STORED = ["tun", "udp", "state"]
+EXIT_WITHIN = 10.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def stored_lab(network_rights: None) -> Iterator[Lab]:
+    """Two hosts whose service managers have a descriptor store."""
+    with Lab(hosts=2, start_daemons=False, keeps_descriptors=True) as lab:
+        yield lab
+
+
+@pytest.fixture
+def running(stored_lab: Lab) -> Iterator[Lab]:
+    """Both daemons forward; afterwards they stop for good."""
+    for host in stored_lab.hosts:
+        host.log_path.unlink(missing_ok=True)
+    stored_lab.start_daemons()
+    assert unreachable(stored_lab) == []
+    yield stored_lab
+    ends = [host.stop_daemon() for host in stored_lab.hosts]
+    for host in stored_lab.hosts:
+        host.manager.drop_descriptors()
+        print(f"--- daemon log of {host.name}\n{host.log_path.read_text()}")
+    assert ends == [0, 0]
+    for host in stored_lab.hosts:
+        assert "Traceback" not in host.log_path.read_text()
+        assert devices(host) == []
+
+
+class Traffic:
+    """A busy TCP connection and 150 pings in three seconds, from one container to another."""
+
+    def __init__(self, source: Container, target: Container) -> None:
+        with listen(target, socket.SOCK_STREAM) as listener:
+            self._client = connect(source, target.address, listener.getsockname()[1])
+            self._server, _ = listener.accept()
+        self._client.settimeout(30)
+        self._server.settimeout(30)
+        self._ping = source.netns.popen(
+            ["ping", "-n", "-q", "-c", "150", "-i", "0.02", str(target.address)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._exchanges = 0
+        self._longest_wait = 0.0  # seconds, for an answer over TCP
+        self._fault: OSError | None = None
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=run) for run in (self._ask, self._answer)]
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        self.wait_for_more()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        self._client.close()
+        self._server.close()
+        self._ping.kill()
+        self._ping.communicate()
+
+    def wait_for_more(self) -> None:
+        """Until the connection has carried a good deal after this moment, or broke."""
+        enough = self._exchanges + 20
+        wait_until(lambda: self._fault or self._exchanges >= enough, "more traffic", 30)
+
+    def assert_unharmed(self, *, lost: int = 0) -> None:
+        """The connection lives, nothing was late, and of the pings ``lost`` are lost at most."""
+        self.wait_for_more()
+        assert self._fault is None
+        report = self._ping.communicate(timeout=30)[0]
+        sent, received = map(int, re.findall(r"(\d+) (?:packets|received)", report))
+        (longest_ping,) = re.findall(r"= [\d.]+/[\d.]+/([\d.]+)/", report)
+        assert sent == 150
+        assert sent - received <= lost, report
+        assert float(longest_ping) / 1000 < LONGEST_DELAY, report
+        assert self._longest_wait < LONGEST_DELAY
+
+    def _ask(self) -> None:
+        try:
+            while not self._stopping.wait(0.005):
+                began = time.monotonic()
+                self._client.sendall(b"x")
+                if self._client.recv(1) != b"x":
+                    raise ConnectionError("the connection has ended")
+                self._longest_wait = max(self._longest_wait, time.monotonic() - began)
+                self._exchanges += 1
+            self._client.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._fault = error
+
+    def _answer(self) -> None:
+        try:
+            while data := self._server.recv(100):
+                self._server.sendall(data)
+        except OSError as error:
+            self._fault = error
+
+
+def traffic(lab: Lab) -> Traffic:
+    """Into the first host and out of it."""
+    first, second = lab.hosts
+    return Traffic(first.containers[0], second.containers[0])
+
+
+def device_index(host: Host) -> str:
+    """It tells whether flannel0 is the same device as before."""
+    return host.run(["cat", "/sys/class/net/flannel0/ifindex"], check=True).stdout
+
+
+def stored(host: Host) -> list[str]:
+    return list(host.manager.stored)
+
+
+def terminate(host: Host) -> None:
+    assert host.stop_daemon() == 0
+
+
+def went_on(host: Host) -> int:
+    """How often a daemon took over from the one before."""
+    return len(log_lines(host, "going on with", "before etcd is asked"))
+
+
+@pytest.mark.parametrize(
+    ("end", "lost"),
+    # A packet that the worker holds at the moment of kill -9 dies with it.
+    [(terminate, 0), (Host.kill_daemon, 64)],
+    ids=["stopped", "killed"],
+)
+def test_restart_loses_no_connection(running: Lab, end: Callable[[Host], None], lost: int) -> None:
+    host = running.hosts[0]
+    before, env, known = device_index(host), host.subnet_file.read_text(), routes(host)
+    with traffic(running) as flow:
+        for number in (1, 2):
+            end(host)
+            assert stored(host) == STORED
+            host.start_daemon()
+            assert went_on(host) == number
+        flow.assert_unharmed(lost=lost)
+    assert device_index(host) == before
+    assert host.subnet_file.read_text() == env
+    assert routes(host) == known
+    assert stored(host) == STORED
+    assert unreachable(running) == []
+
+
+def test_restart_needs_no_etcd_and_catches_up_when_it_is_back(running: Lab) -> None:
+    host = running.hosts[0]
+    old = leases(running)
+    with traffic(running) as flow:
+        running.etcd.kill()
+        terminate(host)
+        host.start_daemon()
+        assert host.status()["ready"]
+        flow.assert_unharmed()
+    running.etcd.start()
+    running.etcdctl("put", f"{running.prefix}/subnets/10.1.77.0-24", lease_value("172.30.0.77"))
+    wait_until(lambda: "10.1.77.0/24" in routes(host), "the new route")
+    running.etcdctl("del", f"{running.prefix}/subnets/10.1.77.0-24")
+    wait_until(lambda: "10.1.77.0/24" not in routes(host), "the end of the route")
+    assert leases(running) == old
+    assert log_lines(host, "read all leases again") == []
+
+
+def test_what_changed_in_between_is_not_missed(running: Lab) -> None:
+    host, other = running.hosts
+    folder = f"{running.prefix}/subnets/"
+    running.etcdctl("put", f"{folder}10.1.88.0-24", lease_value("172.30.0.88"))
+    wait_until(lambda: "10.1.88.0/24" in routes(host), "the first route")
+    terminate(host)
+    running.etcdctl("del", f"{folder}10.1.88.0-24")
+    running.etcdctl("put", f"{folder}10.1.99.0-24", lease_value("172.30.0.99"))
+    host.start_daemon()
+    wait_until(lambda: "10.1.99.0/24" in routes(host), "the second route")
+    assert routes(host) == {str(other.subnet): str(other.address), "10.1.99.0/24": "172.30.0.99"}
+    running.etcdctl("del", f"{folder}10.1.99.0-24")
+
+
+def test_killed_daemon_has_left_its_newest_routes(running: Lab) -> None:
+    """They are recorded now and then, not only at the end."""
+    host = running.hosts[0]
+    folder = f"{running.prefix}/subnets/"
+    running.etcdctl("put", f"{folder}10.1.55.0-24", lease_value("172.30.0.55"))
+
+    def recorded() -> bool:
+        return b"10.1.55.0-24" in state(host)
+
+    wait_until(recorded, "the record of the new lease")
+    host.kill_daemon()
+    running.etcd.kill()
+    host.start_daemon()
+    assert routes(host)["10.1.55.0/24"] == "172.30.0.55"
+    running.etcd.start()
+    running.etcdctl("del", f"{folder}10.1.55.0-24")
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["stored", "without systemd"])
+def test_sigusr2_executes_the_program_again(running: Lab, keeps: bool) -> None:
+    host = running.hosts[0]
+    if not keeps:
+        terminate(host)
+        host.manager.drop_descriptors()
+        host.manager.keeps_descriptors = False
+        host.start_daemon()
+        assert unreachable(running) == []
+    try:
+        before = device_index(host)
+        assert host.daemon
+        with traffic(running) as flow:
+            for number in (1, 2):
+                host.daemon.send_signal(signal.SIGUSR2)
+                host.wait_until_ready()
+                assert went_on(host) == number
+            flow.assert_unharmed()
+        assert device_index(host) == before
+        assert stored(host) == (STORED if keeps else [])
+        assert unreachable(running) == []
+        terminate(host)
+        assert devices(host) == (["flannel0"] if keeps else [])
+    finally:
+        host.manager.keeps_descriptors = True
+
+
+def state(host: Host) -> bytes:
+    """What the daemon has recorded for its successor."""
+    descriptor = host.manager.stored["state"]
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def cut(descriptor: int) -> None:
+    os.ftruncate(descriptor, 20)
+
+
+def overwrite(descriptor: int, offset: int, text: bytes) -> None:
+    os.pwrite(descriptor, text, offset)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (cut, "its state is cut short"),
+        (partial(overwrite, offset=16, text=b"\x09"), "its state has format 9"),
+        (partial(overwrite, offset=60, text=b"garbage"), "its state is damaged"),
+    ],
+    ids=["cut short", "of another version", "garbage"],
+)
+def test_state_that_cannot_be_read_means_a_fresh_start(
+    running: Lab, spoil: Callable[[int], None], sentence: str
+) -> None:
+    host = running.hosts[0]
+    before = host.subnet
+    host.kill_daemon()
+    spoil(host.manager.stored["state"])
+    assert_fresh_start(running, host, sentence)
+    assert host.subnet == before
+
+
+def assert_fresh_start(lab: Lab, host: Host, sentence: str, *flags: str) -> None:
+    old = device_index(host)
+    host.start_daemon(flags)
+    assert len(log_lines(host, "starting afresh", sentence)) == 1
+    assert went_on(host) == 0
+    assert devices(host) == ["flannel0"]
+    assert device_index(host) != old
+    assert stored(host) == STORED
+    assert unreachable(lab) == []
+
+
+def test_other_flags_of_the_device_mean_a_fresh_start(running: Lab) -> None:
+    host = running.hosts[0]
+    terminate(host)
+    assert_fresh_start(running, host, "--offload", "--offload", "none")
+
+
+def test_a_changed_network_config_means_a_fresh_start(running: Lab) -> None:
+    """It is found out while packets flow already, for etcd may be away."""
+    host = running.hosts[0]
+    config = running.etcdctl("get", "--print-value-only", f"{running.prefix}/config").strip()
+    terminate(host)
+    changed = config.replace('"Type": "udp"', '"Type": "udp", "MTU": 1400')
+    running.etcdctl("put", f"{running.prefix}/config", changed)
+    try:
+        host.start_daemon()
+        wait_until(lambda: log_lines(host, "starting afresh: the network config"), "the sentence")
+        host.wait_until_ready()
+        assert host.env
+        assert host.env.mtu == 1400
+        assert stored(host) == STORED
+        assert unreachable(running) == []
+    finally:
+        running.etcdctl("put", f"{running.prefix}/config", config)
+
+
+def test_a_lost_lease_is_not_handed_over(running: Lab) -> None:
+    host = running.hosts[0]
+    key = str(host.subnet).replace("/", "-")
+    running.etcdctl("del", f"{running.prefix}/subnets/{key}")
+    assert host.daemon
+    assert host.daemon.wait(EXIT_WITHIN) == 1
+    assert stored(host) == []
+    assert devices(host) == []
+    host.start_daemon()
+    assert unreachable(running) == []
+
+
+def test_a_device_deleted_in_between_means_a_fresh_start(running: Lab) -> None:
+    host = running.hosts[0]
+    terminate(host)
+    host.netns.delete_link("flannel0")
+    host.start_daemon()
+    assert len(log_lines(host, "starting afresh", "flannel0 is gone")) == 1
+    assert unreachable(running) == []
