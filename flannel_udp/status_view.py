@@ -21,6 +21,7 @@ from flannel_udp.units import scaled, span
 Status = Mapping[str, Any]
 
 _MOST_SUBNETS = 2  # of one peer on a line
+_MOST_HELD = 5  # leases that etcd lost
 
 
 def ask(subnet_file: Path) -> dict[str, Any]:
@@ -119,6 +120,14 @@ def _notes(status: Status) -> Iterator[str]:
         )
     if "firewall" in status:
         yield from status["firewall"]["problems"]
+    held = status.get("held", ())
+    for lease in held[:_MOST_HELD]:
+        yield (
+            f"etcd lost the lease of {lease['public_ip']} on {lease['subnet']} with its data: its"
+            f" route stays for {span(lease['seconds_left'])}, or until a host leases it"
+        )
+    if len(held) > _MOST_HELD:
+        yield f"and those of {len(held) - _MOST_HELD} more"
 
 
 def _peers(peers: list[Status]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import IPv4Network
@@ -23,6 +24,7 @@ from faults import (
 from instruments import EtcdWriter, lease_value, log_lines, routes
 
 from flannel_udp.lab import Host, Lab
+from flannel_udp.lab_etcd import child_environment
 
 STRANGERS = {f"10.1.{number}.0-24": f"172.30.0.{number}" for number in (200, 201, 202)}
 
@@ -56,6 +58,11 @@ def subnets(lab: Lab) -> list[IPv4Network | None]:
 
 def held(host: Host) -> set[str]:
     return {each["subnet"] for each in host.status()["held"]}
+
+
+def shown_status(host: Host) -> str:
+    command = (sys.executable, "-m", "flannel_udp", "status", "--subnet-file", host.subnet_file)
+    return host.run(list(map(str, command)), check=True, env=child_environment()).stdout
 
 
 def awaits(lab: Lab, condition: Callable[[Host], object], what: str) -> None:
@@ -157,3 +164,4 @@ def test_a_hold_ends_in_the_time_that_was_set(lab: Lab) -> None:
             each["seconds_left"] for each in long.status()["held"] if "200" in each["subnet"]
         ]
         assert 86_000 < left <= 86_400
+        assert "lost the lease of 172.30.0.200 on 10.1.200.0/24" in shown_status(long)
