@@ -45,6 +45,7 @@ def _run(arguments: list[str]) -> int:
 
         return lab.main(arguments[1:])
     if arguments and arguments[0] in commands.NAMES:
+        logging.getLogger("flannel_udp").setLevel(logging.WARNING)  # they speak for themselves
         return commands.run(arguments, os.environ)
     options = parse_options(arguments, os.environ)
     if options.verbosity > 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 from flannel_udp.config import Options
@@ -130,6 +132,64 @@ def _cleanup(values: argparse.Namespace, options: Options) -> int:
     return 0
 
 
+def _declare_etcd(flags: Flags) -> None:
+    flags.add_iface()
+    flags.add_argument(
+        "--network",
+        metavar="NETWORK",
+        type=_network,
+        default=None,
+        help="the containers' network, if etcd holds none yet, such as 10.44.0.0/16",
+    )
+    flags.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("/var/lib/flannel-udp"),
+        help="for etcd's data (default: /var/lib/flannel-udp)",
+    )
+    flags.add_argument(
+        "--port",
+        metavar="PORT",
+        type=_port,
+        default=2379,
+        help="for clients; the next one serves etcd itself (default: 2379)",
+    )
+    flags.add_argument(
+        "--no-systemd",
+        action="store_true",
+        default=False,
+        help="start a detached process, not a unit of systemd, also where systemd runs",
+    )
+    flags.add_etcd_prefix()
+
+
+def _network(text: str) -> IPv4Network:
+    try:
+        return IPv4Network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"no network such as 10.44.0.0/16: {error}") from None
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= 65534:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a port from 1 to 65534")
+    return int(text)
+
+
+def _etcd(values: argparse.Namespace, options: Options) -> int:
+    from flannel_udp import first_etcd
+
+    first_etcd.run(
+        options,
+        values.network,
+        values.data_dir.absolute(),
+        values.port,
+        systemd=not values.no_systemd,
+    )
+    return 0
+
+
 def _declare_config(flags: Flags) -> None:
     flags.add_argument("action", choices=("show", "set", "validate"), help="what to do")
     flags.add_argument(
@@ -176,6 +236,10 @@ def _lease(values: argparse.Namespace, options: Options) -> int:
 
 
 _COMMANDS = {
+    "etcd": _Command(
+        "Run an etcd on this host, for a first cluster, and say how hosts join it.",
+        *(_declare_etcd, _etcd),
+    ),
     "cleanup": _Command(
         "Remove the device, firewall rules and blackhole routes that a daemon left on this host."
         " What belongs to a running one stays, and so do leases and subnet.env.",

@@ -77,5 +77,9 @@ class ClusterError(FlannelError):
     """The network config or a lease in etcd cannot be changed as the operator asked."""
 
 
+class EtcdProgramError(FlannelError):
+    """No etcd could be run on this host."""
+
+
 class LabError(FlannelError):
     """The lab could not be built: a missing program, right or kernel feature."""

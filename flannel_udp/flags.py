@@ -23,6 +23,7 @@ _USAGE = """\
 flannel-udp [FLAG]...                     the daemon
        flannel-udp status [--help]               what the running daemon says of itself
        flannel-udp top [--help]                  the traffic with each host, live
+       flannel-udp etcd [--help]                 an etcd for a first cluster
        flannel-udp config show|set|validate      the network config in etcd
        flannel-udp lease list|reserve|revoke     the leases in etcd
        flannel-udp lab [--help]                  hosts and containers to try it out
@@ -63,12 +64,19 @@ class Flags(argparse.ArgumentParser):
         """How etcd is reached, in a group of their own."""
         self._group = self.add_argument_group("etcd")
         self._value("etcd-endpoints", "URL,...", "servers, tried in this order", _endpoints)
-        self._value("etcd-prefix", "KEY", "where the config and the leases are", _prefix)
+        self.add_etcd_prefix()
         self._value("etcd-cafile", "FILE", "CA of the servers (default: the system's)", _path)
         self._value("etcd-certfile", "FILE", "certificate of this host", _path)
         self._value("etcd-keyfile", "FILE", "key of that certificate", _path)
         self._value("etcd-username", "NAME", "user of etcd", str)
         self._value("etcd-password", "SECRET", "better set in the environment", str)
+
+    def add_etcd_prefix(self) -> None:
+        self._value("etcd-prefix", "KEY", "where the config and the leases are", _prefix)
+
+    def add_iface(self) -> None:
+        text = "address or name; may be given again"
+        self._value("iface", "IFACE", text, str, action="append")
 
     def add_subnet_file(self, text: str) -> None:
         self._value("subnet-file", "FILE", text, _path)
@@ -130,7 +138,7 @@ class FlagParser(Flags):
 
         self._group = self.add_argument_group("external interface (default: the default route's)")
         again = "; may be given again"
-        self._value("iface", "IFACE", "address or name" + again, str, action="append")
+        self.add_iface()
         self._value(
             "iface-regex", "REGEX", "for addresses, else names" + again, _regex, action="append"
         )

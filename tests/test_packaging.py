@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import configparser
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import venv
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from flannel_udp import __version__
+from flannel_udp import __version__, first_etcd
 from flannel_udp.cli import parse_options
+from flannel_udp.first_etcd import Plan
 from flannel_udp.lab import Lab
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +145,14 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert verify(unit) == ""
     unit.write_text(text.replace("Type=", "Tpye="))
     assert "Tpye" in verify(unit)
+
+
+def test_systemd_understands_the_unit_of_the_first_etcd(tmp_path: Path) -> None:
+    plan = Plan("/bin/true", IPv4Address("172.30.0.1"), 2379, Path("/var/lib/flannel-udp"))
+    unit = tmp_path / first_etcd.UNIT.name
+    unit.write_text(plan.unit())
+    assert verify(unit) == ""
+    assert shlex.split(read_unit(unit)["ExecStart"]) == plan.command()
 
 
 def test_systemd_understands_the_docker_drop_in(tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""A first cluster with what ``flannel-udp etcd`` starts and with the commands it prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from etcd_server import wait_until
+
+from flannel_udp.lab import Host, Lab
+from flannel_udp.lab_etcd import child_environment
+
+
+@pytest.fixture(scope="module")
+def bare_lab(network_rights: None) -> Iterator[Lab]:
+    """Two hosts without daemons; the lab's own etcd is not used."""
+    with Lab(hosts=2, start_daemons=False) as lab:
+        lab.etcd.kill()
+        yield lab
+
+
+def first_etcd(host: Host, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flannel_udp", "etcd", "--iface", "eth0", "--no-systemd"]
+    return host.run([*command, f"--data-dir={folder}", *argv], timeout=90, env=child_environment())
+
+
+@pytest.fixture
+def kept(bare_lab: Lab) -> Iterator[ExitStack]:
+    """What a test started ends with it."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def join(host: Host, command: str, kept: ExitStack) -> subprocess.Popen[bytes]:
+    """Run what was printed, with a subnet.env of the host's own."""
+    log = kept.enter_context((host.directory / "joined.log").open("wb"))
+    daemon = host.netns.popen(
+        [*shlex.split(command), f"--subnet-file={host.subnet_file}"],
+        stdout=log,
+        stderr=log,
+        env=child_environment(),
+    )
+    kept.callback(daemon.wait, 20)
+    kept.callback(daemon.terminate)
+    return daemon
+
+
+def is_ready(host: Host) -> bool:
+    with suppress(OSError):
+        return bool(host.status()["ready"])
+    return False
+
+
+def test_two_hosts_join_by_the_commands_that_are_printed(
+    bare_lab: Lab, tmp_path: Path, kept: ExitStack
+) -> None:
+    first, second = bare_lab.hosts
+    folder = tmp_path / "new/data"
+    result = first_etcd(first, folder, "--network=10.44.0.0/16")
+    started = re.search(r"process (\d+), serving http://172\.30\.0\.1:2379", result.stdout)
+    assert started, result.stdout + result.stderr
+    kept.callback(kill, int(started[1]))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "the network is 10.44.0.0/16" in result.stdout
+    assert "no authentication" in result.stdout
+
+    commands = re.findall(r"^  (\S.*)$", result.stdout, re.MULTILINE)
+    assert len(commands) == 2
+    daemons = [
+        join(host, command, kept) for host, command in zip((first, second), commands, strict=True)
+    ]
+    for host in (first, second):
+        wait_until(lambda host=host: is_ready(host), f"{host.name} being ready", 30)  # type: ignore[misc]  # mypy has no type for the default
+    told = second.status()
+    assert IPv4Network(told["subnet"]).subnet_of(IPv4Network("10.44.0.0/16"))
+    wait_until(lambda: second.status()["peers"], "the peers")
+    peer = IPv4Network(second.status()["peers"][0]["subnets"][0]).network_address
+    wait_until(lambda: bare_lab.ping(second, IPv4Address(peer)) is not None, "a ping", 20)
+
+    listening = first.run(["ss", "-Hltn"], check=True).stdout
+    addresses = {line.split()[3] for line in listening.splitlines()}
+    assert addresses == {"172.30.0.1:2379", "127.0.0.1:2379", "127.0.0.1:2380"}
+
+    # The daemon is started anew; etcd does not notice.
+    daemons[0].terminate()
+    assert daemons[0].wait(20) == 0
+    assert Path(f"/proc/{started[1]}").exists()
+
+    # Asked again, it changes nothing.
+    again = first_etcd(first, folder, "--network=10.55.0.0/16")
+    assert again.returncode == 0, again.stderr
+    assert "etcd serves http://172.30.0.1:2379 already" in again.stdout
+    assert "the network is 10.44.0.0/16" in again.stdout
+    assert "--network 10.55.0.0/16 notwithstanding" in again.stdout
+
+
+def test_an_older_etcd_does_not_get_the_data(bare_lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "etcd-version").write_text("99.1.2\n")
+    result = first_etcd(bare_lab.hosts[0], tmp_path, "--network=10.44.0.0/16")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"flannel-udp: the data in {tmp_path} was last used by etcd 99.1.2")
+    assert not (tmp_path / "etcd").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--network=10.44.0.0/30"], "must be /28 or larger"),
+        (["--network=here"], "no network such as 10.44.0.0/16"),
+        (["--port=65535"], "is not a port from 1 to 65534"),
+        (["--iface=eth7"], "eth7"),
+    ],
+)
+def test_a_mistake_starts_nothing(
+    bare_lab: Lab, tmp_path: Path, argv: list[str], sentence: str
+) -> None:
+    arguments = [f"--data-dir={tmp_path}", "--no-systemd", "--network=10.44.0.0/16", *argv]
+    result = bare_lab.hosts[0].run(
+        [sys.executable, "-m", "flannel_udp", "etcd", *arguments],
+        timeout=60,
+        env=child_environment(),
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert sentence in line
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_etcd_that_cannot_start_says_why(bare_lab: Lab, tmp_path: Path) -> None:
+    host = bare_lab.hosts[0]
+    with host.netns.popen(
+        [sys.executable, "-c", "import http.server as h; h.test(port=2380, bind='127.0.0.1')"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as squatter:
+        wait_until(lambda: ":2380" in host.run(["ss", "-Hltn"]).stdout, "the port being taken")
+        result = first_etcd(host, tmp_path, "--network=10.44.0.0/16")
+        squatter.kill()
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "etcd does not serve http://172.30.0.1:2379" in line
+    assert "address already in use" in line
