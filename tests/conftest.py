@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from flannel_udp.lab import Lab
 from flannel_udp.netns import Namespace
+
+# An example may take as long as it likes: a busy machine stops a process for seconds.
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

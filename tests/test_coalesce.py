@@ -34,7 +34,6 @@ def datagrams(count: int, size: int = 100, last: int | None = None, **ip: Any) -
     ]
 
 
-@settings(deadline=None)
 @given(
     payload=st.binary(min_size=2, max_size=20000),
     size=st.integers(400, 1500),
@@ -115,7 +114,7 @@ def without_id_if_df(data: bytes) -> bytes:
     return data[:4] + b"\0\0" + data[6:10] + b"\0\0" + data[12:] if data[6] & 0x40 else data
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(traffic())
 def test_any_traffic_comes_out_as_it_went_in_flow_by_flow(packets: list[bytes]) -> None:
     out = [packet for bundle in coalesce(packets) for packet in bundle.packets]

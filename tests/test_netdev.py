@@ -292,9 +292,7 @@ def test_blackhole_yields_to_the_bridge_and_stops_the_rest(host: Namespace) -> N
 # --- routes
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     routes=st.lists(
         st.tuples(

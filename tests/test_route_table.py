@@ -74,7 +74,7 @@ keys = st.one_of(crowded, anywhere)
 changes = st.lists(st.tuples(keys, st.one_of(st.none(), st.integers(0, 2**32 - 2))), max_size=60)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(changes, st.lists(st.integers(0, 0xFFFFFFFF), max_size=20))
 def test_any_sequence_of_changes_answers_like_the_oracle(
     sequence: list[tuple[Key, int | None]], addresses: list[int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
@@ -47,7 +47,6 @@ def rebuilt(packet: bytes) -> bytes:
     return bytes(parsed)
 
 
-@settings(deadline=None)
 @given(
     payload=st.binary(min_size=1, max_size=9000),
     size=st.integers(8, 3000),
@@ -78,7 +77,6 @@ def test_tcp_segments_are_what_scapy_would_build(
         )
 
 
-@settings(deadline=None)
 @given(payload=st.binary(min_size=1, max_size=9000), size=st.integers(8, 3000))
 def test_udp_segments_are_what_scapy_would_build(payload: bytes, size: int) -> None:
     cut = segments(udp(payload), Vnet(GSO_UDP_L4, size))
