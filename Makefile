@@ -18,7 +18,7 @@ help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 deps: packages $(VENV)/installed ## install what is missing to build and run
-deps-dev: packages-dev $(VENV)/installed ## install what is missing to test
+deps-dev: packages-dev $(VENV)/installed $(VENV)/docker/complete ## install what is missing to test
 
 .PHONY: packages packages-dev
 packages:
@@ -36,6 +36,10 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/built: $(PUMP) $(VENV)/installed
 	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/docker/complete: tools/install-docker | $(BIN)/python packages-dev
+	@tools/install-docker $(VENV)/docker
 	@touch $@
 
 build: deps $(VENV)/built ## compile the packet pump

@@ -1,0 +1,135 @@
+"""Real docker on the overlay, wired as the packaging does it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from dockerd import Dockerd
+from etcd_server import wait_until
+from instruments import connect, log_lines, same_to_both, seen_by_both
+
+from flannel_udp.lab import UNDERLAY, Container, Lab
+from flannel_udp.lab_host import BRIDGE
+
+NAME = "idle"
+
+
+@pytest.fixture(scope="module")
+def docker_lab(network_rights: None) -> Iterator[Lab]:
+    with Lab(hosts=2, containers=0, daemon_args=["--iptables-resync=1", "--ip-masq"]) as lab:
+        for host in lab.hosts:
+            host.netns.delete_link(BRIDGE)  # docker makes its own
+            # Docker then switches it on, and sets the FORWARD chain to DROP.
+            host.netns.sysctl("ipv4/ip_forward", 0)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def dockers(docker_lab: Lab) -> Iterator[list[Dockerd]]:
+    with ExitStack() as running:
+        yield [running.enter_context(Dockerd(host)) for host in docker_lab.hosts]
+
+
+@pytest.fixture(scope="module")
+def containers(dockers: list[Dockerd]) -> list[Container]:
+    """One on each host."""
+    return [docker.run_container(NAME) for docker in dockers]
+
+
+def test_docker_takes_the_hosts_subnet_and_mtu(
+    dockers: list[Dockerd], containers: list[Container]
+) -> None:
+    for docker, container in zip(dockers, containers, strict=True):
+        assert docker.host.subnet
+        assert container.address in docker.host.subnet
+        assert " mtu 1472 " in docker.inside(NAME, "ip", "link", "show", "eth0")
+
+
+def test_containers_reach_each_other_though_docker_drops(
+    docker_lab: Lab, dockers: list[Dockerd], containers: list[Container]
+) -> None:
+    for docker in dockers:
+        assert "-P FORWARD DROP" in docker.host.run(["iptables", "-S", "FORWARD"]).stdout
+        assert docker.host.status()["firewall"]["problems"] == []
+    here, there = containers
+    said = dockers[0].inside(NAME, "ping", "-c", "3", "-W", "5", str(there.address))
+    assert "ttl=62" in said
+    assert " 0% packet loss" in said
+    full = ["ping", "-c", "1", "-W", "5", "-M", "do", "-s", "1444", str(here.address)]
+    assert there.run(full).returncode == 0
+
+
+def test_the_three_rules_of_kubernetes_hold(
+    docker_lab: Lab, dockers: list[Dockerd], containers: list[Container]
+) -> None:
+    here, there = containers
+    for client, server in ((here, there), (there, here)):
+        addresses = (client.address, server.address)
+        assert seen_by_both(client, server, server.address) == same_to_both(*addresses)
+    host = docker_lab.hosts[0]
+    assert host.subnet
+    tunnel = host.subnet.network_address
+    assert seen_by_both(host, there, there.address) == same_to_both(tunnel, there.address)
+    assert seen_by_both(there, host, tunnel) == same_to_both(there.address, tunnel)
+
+
+def test_what_leaves_the_overlay_comes_back(docker_lab: Lab, containers: list[Container]) -> None:
+    def listen_outside() -> socket.socket:
+        return socket.create_server((str(UNDERLAY.ip), 0))
+
+    with docker_lab.switch.call(listen_outside) as server:
+        server.settimeout(10)
+        with connect(containers[0], UNDERLAY.ip, server.getsockname()[1]):
+            accepted, peer = server.accept()
+            accepted.close()
+    assert peer[0] == str(docker_lab.hosts[0].address)
+
+
+def test_a_restart_of_docker_leaves_the_overlay_alone(
+    docker_lab: Lab, dockers: list[Dockerd], containers: list[Container]
+) -> None:
+    docker, (_, there) = dockers[0], containers
+    host = docker.host
+    assert host.subnet
+    tunnel = str(host.subnet.network_address)
+    # While docker is away, the host itself must stay within reach of the other's containers.
+    ping = ["ping", "-n", "-q", "-i", "0.02", "-c", "200", "-W", "5", tunnel]
+    with there.netns.popen(ping, stdout=subprocess.PIPE, text=True) as pinging:
+        docker.stop()
+        docker.start()
+        containers[0] = again = docker.start_container(NAME)
+        summary, _ = pinging.communicate(timeout=60)
+    assert "200 packets transmitted, 200 received" in summary
+    wait_until(lambda: docker_lab.ping(there, again, wait=1), "the container being reached again")
+    assert seen_by_both(again, there, there.address) == same_to_both(again.address, there.address)
+    assert host.status()["firewall"]["problems"] == []
+
+
+def test_without_ip_masq_docker_masquerades_and_the_status_says_so(
+    docker_lab: Lab, dockers: list[Dockerd], containers: list[Container]
+) -> None:
+    docker, (_, there) = dockers[0], containers
+    host = docker.host
+    assert host.subnet
+    docker.stop()
+    assert host.stop_daemon() == 0
+    host.start_daemon(["--ip-masq=false"])
+    options = docker.start()
+    assert "--ip-masq=true" in options["DOCKER_NETWORK_OPTIONS"]
+    containers[0] = again = docker.start_container(NAME)
+
+    said = docker.inside(NAME, "ping", "-c", "3", "-W", "5", str(there.address))
+    assert " 0% packet loss" in said
+    assert docker_lab.ping(there, again) is not None
+    seen = seen_by_both(again, there, there.address)
+    assert seen["client to server"] == str(host.subnet.network_address)
+    wait_until(lambda: host.status()["firewall"]["problems"], "docker's rule being named")
+    (problem,) = host.status()["firewall"]["problems"]
+    assert problem.startswith(f"docker masquerades {host.subnet}")
+    assert re.search("--ip-masq, and docker", problem)
+    assert len(log_lines(host, "WARNING docker masquerades")) == 1
