@@ -54,8 +54,8 @@ soak-faults: deps-dev build ## faults of etcd, network and daemons in random ord
 	@$(BIN)/python -m pytest -s tests/e2e/test_faults_random.py \
 	    --faults-seconds=$(or $(SECONDS),600) --faults-seed=$(or $(SEED),$$RANDOM)
 
-test-sanitizers: deps-dev ## the C tests under ASan, UBSan and TSan
-	@$(MAKE) --no-print-directory -C tests/c asan tsan
+test-sanitizers: deps-dev ## the C tests and the extension under ASan, UBSan and TSan
+	@$(MAKE) --no-print-directory -C tests/c asan tsan ext-asan-check
 
 fuzz: deps-dev ## each fuzzer for FUZZ_SECONDS (60)
 	@$(MAKE) --no-print-directory -C tests/c fuzz
