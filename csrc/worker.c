@@ -656,11 +656,11 @@ int worker_start(struct worker *worker)
 
 void worker_stop(struct worker *worker)
 {
+    /* release: pairs with the acquire in worker_loop */
+    atomic_store_explicit(&worker->stop, true, memory_order_release);
     if (!worker->started)
         return;
     uint64_t one = 1;
-    /* release: pairs with the acquire in worker_loop */
-    atomic_store_explicit(&worker->stop, true, memory_order_release);
     ssize_t n = write(worker->wake_fd, &one, sizeof one);
     (void)n; /* cannot fail: the counter is 0 and the descriptor ours */
     (void)pthread_join(worker->thread, NULL); /* the thread exists and nobody else joins it */
