@@ -7,6 +7,8 @@
 
 static atomic_long countdown, live;
 static atomic_bool no_threads;
+static _Atomic(faults_send *) send_stand_in;
+static _Atomic(faults_write *) write_stand_in;
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): the linker makes these names */
 void *__real_malloc(size_t size);
@@ -20,6 +22,10 @@ void *__wrap_calloc(size_t count, size_t size);
 void __wrap_free(void *memory);
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
                           void *argument);
+int __real_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags);
+int __wrap_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags);
+ssize_t __real_writev(int fd, const struct iovec *iov, int count);
+ssize_t __wrap_writev(int fd, const struct iovec *iov, int count);
 /* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 void faults_fail_allocation(long n)
@@ -75,4 +81,36 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
                           void *argument)
 {
     return atomic_load(&no_threads) ? EAGAIN : __real_pthread_create(thread, attributes, start, argument);
+}
+
+void faults_replace_send(faults_send *send)
+{
+    atomic_store(&send_stand_in, send);
+}
+
+void faults_replace_write(faults_write *write)
+{
+    atomic_store(&write_stand_in, write);
+}
+
+int faults_real_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    return __real_sendmmsg(fd, batch, count, flags);
+}
+
+ssize_t faults_real_write(int fd, const struct iovec *iov, int count)
+{
+    return __real_writev(fd, iov, count);
+}
+
+int __wrap_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    faults_send *send = atomic_load(&send_stand_in);
+    return send == NULL ? __real_sendmmsg(fd, batch, count, flags) : send(fd, batch, count, flags);
+}
+
+ssize_t __wrap_writev(int fd, const struct iovec *iov, int count)
+{
+    faults_write *write = atomic_load(&write_stand_in);
+    return write == NULL ? __real_writev(fd, iov, count) : write(fd, iov, count);
 }

@@ -1,0 +1,347 @@
+/* The outbox before a kernel that refuses, waits and takes less than it was given. */
+#include <errno.h>
+#include <string.h>
+
+#include "check.h"
+#include "faults.h"
+#include "oracle.h"
+#include "outbox.h"
+
+/* ---- the kernel: it takes packets for hosts, each of which numbers what it gets ---- */
+
+enum { HOSTS = 12, NUMBERED = 8, LARGEST = 1500 };
+
+struct host {
+    struct peer peer;
+    int refuses;          /* errno for every send to it, 0 for none */
+    int refuses_segments; /* errno for segmented sends alone */
+    size_t too_large;     /* EMSGSIZE for packets of this size and more, and for segments of it; 0: none is */
+    uint32_t added, next; /* numbers: of the next packet for it, and the lowest it may still get */
+    uint32_t got, segmented_sends;
+};
+
+static struct host hosts[HOSTS];
+static unsigned calls;
+static unsigned waits_after; /* sends until EAGAIN, once; 0: it does not come */
+static unsigned takes;       /* sends it takes in one call at most; 0: any */
+
+static struct worker_like {
+    counter sent_packets, sent_bytes, segmented_sends, fallbacks, drops[DROP_COUNT];
+} counted;
+static struct outbox outbox;
+static uint8_t arena[2 << 20];
+static size_t arena_used;
+
+static size_t segment_size(const struct msghdr *message)
+{
+    uint16_t size;
+    if (message->msg_controllen == 0)
+        return 0;
+    const struct cmsghdr *header = CMSG_FIRSTHDR(message);
+    CHECK(header != NULL && header->cmsg_level == IPPROTO_UDP);
+    memcpy(&size, CMSG_DATA(header), sizeof size);
+    return size;
+}
+
+static size_t flatten(const struct msghdr *message, uint8_t *bytes)
+{
+    size_t length = 0;
+    for (size_t i = 0; i < message->msg_iovlen; i++) {
+        CHECK(length + message->msg_iov[i].iov_len <= UDP_SEND_MAX);
+        memcpy(bytes + length, message->msg_iov[i].iov_base, message->msg_iov[i].iov_len);
+        length += message->msg_iov[i].iov_len;
+    }
+    return length;
+}
+
+/* A packet names its host, its number and its size: it is whole, for this host, and comes once and in order. */
+static void receive(struct host *host, const uint8_t *bytes, size_t length)
+{
+    uint16_t names[2];
+    uint32_t number;
+    CHECK(length >= NUMBERED);
+    memcpy(names, bytes, sizeof names);
+    memcpy(&number, bytes + sizeof names, sizeof number);
+    CHECK_EQ(names[0], host - hosts);
+    CHECK_EQ(names[1], length);
+    CHECK(number >= host->next && number < host->added);
+    host->next = number + 1;
+    host->got++;
+}
+
+static int deliver(const struct msghdr *message)
+{
+    static uint8_t bytes[UDP_SEND_MAX];
+    const struct sockaddr_in *to = message->msg_name;
+    struct host *host = &hosts[ntohl(to->sin_addr.s_addr) - 1];
+    size_t size = segment_size(message), length = flatten(message, bytes);
+    CHECK_EQ(ntohs(to->sin_port), 8285);
+    if (host->refuses != 0)
+        return host->refuses;
+    if (host->too_large != 0 && (size == 0 ? length : size) >= host->too_large)
+        return EMSGSIZE;
+    if (size == 0) {
+        receive(host, bytes, length);
+        return 0;
+    }
+    if (host->refuses_segments != 0)
+        return host->refuses_segments;
+    CHECK((length + size - 1) / size <= UDP_SEGMENTS_MAX);
+    host->segmented_sends++;
+    for (size_t at = 0; at < length; at += size)
+        receive(host, bytes + at, length - at < size ? length - at : size);
+    return 0;
+}
+
+/* As sendmmsg(2): how many were taken, or the error of the first. */
+static int kernel_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    CHECK(fd == 7 && flags == MSG_DONTWAIT && count > 0);
+    calls++;
+    for (unsigned i = 0; i < count; i++) {
+        int error = waits_after == 1 ? EAGAIN : deliver(&batch[i].msg_hdr);
+        if (waits_after > 0)
+            waits_after--;
+        if (error != 0) {
+            errno = error;
+            return i == 0 ? -1 : (int)i;
+        }
+        if (takes != 0 && i + 1 == takes)
+            return (int)takes;
+    }
+    return (int)count;
+}
+
+/* ---- the sender ---- */
+
+static void begin(bool gso)
+{
+    memset(hosts, 0, sizeof hosts);
+    memset(&counted, 0, sizeof counted);
+    calls = waits_after = takes = 0;
+    for (uint32_t i = 0; i < HOSTS; i++)
+        hosts[i].peer.address = i + 1;
+    outbox_reset(&outbox);
+    arena_used = 0;
+    outbox.gso = gso;
+    outbox.port = 8285;
+    faults_replace_send(kernel_send);
+}
+
+static void add(size_t host, size_t length, size_t pieces)
+{
+    uint8_t *bytes = arena + arena_used;
+    uint16_t names[2] = {(uint16_t)host, (uint16_t)length};
+    arena_used += length;
+    CHECK(arena_used <= sizeof arena && outbox_has_room(&outbox));
+    memset(bytes, 0, length);
+    memcpy(bytes, names, sizeof names);
+    memcpy(bytes + sizeof names, &hosts[host].added, sizeof hosts[host].added);
+    hosts[host].added++;
+    size_t head = pieces == 1 ? length : NUMBERED;
+    struct iovec iov[2] = {{bytes, head}, {bytes + head, length - head}};
+    outbox_add(&outbox, &hosts[host].peer, iov, pieces);
+}
+
+static int flush(uint64_t now_ns)
+{
+    const struct outbox_counters counters = {&counted.sent_packets, &counted.sent_bytes, &counted.segmented_sends,
+                                             &counted.fallbacks, counted.drops};
+    return outbox_flush(&outbox, 7, now_ns, &counters);
+}
+
+/* Everything left, and the sender counts what the hosts count. */
+static void check_all_went(void)
+{
+    uint64_t got = 0, added = 0, dropped = 0;
+    CHECK(outbox_is_empty(&outbox));
+    for (size_t i = 0; i < HOSTS; i++) {
+        const struct host *host = &hosts[i];
+        CHECK_EQ(host->peer.sent_packets, host->got);
+        CHECK_EQ(host->peer.sent_packets + host->peer.dropped_packets, host->added);
+        if (host->refuses == 0 && host->too_large == 0)
+            CHECK_EQ(host->got, host->added);
+        got += host->got;
+        added += host->added;
+    }
+    for (size_t i = 0; i < DROP_COUNT; i++)
+        dropped += counted.drops[i];
+    CHECK_EQ(counted.sent_packets, got);
+    CHECK_EQ(dropped, added - got);
+}
+
+/* ---- tests ---- */
+
+static void one_bad_peer_holds_nobody_up(void)
+{
+    static const struct {
+        int error;
+        enum filter_drop drop;
+    } refusals[] = {{EPERM, DROP_TUN_SEND_FIREWALL},        {EACCES, DROP_TUN_SEND_FIREWALL},
+                    {EHOSTUNREACH, DROP_TUN_SEND_UNREACHABLE}, {ENETUNREACH, DROP_TUN_SEND_UNREACHABLE},
+                    {EINVAL, DROP_TUN_SEND_UNREACHABLE},    {EMSGSIZE, DROP_TUN_SEND_TOO_LARGE},
+                    {EIO, DROP_TUN_SEND_FAILED},            {ENOBUFS, DROP_TUN_SEND_FAILED}};
+    for (size_t i = 0; i < 2 * sizeof refusals / sizeof *refusals; i++) {
+        begin(i % 2 == 0);
+        hosts[3].refuses = refusals[i / 2].error;
+        for (size_t round = 0; round < 20; round++) {
+            for (size_t host = 0; host < 6; host++)
+                add(host, 100, 1);
+        }
+        CHECK_EQ(flush(1), 0);
+        check_all_went();
+        CHECK_EQ(hosts[3].peer.dropped_packets, 20);
+        CHECK_EQ(counted.drops[refusals[i / 2].drop], 20);
+        CHECK_EQ(counted.fallbacks, 0); /* the trouble was not the segments */
+        CHECK(calls <= 2 + 2 * 20);    /* each lost packet costs at most a call that ends before it and its own */
+    }
+}
+
+static void refused_segments_leave_singly_and_once(void)
+{
+    static const int errors[] = {EIO, EINVAL, EMSGSIZE};
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        begin(true);
+        hosts[1].refuses_segments = errors[i];
+        for (size_t packet = 0; packet < 30; packet++) {
+            add(0, 900, 2);
+            add(1, 900, 2);
+        }
+        CHECK_EQ(flush(1), 0);
+        check_all_went();
+        CHECK_EQ(hosts[0].segmented_sends, 1);
+        CHECK_EQ(counted.fallbacks, 1);
+        CHECK_EQ(counted.segmented_sends, 1);
+    }
+}
+
+static void segments_are_tried_again_after_a_while_and_by_other_peers_at_once(void)
+{
+    begin(true);
+    hosts[1].refuses_segments = EIO;
+    uint64_t now = 1, second = UINT64_C(1000000000);
+    for (size_t round = 0; round < 3; round++, now += second) {
+        outbox_reset(&outbox);
+        for (size_t packet = 0; packet < 20; packet++)
+            add(packet % 2, 500, 1);
+        calls = 0;
+        CHECK_EQ(flush(now), 0);
+        CHECK_EQ(counted.fallbacks, 1);
+        CHECK_EQ(hosts[0].segmented_sends, round + 1);
+        CHECK(round == 0 || calls == 1);
+    }
+    hosts[1].refuses_segments = 0;
+    now += 10 * second;
+    outbox_reset(&outbox);
+    for (size_t packet = 0; packet < 20; packet++)
+        add(1, 500, 1);
+    CHECK_EQ(flush(now), 0);
+    CHECK_EQ(hosts[1].segmented_sends, 1);
+    check_all_went();
+}
+
+static void a_full_socket_keeps_the_rest_for_later(void)
+{
+    for (unsigned after = 1; after <= 40; after++) {
+        for (int gso = 0; gso < 2; gso++) {
+            begin(gso != 0);
+            hosts[2].refuses_segments = EIO;
+            for (size_t packet = 0; packet < 30; packet++)
+                add(packet % 3, 700, 1 + packet % 2);
+            waits_after = after;
+            while (flush(1) == 1)
+                CHECK_EQ(waits_after, 0); /* it stops at once */
+            check_all_went();
+        }
+    }
+}
+
+static void a_short_send_goes_on_where_it_stopped(void)
+{
+    for (unsigned most = 1; most < 9; most++) {
+        begin(most % 2 == 0);
+        takes = most;
+        for (size_t packet = 0; packet < 120; packet++)
+            add(packet % HOSTS, 8 + packet % 5, 1);
+        CHECK_EQ(flush(1), 0);
+        check_all_went();
+    }
+}
+
+static void a_path_too_narrow_loses_only_what_is_too_large(void)
+{
+    begin(true);
+    hosts[0].too_large = 1000;
+    for (size_t packet = 0; packet < 60; packet++)
+        add(0, packet % 3 == 0 ? 1400 : 600, 1);
+    CHECK_EQ(flush(1), 0);
+    check_all_went();
+    CHECK_EQ(counted.drops[DROP_TUN_SEND_TOO_LARGE], 20);
+}
+
+static void a_dead_socket_ends_the_flush(void)
+{
+    static const int errors[] = {EBADF, ENOTSOCK, EPIPE};
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        begin(true);
+        hosts[1].refuses = errors[i];
+        add(0, 100, 1);
+        add(1, 100, 1);
+        CHECK_EQ(flush(1), -errors[i]);
+        CHECK_EQ(hosts[0].got, 1);
+    }
+}
+
+static void spoil(struct host *host, uint64_t *seed)
+{
+    static const int refusals[] = {EPERM, EHOSTUNREACH, EINVAL, ENOBUFS, EIO};
+    static const int segments[] = {EIO, EINVAL, EMSGSIZE};
+    switch (oracle_random(seed) % 6) {
+    case 0:
+        host->refuses = refusals[oracle_random(seed) % 5];
+        break;
+    case 1:
+        host->refuses_segments = segments[oracle_random(seed) % 3];
+        break;
+    case 2:
+        host->too_large = 1 + oracle_random(seed) % LARGEST;
+        break;
+    default:
+        break;
+    }
+}
+
+static void any_mix_of_faults_loses_nothing_that_it_need_not(void)
+{
+    for (uint64_t round = 0; round < 3000; round++) {
+        uint64_t seed = round;
+        begin(round % 2 == 0);
+        for (size_t i = 0; i < HOSTS; i++)
+            spoil(&hosts[i], &seed);
+        size_t size = NUMBERED + oracle_random(&seed) % (LARGEST - NUMBERED), host = 0;
+        for (size_t left = oracle_random(&seed) % 150; left > 0; left--) {
+            if (oracle_random(&seed) % 4 == 0)
+                host = oracle_random(&seed) % HOSTS;
+            if (oracle_random(&seed) % 8 == 0)
+                size = NUMBERED + oracle_random(&seed) % (LARGEST - NUMBERED);
+            add(host, size, 1 + oracle_random(&seed) % 2);
+        }
+        do {
+            takes = (unsigned)(oracle_random(&seed) % 4);
+            waits_after = (unsigned)(oracle_random(&seed) % 20);
+        } while (flush(1 + round) == 1);
+        check_all_went();
+    }
+}
+
+int main(void)
+{
+    RUN(one_bad_peer_holds_nobody_up);
+    RUN(refused_segments_leave_singly_and_once);
+    RUN(segments_are_tried_again_after_a_while_and_by_other_peers_at_once);
+    RUN(a_full_socket_keeps_the_rest_for_later);
+    RUN(a_short_send_goes_on_where_it_stopped);
+    RUN(a_path_too_narrow_loses_only_what_is_too_large);
+    RUN(a_dead_socket_ends_the_flush);
+    RUN(any_mix_of_faults_loses_nothing_that_it_need_not);
+}
