@@ -65,23 +65,21 @@ class Iptables:
         return self.seen
 
     def apply(self, policy: Policy) -> bool:
-        policy = replace(policy, random_fully=policy.random_fully and self._is_modern)
-        for tries_left in reversed(range(_TRIES)):
-            change = iptables_rules.change(self.read(), policy)
-            if not change:
-                return False
-            wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
-            try:
-                _run([self._restore, "--noflush", *wait], change)
-            except FirewallError:
-                if not tries_left:
-                    raise
-            else:
-                return True
-        raise AssertionError("unreachable")
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(FirewallError):
+                return self._apply(policy)
+        return self._apply(policy)
 
     def remove(self, policy: Policy) -> None:
         self.apply(replace(policy, masquerade=False, forward=False))
+
+    def _apply(self, policy: Policy) -> bool:
+        policy = replace(policy, random_fully=policy.random_fully and self._is_modern)
+        change = iptables_rules.change(self.read(), policy)
+        if change:
+            wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
+            _run([self._restore, "--noflush", *wait], change)
+        return bool(change)
 
 
 class Nftables:

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from iptables_variants import VARIANTS, use_variant
 
 from flannel_udp import __version__, first_etcd
 from flannel_udp.cli import parse_options
@@ -190,8 +191,9 @@ def test_every_variable_of_the_example_is_a_flag() -> None:
         parse_options([f"--{flag}={value}"], {})
 
 
+@pytest.mark.parametrize("iptables", VARIANTS)
 def test_daemon_does_with_the_capabilities_that_the_unit_leaves_it(
-    network_rights: None, tmp_path: Path
+    network_rights: None, tmp_path: Path, iptables: str
 ) -> None:
     kept = [
         name.removeprefix("CAP_").lower()
@@ -204,7 +206,8 @@ def test_daemon_does_with_the_capabilities_that_the_unit_leaves_it(
         f' --no-new-privs -- {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
-    with Lab(hosts=2, python=str(python)) as lab:
+    variant = {"PATH": use_variant(iptables, tmp_path)}
+    with Lab(hosts=2, python=str(python), daemon_args=["--ip-masq"], daemon_env=variant) as lab:
         assert None not in lab.ping_matrix().values()
         for host in lab.hosts:
             assert host.stop_daemon() == 0
