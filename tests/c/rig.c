@@ -116,6 +116,47 @@ void rig_close(struct rig *rig)
     CHECK_EQ(close(rig->config.udp_fd), 0);
 }
 
+const unsigned rig_presets[RIG_PRESETS] = {0, OFFLOAD_TSO, OFFLOAD_UDP_GSO | OFFLOAD_UDP_GRO, OFFLOAD_ALL};
+
+struct pump_route rig_route(const char *prefix, uint32_t length, const char *public_ip)
+{
+    return (struct pump_route){.prefix = address(prefix),
+                               .length = length,
+                               .public_ip = public_ip == NULL ? 0 : address(public_ip)};
+}
+
+struct pump *rig_create(const struct rig *rig)
+{
+    struct pump *pump;
+    CHECK_EQ(pump_create(&rig->config, &pump), 0);
+    return pump;
+}
+
+struct pump *rig_carrying(const struct rig *rig)
+{
+    struct pump *pump = rig_create(rig);
+    struct pump_route peers[] = {rig_route("10.1.6.0", 24, "127.0.0.6"), rig_route("10.1.7.0", 24, "127.0.0.7")};
+    CHECK_EQ(pump_replace(pump, peers, 2), 0);
+    CHECK_EQ(pump_start(pump), 0);
+    return pump;
+}
+
+size_t rig_packet(uint8_t *bytes, const char *source, const char *destination, size_t payload)
+{
+    static const uint8_t zeroes[1400];
+    return packet_build_udp(bytes, address(source), address(destination), 4000, zeroes, payload);
+}
+
+void rig_check_balance(struct pump *pump)
+{
+    uint64_t v[PUMP_STAT_COUNT], dropped_out = 0, dropped_in = 0;
+    pump_read_stats(pump, v, PUMP_STAT_COUNT);
+    for (unsigned i = 0; i < DROP_COUNT; i++)
+        *(i < DROP_UDP_TRUNCATED ? &dropped_out : &dropped_in) += v[PUMP_STAT_FIRST_DROP + i];
+    CHECK_EQ(v[PUMP_STAT_tun_read_packets], v[PUMP_STAT_udp_sent_packets] + dropped_out);
+    CHECK_EQ(v[PUMP_STAT_udp_received_packets], v[PUMP_STAT_tun_written_packets] + dropped_in);
+}
+
 uint64_t rig_stat(struct pump *pump, enum pump_stat stat)
 {
     uint64_t values[PUMP_STAT_COUNT];

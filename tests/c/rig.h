@@ -8,7 +8,7 @@
 
 #include "tunpump.h"
 
-enum { RIG_PORT = 8285, RIG_PATIENCE_MS = 20000 };
+enum { RIG_PORT = 8285, RIG_PATIENCE_MS = 20000, RIG_PRESETS = 4 };
 
 /* Moves the program into a fresh network namespace with lo up and IPv6 off. Needs root. */
 void rig_enter_namespace(void);
@@ -31,6 +31,25 @@ struct rig {
 /* `offloads` (enum offload) are those the pump is to use. */
 void rig_open(struct rig *rig, unsigned offloads);
 void rig_close(struct rig *rig);
+
+/* Sets of offloads that between them take every way through the worker. */
+extern const unsigned rig_presets[RIG_PRESETS];
+
+/* Each test has a device of its own: packets that one left unread are none of the next one's. */
+#define RUN_ON_RIG(test, offloads) (rig_open(&rig, offloads), RUN(test), rig_close(&rig))
+
+/* A route; without a PublicIP its withdrawal. */
+struct pump_route rig_route(const char *prefix, uint32_t length, const char *public_ip);
+
+/* A pump on the rig; and one that runs, with the peers 127.0.0.6 for 10.1.6.0/24 and 127.0.0.7 for 10.1.7.0/24. */
+struct pump *rig_create(const struct rig *rig);
+struct pump *rig_carrying(const struct rig *rig);
+
+/* Writes a UDP packet from and to port 4000 with that many zeroes. Its length. */
+size_t rig_packet(uint8_t *bytes, const char *source, const char *destination, size_t payload);
+
+/* Every packet read was sent or dropped, every datagram delivered or dropped. Only for a pump at rest. */
+void rig_check_balance(struct pump *pump);
 
 /* A statistic of the pump. */
 uint64_t rig_stat(struct pump *pump, enum pump_stat stat);
