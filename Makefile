@@ -12,7 +12,7 @@ PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test soak-faults test-sanitizers fuzz lint bench bench-gate dist clean
+.PHONY: help deps deps-dev build demo test soak-faults test-sanitizers fuzz lint bench bench-gate bench-scale dist clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -77,6 +77,10 @@ bench-gate: deps-dev build ## two minutes of the same; fails if slower than benc
 	@mkdir -p build
 	@$(MEASURE) --plan gate --benchmark-json=build/bench-gate.json
 	@$(BIN)/python -m bench.gate build/bench-gate.json
+
+bench-scale: deps-dev build ## up to 65,536 leases, for five minutes; writes docs/scale.*
+	@$(BIN)/python -m bench.scale docs/scale.json
+	@$(BIN)/python -m bench.scale_report
 
 dist: deps ## source archive and wheel in dist/
 	@$(BIN)/python -m build

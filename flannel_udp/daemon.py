@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -120,6 +121,9 @@ def _serve(
         reconciler.restore(snapshot, found.held)
     else:
         reconciler.apply(snapshot)
+    # What is loaded now stays: without this, the garbage collector walks through tens of thousands
+    # of leases now and then, and no change becomes a route meanwhile.
+    gc.freeze()
 
     margin = options.subnet_lease_renew_margin * 60.0
     keeper = LeaseKeeper(registry, own, margin, shutdown.fail, shutdown.fail)

@@ -49,7 +49,8 @@ class Lab:
     ``config`` is the network config in etcd, as JSON or what becomes JSON; ``daemon_args`` are
     further flags and ``daemon_env`` further environment variables of every daemon.
     ``keeps_descriptors``: the hosts' service managers have a descriptor store, as systemd's.
-    ``name`` (random by default) becomes part of the names of the namespaces.
+    ``name`` (random by default) becomes part of the names of the namespaces. ``etcd_data`` is a
+    directory for etcd's data, on another file system for example; the caller removes it.
     Raises LabError if the machine lacks something or a daemon does not start.
     """
 
@@ -66,6 +67,7 @@ class Lab:
         start_daemons: bool = True,
         name: str | None = None,
         keeps_descriptors: bool = False,
+        etcd_data: Path | None = None,
     ) -> None:
         self.hosts: list[Host] = []
         self.prefix = prefix
@@ -79,6 +81,7 @@ class Lab:
         self._start_daemons = start_daemons
         self._name = name
         self._keeps_descriptors = keeps_descriptors
+        self._etcd_data = etcd_data
 
     def __enter__(self) -> Self:
         require_machine(("ethtool",) if self._is_wire else ())
@@ -88,7 +91,7 @@ class Lab:
         except OSError as error:
             raise LabError(f"the lab cannot write {error.filename}: {error.strerror}") from None
         self.switch = Namespace(f"{self.record.prefix}switch")
-        self.etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory))
+        self.etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory), self._etcd_data)
         try:
             self._build()
         except OSError as error:

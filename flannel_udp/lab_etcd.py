@@ -24,13 +24,15 @@ READY_WITHIN = 30.0  # seconds
 class Etcd:
     """One server whose data survive kill() and restart(), but not the lab."""
 
-    def __init__(self, netns: Namespace, address: IPv4Address, directory: Path) -> None:
+    def __init__(
+        self, netns: Namespace, address: IPv4Address, directory: Path, data: Path | None = None
+    ) -> None:
         self.netns = netns
         self.url = f"http://{address}:{PORT}"
         self.log_path = directory / "etcd.log"
         self.process: subprocess.Popen[Any] | None = None
         self._address = str(address)
-        self._data = directory / "etcd"
+        self._data = data or directory / "etcd"
 
     def start(self) -> None:
         """Returns when it serves; raises LabError with the end of its log if it does not."""

@@ -127,8 +127,8 @@ class Reconciler:
         """The routes, by the PublicIP they lead to."""
         by_peer: dict[IPv4Address, list[IPv4Network]] = defaultdict(list)
         with self._lock:
-            routes = sorted(self._routes.routes.items())
-        for subnet, public_ip in routes:
+            routes = list(self._routes.routes.items())
+        for subnet, public_ip in sorted(routes):
             by_peer[public_ip].append(subnet)
         return by_peer
 
@@ -136,9 +136,9 @@ class Reconciler:
         """CLOCK_BOOTTIME seconds of each peer's oldest route."""
         since: dict[IPv4Address, float] = {}
         with self._lock:
-            for subnet, public_ip in self._routes.routes.items():
-                at = self._since[subnet]
-                since[public_ip] = min(since.get(public_ip, at), at)
+            routes, ages = list(self._routes.routes.items()), dict(self._since)
+        for subnet, public_ip in routes:
+            since[public_ip] = min(since.get(public_ip, ages[subnet]), ages[subnet])
         return since
 
 
