@@ -1,0 +1,320 @@
+/* The worker before a kernel that refuses: sends, superpackets written to the TUN, a TUN queue that is full. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/virtio_net.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "faults.h"
+#include "packets.h"
+#include "rig.h"
+#include "udp_socket.h"
+
+static struct rig rig;
+
+/* ---- sends ---- */
+
+static atomic_int send_error; /* of every send to 127.0.0.7; EAGAIN: of any send, `send_times` times */
+static atomic_uint send_times;
+
+static bool is_for_seven(const struct mmsghdr *message)
+{
+    const struct sockaddr_in *to = message->msg_hdr.msg_name;
+    return to->sin_addr.s_addr == htonl(address("127.0.0.7"));
+}
+
+static int refusing_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    int error = atomic_load(&send_error);
+    if (error == EAGAIN) {
+        if (atomic_load(&send_times) == 0)
+            return faults_real_send(fd, batch, count, flags);
+        atomic_fetch_sub(&send_times, 1);
+        errno = error;
+        return -1;
+    }
+    if (is_for_seven(&batch[0])) {
+        errno = error;
+        return -1;
+    }
+    unsigned good = 1;
+    while (good < count && !is_for_seven(&batch[good]))
+        good++;
+    return faults_real_send(fd, batch, good, flags);
+}
+
+/* A packet to each of the two peers, `count` times; those for 127.0.0.6 are awaited. */
+static void send_to_both(int host, size_t count)
+{
+    int peer = rig_socket(address("127.0.0.6"), RIG_PORT);
+    uint8_t payload[100] = {0}, received[200];
+    for (size_t i = 0; i < count; i++) {
+        rig_send(host, address("10.1.7.2"), 4000, payload, sizeof payload);
+        rig_send(host, address("10.1.6.2"), 4000, payload, sizeof payload);
+    }
+    for (size_t i = 0; i < count; i++)
+        CHECK_EQ(recv(peer, received, sizeof received, 0), 128);
+    close(peer);
+}
+
+static void a_peer_the_kernel_refuses_costs_the_others_nothing(void)
+{
+    static const struct {
+        int error;
+        enum filter_drop drop;
+    } refusals[] = {{EPERM, DROP_TUN_SEND_FIREWALL},     {EHOSTUNREACH, DROP_TUN_SEND_UNREACHABLE},
+                    {EINVAL, DROP_TUN_SEND_UNREACHABLE}, {EMSGSIZE, DROP_TUN_SEND_TOO_LARGE},
+                    {EIO, DROP_TUN_SEND_FAILED},         {ENOBUFS, DROP_TUN_SEND_FAILED}};
+    int host = rig_socket(address("10.1.5.1"), 4000);
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
+        struct pump *pump = rig_carrying(&rig);
+        atomic_store(&send_error, refusals[i].error);
+        faults_replace_send(refusing_send);
+        send_to_both(host, 50);
+        rig_await(pump, rig_drop(refusals[i].drop), 50);
+        pump_stop(pump);
+        faults_replace_send(NULL);
+        CHECK_EQ(rig_stat(pump, PUMP_STAT_udp_sent_packets), 50);
+        CHECK_EQ(rig_stat(pump, PUMP_STAT_send_fallbacks), 0);
+        rig_check_balance(pump);
+        pump_free(pump);
+    }
+    close(host);
+}
+
+static void a_socket_that_says_wait_is_asked_again_and_loses_nothing(void)
+{
+    int host = rig_socket(address("10.1.5.1"), 4000);
+    struct pump *pump = rig_carrying(&rig);
+    atomic_store(&send_error, EAGAIN);
+    atomic_store(&send_times, 20);
+    faults_replace_send(refusing_send);
+    send_to_both(host, 50);
+    rig_await(pump, PUMP_STAT_udp_sent_packets, 100);
+    CHECK_EQ(atomic_load(&send_times), 0);
+    CHECK(rig_stat(pump, PUMP_STAT_send_pauses) >= 1);
+    pump_stop(pump);
+    faults_replace_send(NULL);
+    rig_check_balance(pump);
+    pump_free(pump);
+    close(host);
+}
+
+/* ---- writes to the TUN ---- */
+
+static atomic_int write_error; /* of every superpacket, or, with `write_all`, of every packet */
+static atomic_bool write_all;
+static atomic_uint refused_writes;
+
+static ssize_t refusing_write(int fd, const struct iovec *iov, int count)
+{
+    struct virtio_net_hdr vnet = {0};
+    if (iov[0].iov_len == sizeof vnet)
+        memcpy(&vnet, iov[0].iov_base, sizeof vnet);
+    if (!atomic_load(&write_all) && vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE)
+        return faults_real_write(fd, iov, count);
+    atomic_fetch_add(&refused_writes, 1);
+    errno = atomic_load(&write_error);
+    return -1;
+}
+
+enum { RUN_PACKETS = 5, RUN_PAYLOAD = 200, RUN_SIZE = 20 + 8 + RUN_PAYLOAD };
+
+/* Packets of one flow that may be merged; the last is shorter than the others. The length of all. */
+static size_t build_run(uint8_t *bytes, uint16_t first_id, uint8_t mark)
+{
+    size_t length = 0;
+    for (size_t i = 0; i < RUN_PACKETS; i++) {
+        uint8_t payload[RUN_PAYLOAD];
+        memset(payload, mark, sizeof payload);
+        size_t size = i + 1 < RUN_PACKETS ? RUN_PAYLOAD : RUN_PAYLOAD / 3;
+        uint8_t *packet = bytes + length;
+        size_t total = packet_build_udp(packet, address("10.1.6.2"), address("10.1.5.1"), 4000, payload, size);
+        packet[4] = (uint8_t)((first_id + i) >> 8);
+        packet[5] = (uint8_t)(first_id + i);
+        packet_finish(packet, total);
+        length += total;
+    }
+    return length;
+}
+
+/* Sends the run as one segmented send, which a socket with UDP_GRO receives whole. */
+static void send_run(int peer, const uint8_t *bytes, size_t length)
+{
+    struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons(RIG_PORT), .sin_addr.s_addr = htonl(address("127.0.0.1"))};
+    struct iovec iov = {(void *)(uintptr_t)bytes, length};
+    struct msghdr message = {.msg_name = &to, .msg_namelen = sizeof to, .msg_iov = &iov, .msg_iovlen = 1};
+    uint8_t control[UDP_CONTROL_SIZE] __attribute__((aligned(8))) = {0};
+    udp_socket_set_segment_size(&message, control, RUN_SIZE);
+    CHECK_EQ(sendmsg(peer, &message, 0), length);
+}
+
+/* The run arrives at the host, each packet once and in order. */
+static void receive_run(int host, uint8_t mark)
+{
+    uint8_t received[2 * RUN_PAYLOAD];
+    for (size_t i = 0; i < RUN_PACKETS; i++) {
+        size_t size = i + 1 < RUN_PACKETS ? RUN_PAYLOAD : RUN_PAYLOAD / 3;
+        CHECK_EQ(recv(host, received, sizeof received, 0), size);
+        CHECK(received[0] == mark && received[size - 1] == mark);
+    }
+}
+
+static void a_tun_that_refuses_superpackets_gets_their_packets(void)
+{
+    static const int errors[] = {EINVAL, E2BIG, EMSGSIZE};
+    int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
+    uint8_t run[RUN_PACKETS * RUN_SIZE];
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        struct pump *pump = rig_carrying(&rig);
+        atomic_store(&write_error, errors[i]);
+        atomic_store(&write_all, false);
+        atomic_store(&refused_writes, 0);
+        faults_replace_write(refusing_write);
+        for (uint8_t round = 0; round < 3; round++) {
+            send_run(peer, run, build_run(run, (uint16_t)(100 * round), round));
+            receive_run(host, round);
+        }
+        faults_replace_write(NULL);
+        rig_await(pump, PUMP_STAT_tun_written_packets, (uint64_t)3 * RUN_PACKETS);
+        pump_stop(pump);
+        CHECK_EQ(atomic_load(&refused_writes), 1); /* not asked again for a while */
+        CHECK_EQ(rig_stat(pump, PUMP_STAT_write_fallbacks), 1);
+        CHECK_EQ(rig_stat(pump, PUMP_STAT_tun_written_superpackets), 0);
+        rig_check_balance(pump);
+        pump_free(pump);
+    }
+    close(host);
+    close(peer);
+}
+
+static void a_receive_that_its_size_does_not_divide_is_cut_at_every_packet(void)
+{
+    int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
+    struct pump *pump = rig_carrying(&rig);
+    uint8_t run[RUN_PACKETS * RUN_SIZE];
+    send_run(peer, run, build_run(run, 1, 9));
+    receive_run(host, 9);
+    rig_await(pump, PUMP_STAT_udp_received_packets, RUN_PACKETS);
+    CHECK_EQ(rig_stat(pump, PUMP_STAT_udp_merged_receives), (rig.config.offloads & OFFLOAD_UDP_GRO) != 0);
+    /* A packet that says it is longer than its datagram is refused alone. */
+    size_t length = build_run(run, 100, 8);
+    run[RUN_SIZE + 3]++;
+    send_run(peer, run, length);
+    rig_await(pump, PUMP_STAT_udp_received_packets, (uint64_t)2 * RUN_PACKETS);
+    rig_await(pump, PUMP_STAT_tun_written_packets, (uint64_t)2 * RUN_PACKETS - 1);
+    CHECK_EQ(rig_stat(pump, rig_drop(DROP_UDP_BAD_LENGTH)), 1);
+    pump_stop(pump);
+    rig_check_balance(pump);
+    pump_free(pump);
+    close(host);
+    close(peer);
+}
+
+static void packets_the_tun_does_not_take_are_counted_and_the_next_pass(void)
+{
+    static const int errors[] = {EIO, ENOMEM, ENOBUFS, EAGAIN, EINVAL};
+    int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
+    uint8_t run[RUN_PACKETS * RUN_SIZE];
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        struct pump *pump = rig_carrying(&rig);
+        atomic_store(&write_error, errors[i]);
+        atomic_store(&write_all, true);
+        faults_replace_write(refusing_write);
+        send_run(peer, run, build_run(run, 1, 1));
+        rig_await(pump, rig_drop(DROP_UDP_TUN_REFUSED), RUN_PACKETS);
+        faults_replace_write(NULL);
+        send_run(peer, run, build_run(run, 100, 2));
+        receive_run(host, 2);
+        rig_await(pump, PUMP_STAT_tun_written_packets, RUN_PACKETS);
+        pump_stop(pump);
+        CHECK_EQ(pump_failure(pump), 0);
+        rig_check_balance(pump);
+        pump_free(pump);
+    }
+    close(host);
+    close(peer);
+}
+
+static void a_tun_that_is_gone_ends_the_worker_and_tells(void)
+{
+    static const int errors[] = {EBADFD, EBADF, ENODEV};
+    int peer = rig_socket(address("127.0.0.6"), RIG_PORT);
+    uint8_t run[RUN_PACKETS * RUN_SIZE];
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        struct pump *pump = rig_carrying(&rig);
+        atomic_store(&write_error, errors[i]);
+        atomic_store(&write_all, true);
+        faults_replace_write(refusing_write);
+        send_run(peer, run, build_run(run, 1, 1));
+        struct pollfd event = {.fd = pump_event_fd(pump), .events = POLLIN};
+        CHECK_EQ(poll(&event, 1, RIG_PATIENCE_MS), 1);
+        CHECK_EQ(pump_failure(pump), -errors[i]);
+        faults_replace_write(NULL);
+        pump_free(pump);
+    }
+    close(peer);
+}
+
+/* ---- the TUN's queue ---- */
+
+/* What the kernel dropped on its way into the device, for it alone counts that. */
+static uint64_t queue_drops(void)
+{
+    FILE *devices = fopen("/proc/self/net/dev", "r");
+    CHECK(devices != NULL);
+    char line[512];
+    uint64_t dropped = UINT64_MAX;
+    while (fgets(line, sizeof line, devices) != NULL) {
+        char *name = line + strspn(line, " "), *at = strchr(name, ':');
+        if (at == NULL || strncmp(name, rig.device, (size_t)(at - name)) != 0)
+            continue;
+        for (size_t field = 0; field < 12; field++) /* receive: 8 fields; transmit: bytes, packets, errors, drops */
+            dropped = strtoull(at + 1, &at, 10);
+    }
+    (void)fclose(devices);
+    CHECK(dropped != UINT64_MAX);
+    return dropped;
+}
+
+static void what_the_full_queue_of_the_tun_does_not_hold_is_counted_there(void)
+{
+    enum { SENT = 3000 };
+    int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
+    struct pump *pump = rig_create(&rig); /* nobody reads yet */
+    struct pump_route route = rig_route("10.1.6.0", 24, "127.0.0.6");
+    CHECK_EQ(pump_replace(pump, &route, 1), 0);
+    for (size_t i = 0; i < SENT; i++)
+        rig_send(host, address("10.1.6.2"), 4000, "", 1);
+    uint64_t dropped = queue_drops();
+    CHECK(dropped > 0 && dropped < SENT);
+    CHECK_EQ(pump_start(pump), 0);
+    rig_await(pump, PUMP_STAT_tun_read_packets, SENT - dropped);
+    rig_await(pump, PUMP_STAT_udp_sent_packets, SENT - dropped);
+    pump_stop(pump);
+    rig_check_balance(pump);
+    pump_free(pump);
+    close(host);
+    close(peer);
+}
+
+int main(void)
+{
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
+    rig_enter_namespace();
+    for (size_t i = 0; i < RIG_PRESETS; i++) {
+        RUN_ON_RIG(a_peer_the_kernel_refuses_costs_the_others_nothing, rig_presets[i]);
+        RUN_ON_RIG(a_socket_that_says_wait_is_asked_again_and_loses_nothing, rig_presets[i]);
+        RUN_ON_RIG(a_receive_that_its_size_does_not_divide_is_cut_at_every_packet, rig_presets[i]);
+        RUN_ON_RIG(packets_the_tun_does_not_take_are_counted_and_the_next_pass, rig_presets[i]);
+        RUN_ON_RIG(a_tun_that_is_gone_ends_the_worker_and_tells, rig_presets[i]);
+        RUN_ON_RIG(what_the_full_queue_of_the_tun_does_not_hold_is_counted_there, rig_presets[i]);
+    }
+    RUN_ON_RIG(a_tun_that_refuses_superpackets_gets_their_packets, OFFLOAD_ALL);
+}
