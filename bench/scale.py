@@ -36,7 +36,6 @@ BATCH = 50  # changes in one transaction, as far as there are so many leases
 FILL_BATCH = 128  # etcd's default limit
 CONFIG = '{"Network":"10.0.0.0/7","SubnetLen":24,"Backend":{"Type":"udp"}}'  # 131,072 subnets
 FIRST_SUBNET, FIRST_HOST = IPv4Address("10.8.0.0"), IPv4Address("198.18.0.0")
-PORT = 8285
 
 # The subnet whose moves are timed goes through these addresses, so that no two moves look alike.
 TIMED_SUBNET = IPv4Address("11.255.0.0")
@@ -133,7 +132,7 @@ class Timer:
         self._socket = lab.switch.call(open_there)
         self._arrivals: list[tuple[float, bytes]] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> list[tuple[float, IPv4Address]]:
@@ -269,17 +268,16 @@ def _change(
 def delays_of(
     written: Sequence[tuple[float, IPv4Address]], seen: Sequence[tuple[float, IPv4Address]]
 ) -> list[float]:
-    """Of each move, until its address was seen; if it never was, until the next one that was.
+    """Of each move, until a packet went to its address, or to that of a later move.
 
     etcd tells the watcher and the writer at the same time: a route that is there before the answer
     has arrived took no time.
     """
     delays = []
-    for at, target in written:
-        near = [(when, address) for when, address in seen if at - 1 < when < at + 5]
-        arrivals = [when for when, address in near if address == target]
-        late = [when for when, _ in near if when > at]
-        delays.append(max(0.0, min(arrivals or late or [at + 5]) - at))
+    for number, (at, _) in enumerate(written):
+        reached = {target for _, target in written[number : number + len(TIMED_HOSTS) // 3]}
+        arrivals = [when for when, address in seen if when > at - 1 and address in reached]
+        delays.append(max(0.0, min(arrivals, default=at + 5) - at))
     return delays
 
 
