@@ -295,13 +295,20 @@ def test_a_failing_check_is_logged_once_and_its_end_too(
     assert caplog.text.count("firewall rules: no; trying again") == 1
 
 
-def test_docker_that_masquerades_is_named_once(
-    namespace: Namespace, nftables: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("nat -A POSTROUTING -s 10.1.5.0/24 ! -o docker0 -j MASQUERADE", "docker masquerades"),
+        ("raw -A PREROUTING -d 10.1.5.2/32 ! -i docker0 -j DROP", "allow-direct-routing"),
+    ],
+    ids=["masquerades", "drops"],
+)
+def test_docker_that_harms_the_overlay_is_named_once(
+    namespace: Namespace, nftables: bool, caplog: pytest.LogCaptureFixture, rule: str, words: str
 ) -> None:
-    command = "iptables -t nat -A POSTROUTING -s 10.1.5.0/24 ! -o docker0 -j MASQUERADE"
     with kept(namespace, nftables=nftables) as wall:
-        damage(namespace, command)
-        wait_until(lambda: wall.report()["problems"], "docker's rule being seen")
-        damage(namespace, command.replace("-A", "-D"))
-        wait_until(lambda: not wall.report()["problems"], "docker's rule being seen gone")
-    assert caplog.text.count("docker masquerades 10.1.5.0/24") == 1
+        damage(namespace, f"iptables -t {rule}")
+        wait_until(lambda: words in "".join(wall.report()["problems"]), "the rule being seen")
+        damage(namespace, f"iptables -t {rule.replace('-A', '-D')}")
+        wait_until(lambda: not wall.report()["problems"], "the rule being seen gone")
+    assert caplog.text.count(words) == 1
