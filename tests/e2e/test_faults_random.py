@@ -1,4 +1,4 @@
-"""Faults in any order, from a seed: two hosts never notice, the others come and go.
+"""Faults in any order, from a seed: two hosts keep forwarding, the others come and go.
 
 ``--faults-seconds`` and ``--faults-seed`` make it longer or repeat it: ``make soak-faults``.
 """
@@ -33,7 +33,7 @@ class Fate:
         self._steady, self._others = lab.hosts[:2], lab.hosts[2:]
 
     def round(self) -> None:
-        """Up to one fault of etcd itself, some of its hosts, some hosts that leave and return."""
+        """Hosts that leave and return, are cut off or restart, and one fault of etcd itself."""
         chosen: list[tuple[str, Callable[[], AbstractContextManager[None]]]] = []
         if self._random.random() < 0.6:
             chosen.append(("leases change and the history is compacted", self._changed))
@@ -46,6 +46,9 @@ class Fate:
                 chosen.append((f"{host.name} cut off by {how}", partial(cut_off, host, how)))
         if self._random.random() < 0.7:
             chosen.append(self._random.choice((("killed", self._killed), ("frozen", self._frozen))))
+        for host in self._steady:
+            if self._random.random() < 0.3:
+                chosen.append((f"{host.name} executes itself again", partial(self._again, host)))
         pause = self._random.uniform(0.2, 3.0)
         print("; ".join(name for name, _ in chosen) or "nothing", f"for {pause:.1f} s", flush=True)
         with ExitStack() as faults:
@@ -75,6 +78,14 @@ class Fate:
         yield
         if not early:
             host.start_daemon(wait=False)
+        host.wait_until_ready(60)
+
+    @contextmanager
+    def _again(self, host: Host) -> Iterator[None]:
+        """A restart that forwards throughout, whatever else fails at the time."""
+        assert host.daemon
+        host.daemon.send_signal(signal.SIGUSR2)
+        yield
         host.wait_until_ready(60)
 
     @contextmanager
