@@ -114,6 +114,7 @@ class Host:
         """``wait=False``: call wait_until_ready() later, so that several start at the same time."""
         if self.daemon is not None and self.daemon.poll() is None:
             raise LabError(f"a daemon runs on {self.name} already: stop it first")
+        self.manager.catch_up()
         self.manager.receive()  # the last words of the daemon before
         environment = child_environment({**self.manager.environment, **self._setup.environment})
         with self.log_path.open("ab") as log:

@@ -46,6 +46,16 @@ class ServiceManager:
         self._socket.close()
         self._path.unlink(missing_ok=True)
 
+    def catch_up(self) -> None:
+        """Returns when every notice sent so far was obeyed, as before a daemon is started."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.connect(str(self._path))
+            socket.send_fds(last, [b"BARRIER=1"], [writer])
+        os.close(writer)
+        os.read(reader, 1)  # ends when the thread has closed its copy
+        os.close(reader)
+
     @property
     def stored(self) -> dict[str, int]:
         """The descriptors by name."""
