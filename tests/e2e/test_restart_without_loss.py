@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -349,3 +350,44 @@ def test_a_device_deleted_in_between_means_a_fresh_start(running: Lab) -> None:
     host.start_daemon()
     assert len(log_lines(host, "starting afresh", "flannel0 is gone")) == 1
     assert unreachable(running) == []
+
+
+def test_a_device_made_anew_is_handed_over_too(running: Lab) -> None:
+    host = running.hosts[0]
+    deleted = device_index(host)
+    host.netns.delete_link("flannel0")
+    wait_until(lambda: log_lines(host, "flannel0", "made anew"), "the repair")
+    made_anew = device_index(host)
+    assert made_anew != deleted
+    wait_until(lambda: stored(host) == STORED, "the new descriptors")
+    with traffic(running) as flow:
+        terminate(host)
+        host.start_daemon()
+        flow.assert_unharmed()
+    assert went_on(host) == 1
+    assert device_index(host) == made_anew
+
+
+def test_rules_and_routes_of_the_host_stay_for_the_next_process(running: Lab) -> None:
+    host = running.hosts[0]
+    terminate(host)
+    host.manager.drop_descriptors()
+    flags = ("--ip-masq", "--ip-blackhole-route")
+    host.start_daemon(flags)
+    terminate(host)
+
+    def made() -> tuple[bool, bool]:
+        rules, table = host.run(["iptables-save"]).stdout, host.run(["ip", "route"]).stdout
+        return "FLANNEL-POSTRTG" in rules, f"blackhole {host.subnet}" in table
+
+    assert made() == (True, True)
+    host.start_daemon(flags)
+    assert went_on(host) == 1
+    assert made() == (True, True)
+    terminate(host)
+    # A stop for good: systemd closes the descriptors, and nobody is left to remove the rest.
+    host.manager.drop_descriptors()
+    assert devices(host) == []
+    host.run([sys.executable, "-m", "flannel_udp", "cleanup"], check=True)
+    assert made() == (False, False)
+    host.start_daemon()
