@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench import compare
+from bench.report import Digest, page
 from flannel_udp import commands, lab_demo, subnet_env
 from flannel_udp.cli import parse_options
 from flannel_udp.config import NetworkConfig
@@ -148,6 +149,14 @@ def test_every_log_line_is_explained(module: str, line: str) -> None:
     explained = " ".join(OPERATIONS.read_text().split())
     words = line.split(" '")[0].split(", ")[0]
     assert words in explained, f"docs/operations.md does not explain what {module} logs: {line!r}"
+
+
+def test_the_benchmarks_are_what_was_measured() -> None:
+    digest = Digest(**json.loads((ROOT / "docs/benchmarks.json").read_text()))
+    assert (ROOT / "docs/benchmarks.md").read_text() == page(digest)
+    (sentence,) = re.findall(r"Beside kernel VXLAN[^]]*", README.read_text())
+    measured = {f"{verdict['ratio']:.2f}" for verdict in digest.verdicts}
+    assert set(re.findall(r"\d\.\d\d", sentence)) <= measured
 
 
 # Running what the documents say
