@@ -12,7 +12,7 @@ PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test soak-faults test-sanitizers fuzz lint bench bench-gate bench-scale dist clean
+.PHONY: help deps deps-dev build demo test soak-faults test-sanitizers fuzz lint bench bench-gate bench-scale dist man clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -84,6 +84,10 @@ bench-scale: deps-dev build ## up to 65,536 leases, for five minutes; writes doc
 
 dist: deps ## source archive and wheel in dist/
 	@$(BIN)/python -m build
+
+man: deps-dev ## the man page, in dist/
+	@mkdir -p dist
+	@$(BIN)/python tools/make-man > dist/flannel-udp.8
 
 clean: ## remove all that was built, and .venv
 	rm -rf $(VENV) build dist *.egg-info tests/c/build flannel_udp/_pump.c flannel_udp/_pump.*.so

@@ -14,6 +14,7 @@ from flannel_udp import commands
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, SHOWN_CHARACTERS, FlagParser
+from flannel_udp.logs import start_logging
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +40,18 @@ def _run(arguments: list[str]) -> int:
         from flannel_udp import subnet_env
 
         return subnet_env.mk_docker_opts_main(arguments[1:])
-    start_logging(os.environ)
     if arguments[:1] == ["lab"]:
+        start_logging(os.environ, "text")
         from flannel_udp import lab
 
         return lab.main(arguments[1:])
     if arguments and arguments[0] in commands.NAMES:
+        start_logging(os.environ, "text")
         logging.getLogger("flannel_udp").setLevel(logging.WARNING)  # they speak for themselves
         return commands.run(arguments, os.environ)
-    options = parse_options(arguments, os.environ)
+    values = _parse(arguments, os.environ)
+    start_logging(os.environ, values.get("log_format", Options().log_format))
+    options = _options(values)
     if options.verbosity > 0:
         logging.getLogger("flannel_udp").setLevel(logging.DEBUG)
     from flannel_udp import systemd, takeover
@@ -58,17 +62,15 @@ def _run(arguments: list[str]) -> int:
     return daemon.run(options, taken)
 
 
-def start_logging(environ: Mapping[str, str]) -> None:
-    """Log to stderr, without the time where systemd says (JOURNAL_STREAM) that journald adds it."""
-    time = "" if "JOURNAL_STREAM" in environ else "%(asctime)s "
-    logging.basicConfig(format=f"{time}%(levelname)s %(message)s", level=logging.INFO)
-
-
 def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     """The daemon's options: from the command line, else from ``FLANNELD_*``, else the default.
 
     Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0).
     """
+    return _options(_parse(argv, environ))
+
+
+def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
     parser = FlagParser()
     given = list(_read_words(argv, parser.flags))
     names = {name for name, _ in given}
@@ -82,11 +84,10 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     ]
     spelled = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given]
     try:
-        values = vars(parser.parse_args(spelled))
+        return vars(parser.parse_args(spelled))
     except argparse.ArgumentError as error:
         flag = error.argument_name or ""
         raise UsageError(f"{variables.get(flag.lstrip('-'), flag)}: {error.message}") from None
-    return _options(values)
 
 
 def _read_words(
@@ -123,7 +124,7 @@ def _read_words(
             yield name, None
 
 
-def _options(values: dict[str, object]) -> Options:
+def _options(values: Mapping[str, Any]) -> Options:
     for name in (*IGNORED_VALUES, *IGNORED_BOOLEANS):
         if name.replace("-", "_") in values:
             log.warning("--%s has no effect: subnets are leased in etcd, not by Kubernetes", name)

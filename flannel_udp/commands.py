@@ -59,6 +59,11 @@ def parser(name: str) -> Flags:
     return flags
 
 
+def parsers() -> dict[str, Flags]:
+    """The flags of all of them."""
+    return {name: parser(name) for name in NAMES}
+
+
 def _declare_status(flags: Flags) -> None:
     flags.add_subnet_file("what the daemon was given")
     flags.add_argument("--json", action="store_true", default=False, help="for programs")
@@ -235,7 +240,22 @@ def _lease(values: argparse.Namespace, options: Options) -> int:
     return 0
 
 
+def _declare_completion(flags: Flags) -> None:
+    flags.add_argument("shell", choices=("bash", "zsh"), help="whose words to print")
+
+
+def _completion(values: argparse.Namespace, options: Options) -> int:
+    from flannel_udp import reference
+
+    print(reference.completion(values.shell, parsers()))
+    return 0
+
+
 _COMMANDS = {
+    "completion": _Command(
+        "Print a script that completes the command line, to be read by the shell.",
+        *(_declare_completion, _completion),
+    ),
     "etcd": _Command(
         "Run an etcd on this host, for a first cluster, and say how hosts join it.",
         *(_declare_etcd, _etcd),

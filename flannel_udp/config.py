@@ -13,6 +13,7 @@ from flannel_udp import gojson
 from flannel_udp.errors import BackendTypeError, NetworkConfigError
 
 DEFAULT_PORT = 8285
+LOG_FORMATS = ("text", "json")
 OFFLOAD_PRESETS = ("auto", "full", "tso", "none")
 MIN_MTU = 576  # RFC 791: what every IPv4 host must be able to receive
 MAX_MTU = 65507  # the largest payload of a UDP datagram over IPv4
@@ -51,6 +52,7 @@ class Options:
     offload: str = "auto"  # one of OFFLOAD_PRESETS
     busy_poll_us: int = 50  # microseconds at most, 0 = off
     verbosity: int = 0
+    log_format: str = "text"  # one of LOG_FORMATS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flannel_udp import __version__
-from flannel_udp.config import OFFLOAD_PRESETS, Options, clean_prefix
+from flannel_udp.config import LOG_FORMATS, OFFLOAD_PRESETS, Options, clean_prefix
 
 IGNORED_VALUES = ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file", "net-config-path")
 IGNORED_BOOLEANS = ("set-node-network-unavailable",)
@@ -27,6 +27,7 @@ flannel-udp [FLAG]...                     the daemon
        flannel-udp config show|set|validate      the network config in etcd
        flannel-udp lease list|reserve|revoke     the leases in etcd
        flannel-udp lab [--help]                  hosts and containers to try it out
+       flannel-udp completion bash|zsh           for the shell
        flannel-udp mk-docker-opts [--help]       docker's options from subnet.env
        flannel-udp cleanup [--help]              remove what a killed daemon left here"""
 _DESCRIPTION = "Lease a subnet in etcd and carry container packets over UDP, as flannel's udp does."
@@ -173,6 +174,7 @@ class FlagParser(Flags):
         )
         self._boolean("ip-blackhole-route", "drop what is for no container of our subnet")
         self._value("v", "N", "log more", _number(0, 99, ""), dest="verbosity", nargs="?", const=1)
+        self._value("log-format", "FORMAT", "text or json, one line each", _log_format)
         self._add("version", "print the version", action="version", version=__version__)
         self.add_help_flags()
 
@@ -219,6 +221,12 @@ def _boolean(text: str) -> bool:
 def _offload(text: str) -> str:
     if text not in OFFLOAD_PRESETS:
         raise _wrong(text, "is none of " + ", ".join(OFFLOAD_PRESETS))
+    return text
+
+
+def _log_format(text: str) -> str:
+    if text not in LOG_FORMATS:
+        raise _wrong(text, "is none of " + ", ".join(LOG_FORMATS))
     return text
 
 

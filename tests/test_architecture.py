@@ -30,6 +30,7 @@ DOORS = {
     "prometheus_client": {"metrics"},
     "icmplib": {"path_check"},
     "rich": {"lab", "status_view", "top"},
+    "shtab": {"reference"},
     "flannel_udp._pump": {"pump"},
 }
 HOUSES = {"etcd", "lab", "netdev"}
@@ -38,7 +39,7 @@ IMPORTERS = {
     "daemon": {"cli"},
     "lab": {"cli"},
     "commands": {"cli"},
-    "flags": {"cli", "commands"},
+    "flags": {"cli", "commands", "reference"},
 }
 
 

@@ -74,7 +74,7 @@ def test_every_flag_reaches_its_option() -> None:
         *("--subnet-lease-renew-margin=1439", "--ip-masq", "--ip-masq-fully-random-disable"),
         *("--healthz-ip=::1", "--healthz-port=65535", "--iptables-resync=60"),
         *("--iptables-forward-rules=false", "--ip-blackhole-route", "--source-check=off", "-v=4"),
-        *("--offload=tso", "--busy-poll-us=20", "--stale-hold=30m"),
+        *("--offload=tso", "--busy-poll-us=20", "--log-format=json", "--stale-hold=30m"),
     )
     expected = Options(
         etcd_endpoints=("https://a:1", "https://b:2"),
@@ -102,6 +102,7 @@ def test_every_flag_reaches_its_option() -> None:
         source_check=False,
         offload="tso",
         busy_poll_us=20,
+        log_format="json",
         verbosity=4,
     )
     assert options == expected
@@ -215,6 +216,7 @@ def test_kubernetes_flags_are_ignored_with_a_line_each(caplog: pytest.LogCapture
         (["--etcd-prefix="], "--etcd-prefix"),
         (["--etcd-endpoints=,"], "--etcd-endpoints"),
         (["-v=x"], "--v"),
+        (["--log-format=xml"], "'xml' is none of text, json"),
         (["--kube-subnet-mgr"], "--kube-subnet-mgr cannot be used"),
         (["--version=x"], "--version"),
     ],

@@ -228,3 +228,11 @@ def test_the_sample_output_is_what_the_demo_prints(network_rights: None) -> None
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr
     assert without_figures(sample) == without_figures(result.stdout)
+
+
+def test_migration_has_a_row_for_every_flag() -> None:
+    text = (ROOT / "docs/migration.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    theirs = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+    ours = set(re.findall(r"`--([a-z-]+)`", text))
+    assert set(FlagParser().flags) - {"help", "h"} <= theirs | ours
