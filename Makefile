@@ -82,8 +82,11 @@ bench-scale: deps-dev build ## up to 65,536 leases, for five minutes; writes doc
 	@$(BIN)/python -m bench.scale docs/scale.json
 	@$(BIN)/python -m bench.scale_report
 
-dist: deps ## source archive and wheel in dist/
+dist: deps-dev ## source archive and wheel in dist/
+	@rm -f dist/*.whl
 	@$(BIN)/python -m build
+	@$(BIN)/auditwheel repair --only-plat --wheel-dir dist dist/*-linux_*.whl
+	@rm dist/*-linux_*.whl
 
 man: deps-dev ## the man page, in dist/
 	@mkdir -p dist

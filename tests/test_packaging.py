@@ -116,6 +116,38 @@ def test_clean_checkout_installs(installed: Path, checkout: Path) -> None:
     assert run([installed / "flannel-udp", "--version"], cwd=Path("/")).strip() == __version__
 
 
+def test_the_wheel_runs_a_lab_where_there_is_no_compiler(
+    network_rights: None, checkout: Path, tmp_path: Path
+) -> None:
+    """auditwheel proves for which systems it is."""
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, checkout])
+    (plain,) = tmp_path.glob("*.whl")
+    repaired = tmp_path / "repaired"
+    programs = Path(sys.executable).parent
+    repair = [str(programs / "auditwheel"), "repair", "--only-plat", "--wheel-dir", str(repaired)]
+    result = subprocess.run(
+        [*repair, str(plain)],
+        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},  # for patchelf
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    (wheel,) = repaired.glob("flannel_udp-*-cp311-abi3-manylinux_2_*.whl")
+    environment = tmp_path / "clean"
+    venv.create(environment, with_pip=True)
+    result = subprocess.run(
+        [str(environment / "bin/pip"), "install", "--quiet", "--only-binary=:all:", str(wheel)],
+        env=os.environ | {"PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    with Lab(hosts=2, python=str(environment / "bin/python")) as lab:
+        assert None not in lab.ping_matrix().values()
+
+
 # The files for systemd
 
 
