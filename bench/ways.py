@@ -105,7 +105,7 @@ def add_rival(lab: Lab, program: Path) -> Way:
         if rival.stdout.readline() != b"ready\n":
             raise WayError(f"{program.name} did not start on {host.name}")
         host.netns.add_address("loop0", IPv4Interface((_subnet(cable, host)[0], 32)))
-        host.netns.set_link("loop0", state="up", mtu=cable.mtu, txqlen=1000)
+        host.netns.set_link("loop0", state="up", mtu=cable.mtu)
         host.netns.add_route(cable.network, device="loop0")
     return Way("loop", _plug_all(lab, cable))
 

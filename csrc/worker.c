@@ -25,8 +25,8 @@ enum {
     /* A superpacket leaves its sender in two sends: a batch of several receives joins its halves again. */
     TURN_MERGED_RECEIVES = 16,
 
-    POLL_WINDOW_STEPS = 8, /* the smallest busy poll window is this part of the largest */
-    POLL_BYTES = 4 << 10,  /* a wake-up that moves more is bulk */
+    POLL_STREAK = 8,      /* wake-ups that make busy polling worth while */
+    POLL_BYTES = 4 << 10, /* a wake-up that moves more is bulk */
 
     SLOT_SIZE = PACKET_MAX + 1,           /* one byte more than any packet, so a longer datagram shows as truncated */
     INBOUND_STRIDE = SLOT_SIZE + 17 * 64, /* an odd number of cache lines: slots do not share cache sets */
@@ -439,25 +439,24 @@ static uint64_t monotonic_ns(void)
 
 /* ---- busy polling: to look again for a moment is cheaper than to sleep and be woken ---- */
 
-/* How long to sleep, for epoll_wait: not at all within the window after the last wake-up. */
+/* How long to sleep, for epoll_wait: not at all while polling may pay. */
 static int sleep_ms(const struct worker *worker)
 {
-    return worker->poll_window_ns > 0 && monotonic_ns() - worker->now_ns < worker->poll_window_ns ? 0 : -1;
+    bool polls = worker->poll_streak >= POLL_STREAK;
+    return polls && monotonic_ns() - worker->now_ns < worker->busy_poll_ns ? 0 : -1;
 }
 
-/* The window opens, by doubling, while packets come soon enough to be worth waiting for, and closes as fast when
- * they do not: sparse traffic costs no processor time. (The kernel's haltpoll governor does the same.) Bulk closes
- * it at once: a batch that gathers while the worker sleeps is cheaper than what polling would pick up. */
-static void adapt_poll_window(struct worker *worker, uint64_t gap_ns, uint64_t moved)
+/* Polling starts after a streak of small wake-ups that came soon one after another, and pauses at the first that
+ * comes late: sparse traffic costs no processor time. Bulk ends it, too: a batch that gathers while the worker
+ * sleeps is cheaper than the packets that polling would pick up. */
+static void note_wake_up(struct worker *worker, uint64_t gap_ns, uint64_t moved)
 {
-    uint64_t most = worker->busy_poll_ns, least = most / POLL_WINDOW_STEPS, window = worker->poll_window_ns;
     if (moved > POLL_BYTES)
-        window = 0;
-    else if (gap_ns <= most)
-        window = window == 0 ? least : window * 2 < most ? window * 2 : most;
-    else
-        window = window / 2 < least ? 0 : window / 2;
-    worker->poll_window_ns = window;
+        worker->poll_streak = 0;
+    else if (gap_ns > worker->busy_poll_ns)
+        worker->poll_streak /= 2;
+    else if (worker->poll_streak < POLL_STREAK)
+        worker->poll_streak++;
 }
 
 /* The bytes that passed so far, in either direction. */
@@ -496,7 +495,7 @@ static int worker_loop(struct worker *worker)
             if (error < 0)
                 return error;
         }
-        adapt_poll_window(worker, gap_ns, bytes_moved(worker) - before);
+        note_wake_up(worker, gap_ns, bytes_moved(worker) - before);
     }
 }
 

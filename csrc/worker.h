@@ -85,7 +85,7 @@ struct worker {
     /* the worker's own */
     struct icmp_limiter limiter;
     uint64_t now_ns;                /* CLOCK_MONOTONIC at this wake-up */
-    uint64_t poll_window_ns;        /* 0..busy_poll_ns, as it pays */
+    unsigned poll_streak;           /* wake-ups for which busy polling would have paid */
     uint64_t tcp_single_until_ns;   /* the TUN refused a TCP superpacket */
     uint64_t udp_single_until_ns;
     uint32_t refusal_seen[REFUSAL_SEEN]; /* outer sources reported, by hash */
