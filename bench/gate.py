@@ -1,7 +1,7 @@
 """Judges measured figures by their limits.
 
-``python -m bench.gate RESULTS`` reads the JSON of pytest-benchmark and exits with 1 if a figure is
-beyond its gate, or was not measured.
+``python -m bench.gate RESULTS ..`` reads the JSON of pytest-benchmark, takes the rounds of several
+runs together, and exits with 1 if a figure is beyond its gate, or was not measured.
 """
 
 from __future__ import annotations
@@ -88,6 +88,13 @@ def read_samples(results: Mapping[str, Any]) -> Samples:
     return {each["extra_info"]["name"]: each["stats"]["data"] for each in results["benchmarks"]}
 
 
+def pool(runs: Iterable[Samples]) -> Samples:
+    """The rounds of all runs, as if they had been one. Only what every run has measured."""
+    first, *others = runs
+    names = set(first).intersection(*others)
+    return {name: sum((run[name] for run in others), first[name]) for name in names}
+
+
 def judge(limits: Iterable[Limit], samples: Samples) -> list[Verdict]:
     return [Verdict(limit, _ratio(limit, samples)) for limit in limits]
 
@@ -104,11 +111,11 @@ def _ratio(limit: Limit, samples: Samples) -> float | None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
-    parser.add_argument("results", type=Path, help="what --benchmark-json wrote")
+    parser.add_argument("results", type=Path, nargs="+", help="what --benchmark-json wrote")
     parser.add_argument("--only", default="", help="judge only names that start with this")
     arguments = parser.parse_args(argv)
     try:
-        samples = read_samples(read_results(arguments.results))
+        samples = pool(read_samples(read_results(path)) for path in arguments.results)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 2

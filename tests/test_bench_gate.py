@@ -104,6 +104,21 @@ def test_the_exit_code_tells_ci(tmp_path: Path, factor: float, exit_code: int) -
     assert gate.main([str(results)]) == exit_code
 
 
+@pytest.mark.parametrize(("second", "exit_code"), [([1.0] * 4, 0), ([9.0] * 4, 1)])
+def test_the_rounds_of_two_runs_are_judged_together(
+    tmp_path: Path, second: list[float], exit_code: int
+) -> None:
+    others = every_limit_at(1.01)
+    limit = next(each for each in gate.read_limits() if each.gate is not None)
+    runs = []
+    for number, seconds in enumerate(([9.0] * 3, second)):
+        found = {name: data * len(seconds) for name, data in others.items()}
+        found |= samples(limit, seconds, [1.0] * len(seconds))
+        runs.append(str(write_results(tmp_path / f"{number}.json", found)))
+    assert gate.main(runs) == exit_code
+    assert gate.main(runs[:1]) == 1
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
 def test_results_that_cannot_be_read_are_an_error(
     tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
