@@ -133,7 +133,9 @@ class HeldLeases:
         ended = [
             each
             for lease in snapshot.leases
-            for each in self._refuted_by(lease, old_data=snapshot.history_lost)
+            for each in self._refuted_by(
+                lease, is_news=not (snapshot.history_lost and self._is_old(lease, before))
+            )
         ]
         refuted = {each.lease.key for each in ended}
         effective = replace(
@@ -161,11 +163,14 @@ class HeldLeases:
         if key in self._leases:
             self._former[key] = self._leases.pop(key).public_ip
 
-    def _refuted_by(self, lease: Lease, *, old_data: bool = False) -> list[Ended]:
-        """End the holds that this lease, now in etcd, confirms or refutes.
+    def _is_old(self, lease: Lease, before: dict[str, Lease]) -> bool:
+        """Whether a lease in replaced data is from a time before the one we knew: its host had
+        given it up, or another one had it by then. It says nothing about where its host is now."""
+        holder = before[lease.key].public_ip if lease.key in before else lease.public_ip
+        return holder != lease.public_ip or self._former.get(lease.key) == lease.public_ip
 
-        In ``old_data``, what a host is known to have given up says nothing about where it is now.
-        """
+    def _refuted_by(self, lease: Lease, *, is_news: bool = True) -> list[Ended]:
+        """End the holds that this lease, now in etcd, confirms or refutes."""
         if not self._held:
             return []
         ended: dict[str, Ended] = {}
@@ -176,7 +181,6 @@ class HeldLeases:
             if held.public_ip != lease.public_ip:
                 ended[key] = Ended(held, f"{lease.public_ip} leases {lease.subnet} now")
         peer = self._peers.get(lease.public_ip)
-        is_news = not (old_data and self._former.get(lease.key) == lease.public_ip)
         if peer and lease.key not in peer.known and is_news:
             for key in peer.held:
                 held = self._held[key].lease

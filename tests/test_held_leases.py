@@ -153,6 +153,17 @@ def test_a_subnet_that_a_host_gave_up_before_says_nothing_when_an_old_backup_bri
     assert subnets(held) == set(), "it registers there, so that it is news"
 
 
+def test_a_subnet_that_was_anothers_says_nothing_about_its_host_when_old_data_gives_it_back() -> (
+    None
+):
+    claim = lease("10.1.3.0/24", 2)
+    held = HeldLeases(OWN, HOLD)
+    held.take_in(Snapshot((A, B), 10), 0)
+    change, _ = held.take_in(Snapshot((claim,), 3, history_lost=True), 0)
+    assert isinstance(change, Snapshot)
+    assert set(change.leases) == {A, claim}
+
+
 def test_a_value_that_nobody_can_read_ends_the_hold() -> None:
     held = after_loss(A)
     held.take_in(Events((LeaseRemoved(A.key),), 20), 1)

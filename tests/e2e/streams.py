@@ -21,6 +21,7 @@ class Stream:
 
     def __init__(self, source: Container, target: Container, interval: float) -> None:
         """``interval`` in seconds between two packets."""
+        self.way = f"{source.name} to {target.name}"
         self._interval = interval
         self._out = listen(source, socket.SOCK_DGRAM)
         self._in = listen(target, socket.SOCK_DGRAM)
@@ -77,4 +78,6 @@ def streams_both_ways(
         for stream in streams:
             stream.finish()
     for stream in streams:
+        lost = sorted(set(range(stream.sent)) - set(stream.received))
+        assert not lost, f"{stream.way}: {len(lost)} of {stream.sent}, {lost[0]} to {lost[-1]}"
         assert stream.received == list(range(stream.sent))

@@ -34,6 +34,8 @@ def lab(network_rights: None) -> Iterator[Lab]:
     with Lab(hosts=3, config=CONFIG) as lab:
         yield lab
         for host in lab.hosts:
+            print(f"--- daemon log of {host.name}\n{host.log_path.read_text()}")
+        for host in lab.hosts:
             assert host.daemon
             assert host.daemon.poll() is None
             assert "Traceback" not in host.log_path.read_text()
