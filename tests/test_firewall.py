@@ -138,7 +138,9 @@ def test_rules_for_a_network_that_was_left_are_removed(namespace: Namespace, var
 
 def damage(namespace: Namespace, *commands: str) -> None:
     for command in commands:
-        namespace.run(command.split(), check=True)
+        # Legacy iptables has one lock for the machine, which the daemon may hold.
+        patient = command.replace("iptables ", "iptables -w 20 ")
+        namespace.run(patient.split(), check=True)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def damage(namespace: Namespace, *commands: str) -> None:
 def test_damage_is_repaired(
     namespace: Namespace, variant: str, command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    namespace.run(["iptables", "-N", "DOCKER-FORWARD"], check=True)
+    damage(namespace, "iptables -N DOCKER-FORWARD")
     docker = "\n-A FORWARD -j DOCKER-FORWARD" * ("DOCKER" in command)
     caplog.set_level(logging.INFO)
     with kept(namespace):

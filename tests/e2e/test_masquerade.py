@@ -36,7 +36,7 @@ def masq_lab(
         patch.setenv("PATH", path)
         if tool != NFTABLES:
             for host in lab.hosts:
-                host.run(["iptables", "-P", "FORWARD", "DROP"], check=True)
+                host.run(["iptables", "-w", "20", "-P", "FORWARD", "DROP"], check=True)
         lab.start_daemons()
         assert None not in lab.ping_matrix().values()
         yield lab
@@ -89,7 +89,7 @@ def test_repair_loses_no_packet(masq_lab: Lab, tool: str) -> None:
     """Of the two rules that let a packet through, one is taken away and restored, repeatedly."""
     host, (one, other) = masq_lab.hosts[0], masq_lab.containers
     before = rules(host)
-    damage = ["iptables", "-D", "FLANNEL-FWD", "1"]
+    damage = ["iptables", "-w", "20", "-D", "FLANNEL-FWD", "1"]
     if tool == NFTABLES:
         damage = ["nft", "flush", "chain", "ip", "flannel-ipv4", "postrtg-8285"]
     ping = ["ping", "-n", "-q", "-i", "0.01", "-c", "250", "-W", "5", str(other.address)]
