@@ -12,7 +12,7 @@ PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test soak-faults test-sanitizers fuzz lint bench bench-gate bench-scale dist man clean
+.PHONY: help deps deps-dev build demo test soak soak-faults test-sanitizers fuzz lint bench bench-gate bench-scale dist man clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -49,6 +49,9 @@ demo: build ## three hosts with containers, who pings whom, throughput
 
 test: deps-dev build ## all tests; needs root and /dev/net/tun
 	@$(BIN)/python -m pytest
+
+soak: deps-dev build ## memory under traffic and table changes: SECONDS=300
+	@$(BIN)/python -m pytest -s tests/e2e/soak_memory.py --soak-seconds=$(or $(SECONDS),300)
 
 soak-faults: deps-dev build ## faults of etcd, network and daemons in random order: SECONDS=600 SEED=1
 	@$(BIN)/python -m pytest -s tests/e2e/test_faults_random.py \

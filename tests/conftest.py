@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--faults-seconds", type=float, default=45.0, help="how long the random fault run lasts"
     )
+    parser.addoption(
+        "--soak-seconds", type=float, default=300.0, help="how long memory is watched in the soak"
+    )
     parser.addoption("--faults-seed", type=int, default=8285, help="what happens in it")
 
 

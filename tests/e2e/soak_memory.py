@@ -1,0 +1,75 @@
+"""Memory under lasting traffic and table changes, for five minutes: ``make soak``."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from instruments import EtcdWriter
+from test_table_swaps import RATE, Churn
+
+from flannel_udp.lab import Lab
+from flannel_udp.lab_host import Host
+
+WARM_UP = 10.0  # seconds in which caches and arenas fill
+MOST_GROWTH = (
+    1 << 20
+)  # bytes; a hundred lost per change of a table would be more within five minutes
+
+
+def memory(host: Host) -> int:
+    """Bytes of the daemon's own memory, Python and pump."""
+    assert host.daemon is not None
+    status = Path(f"/proc/{host.daemon.pid}/status").read_text()
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def keep_sending(lab: Lab, stop: threading.Event) -> float:
+    """TCP between two containers until it is stopped; the slowest round, Gbit/s."""
+    ends = lab.hosts[0].containers[0], lab.hosts[1].containers[0]
+    slowest = float("inf")
+    while not stop.is_set():
+        slowest = min(slowest, lab.throughput(*ends, seconds=2))
+    return slowest
+
+
+def run(lab: Lab, churn: Churn, seconds: float) -> list[int]:
+    """Change tables for so long. The most memory each daemon had, looked at each second."""
+    peaks = [0] * len(lab.hosts)
+    started, count, looks = time.monotonic(), 0, 0
+    while (elapsed := time.monotonic() - started) < seconds:
+        if count <= elapsed * RATE:
+            churn.step()
+            count += 1
+        else:
+            time.sleep(count / RATE - elapsed)
+        if looks <= elapsed:
+            looks += 1
+            peaks = [max(peak, memory(host)) for peak, host in zip(peaks, lab.hosts, strict=True)]
+    return peaks
+
+
+def test_memory_does_not_grow_under_traffic_and_table_changes(
+    lab: Lab, pytestconfig: pytest.Config
+) -> None:
+    seconds = pytestconfig.getoption("--soak-seconds")
+    churn, stop = Churn(lab, EtcdWriter(lab), seed=3), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        traffic = pool.submit(keep_sending, lab, stop)
+        try:
+            run(lab, churn, WARM_UP)
+            before = run(lab, churn, seconds / 3)
+            run(lab, churn, seconds / 3)
+            after = run(lab, churn, seconds / 3)
+        finally:
+            stop.set()
+        assert traffic.result() > 0
+    print(f"most memory in the first and in the last third, bytes: {before}, {after}")
+    growth = [late - early for early, late in zip(before, after, strict=True)]
+    assert max(growth) < MOST_GROWTH
