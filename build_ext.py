@@ -10,6 +10,8 @@ SOURCES = (
     "coalesce",
     "filter",
     "icmp",
+    "inbound",
+    "outbound",
     "outbox",
     "packet",
     "peer_table",

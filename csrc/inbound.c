@@ -1,0 +1,181 @@
+#include <errno.h>
+
+#include "offload.h"
+#include "segment.h"
+#include "transport.h"
+#include "worker_turns.h"
+
+/* The TUN refused a superpacket: it is asked again after this long. */
+#define SUPERPACKET_RETRY_NS UINT64_C(10000000000)
+
+/* Tells Python once per outer source; a collision of two sources in the small table only costs a repeat. */
+static void report_refusal(struct worker *worker, const struct refusal *refusal)
+{
+    uint32_t *seen = &worker->refusal_seen[(refusal->outer_source * UINT32_C(2654435761)) >> 24];
+    if (*seen == refusal->outer_source)
+        return;
+    /* relaxed: only this thread writes it; acquire: the reader is done with the places it has given back */
+    unsigned written = atomic_load_explicit(&worker->refusals_written, memory_order_relaxed);
+    unsigned read = atomic_load_explicit(&worker->refusals_read, memory_order_acquire);
+    if (written - read == REFUSAL_RING)
+        return; /* the reader is behind: this source will be reported at a later refusal */
+    *seen = refusal->outer_source;
+    worker->refusals[written % REFUSAL_RING] = *refusal;
+    /* release: the entry is written before the reader may see it */
+    atomic_store_explicit(&worker->refusals_written, written + 1, memory_order_release);
+    worker_signal_event(worker);
+}
+
+/* Decides about one datagram's packet. Whether it goes to the TUN. */
+static bool admit(struct worker *worker, const uint8_t *bytes, size_t length, uint32_t outer_source,
+                  struct packet *packet)
+{
+    struct peer *sender = NULL;
+    struct refusal refusal = {.outer_source = outer_source};
+    enum packet_fault fault = packet_parse(packet, bytes, length);
+    enum filter_drop drop = filter_inbound_fault(fault);
+    if (fault == PACKET_OK) {
+        drop = filter_inbound(worker->own, worker->routes, worker->peers, packet, outer_source, &sender);
+        refusal.inner_source = packet->source;
+        refusal.inner_destination = packet->destination;
+    }
+    if (drop != DROP_NONE) {
+        count_drop(worker, drop);
+        refusal.reason = drop;
+        report_refusal(worker, &refusal);
+        return false;
+    }
+    if (sender != NULL) {
+        counter_add(&sender->received_packets, 1);
+        counter_add(&sender->received_bytes, length);
+    }
+    return true;
+}
+
+static void count_written(struct worker *worker, size_t packets, size_t bytes)
+{
+    counter_add(&worker->counters.tun_written_packets, packets);
+    counter_add(&worker->counters.tun_written_bytes, bytes);
+}
+
+/* Writes the packets of a superpacket that the TUN refused, one by one. 0 or -errno. */
+static int write_singly(struct worker *worker, const struct bundle *bundle)
+{
+    const struct coalescer *coalescer = &worker->buffers->coalescer;
+    uint16_t index = bundle->first;
+    for (size_t left = bundle->count; left > 0; left--) {
+        const struct coalesced_packet *packet = &coalescer->packets[index];
+        struct virtio_net_hdr vnet = {.flags = VIRTIO_NET_HDR_F_DATA_VALID}; /* as in coalesce_build */
+        struct iovec iov[2] = {{&vnet, sizeof vnet}, {(void *)(uintptr_t)packet->bytes, packet->length}};
+        int error = tun_device_write(&worker->tun, iov, 2);
+        if (tun_device_is_gone(error))
+            return error;
+        if (error == 0)
+            count_written(worker, 1, packet->length);
+        else
+            count_drop(worker, DROP_UDP_TUN_REFUSED);
+        index = packet->next;
+    }
+    return 0;
+}
+
+/* The TUN refused this superpacket: what it holds is written, and the next ones are not merged for a while. */
+static int fall_back_to_singles(struct worker *worker, const struct bundle *bundle)
+{
+    uint64_t *until = bundle->protocol == PROTOCOL_TCP ? &worker->tcp_single_until_ns : &worker->udp_single_until_ns;
+    *until = worker->now_ns + SUPERPACKET_RETRY_NS;
+    counter_add(&worker->counters.write_fallbacks, 1);
+    return write_singly(worker, bundle);
+}
+
+static int write_bundle(struct worker *worker, size_t index)
+{
+    const struct coalescer *coalescer = &worker->buffers->coalescer;
+    const struct bundle *bundle = &coalescer->bundles[index];
+    struct virtio_net_hdr vnet;
+    uint8_t header[SEGMENT_HEADER_MAX];
+    struct iovec iov[COALESCE_IOVECS];
+    size_t count = coalesce_build(coalescer, index, &vnet, header, iov);
+    int error = tun_device_write(&worker->tun, iov, count);
+    if (tun_device_is_gone(error))
+        return error;
+    if (error == 0) {
+        size_t bytes = (size_t)bundle->headers * bundle->count + bundle->payload;
+        count_written(worker, bundle->count, bundle->count == 1 ? iov[1].iov_len : bytes);
+        if (bundle->count > 1)
+            counter_add(&worker->counters.tun_written_superpackets, 1);
+        return 0;
+    }
+    if (bundle->count > 1 && tun_device_refused_superpacket(error))
+        return fall_back_to_singles(worker, bundle);
+    counter_add(&worker->counters.drops[DROP_UDP_TUN_REFUSED], bundle->count);
+    return 0;
+}
+
+/* Hands the batch to the TUN and starts an empty one. 0 or -errno. */
+static int write_batch(struct worker *worker)
+{
+    struct coalescer *coalescer = &worker->buffers->coalescer;
+    int error = 0;
+    for (size_t i = 0; i < coalescer->bundle_count && error == 0; i++)
+        error = write_bundle(worker, i);
+    coalesce_reset(coalescer);
+    return error;
+}
+
+/* Takes what one receive brought: one datagram, or several of one size one after another. 0 or -errno. */
+static int take_inbound(struct worker *worker, const struct mmsghdr *message, const uint8_t *bytes,
+                        const struct sockaddr_in *from)
+{
+    uint32_t outer_source = ntohl(from->sin_addr.s_addr);
+    size_t size = udp_socket_datagram_size(message), left = message->msg_len;
+    if (message->msg_hdr.msg_flags & MSG_TRUNC) {
+        counter_add(&worker->counters.udp_received_packets, 1);
+        count_drop(worker, DROP_UDP_TRUNCATED);
+        return 0;
+    }
+    if (size < left)
+        counter_add(&worker->counters.udp_merged_receives, 1);
+    do { /* an empty datagram counts, too */
+        struct packet packet;
+        size_t length = left < size ? left : size;
+        counter_add(&worker->counters.udp_received_packets, 1);
+        counter_add(&worker->counters.udp_received_bytes, length);
+        if (admit(worker, bytes, length, outer_source, &packet) &&
+            !coalesce_add(&worker->buffers->coalescer, &packet)) {
+            int error = write_batch(worker);
+            if (error < 0)
+                return error;
+            (void)coalesce_add(&worker->buffers->coalescer, &packet); /* there is room: it is empty */
+        }
+        bytes += length;
+        left -= length;
+    } while (left > 0);
+    return 0;
+}
+
+int inbound_serve(struct worker *worker)
+{
+    struct inbox *box = &worker->buffers->inbox;
+    struct coalescer *coalescer = &worker->buffers->coalescer;
+    for (size_t i = 0; i < box->size; i++) { /* the kernel writes these: set them anew */
+        box->headers[i].msg_hdr.msg_namelen = sizeof box->from[i];
+        box->headers[i].msg_hdr.msg_controllen = sizeof box->control[i];
+    }
+    int n = udp_socket_receive_batch(worker->udp_fd, box->headers, box->size);
+    if (n < 0) {
+        if (udp_socket_is_dead(n))
+            return n;
+        if (n != -EAGAIN)
+            counter_add(&worker->counters.receive_errors, 1);
+        return 0;
+    }
+    coalescer->tcp = worker->offloads & OFFLOAD_TSO && worker->now_ns >= worker->tcp_single_until_ns;
+    coalescer->udp = worker->offloads & OFFLOAD_USO && worker->now_ns >= worker->udp_single_until_ns;
+    for (int i = 0; i < n; i++) {
+        int error = take_inbound(worker, &box->headers[i], worker->buffers->inbound[i], &box->from[i]);
+        if (error < 0)
+            return error;
+    }
+    return write_batch(worker);
+}

@@ -1,0 +1,120 @@
+#include <errno.h>
+
+#include "segment.h"
+#include "worker_turns.h"
+
+static int answer_unroutable(struct worker *worker, const struct packet *packet)
+{
+    uint8_t reply[ICMP_REPLY_MAX];
+    if (!icmp_may_answer(packet) || !icmp_limiter_allow(&worker->limiter, worker->now_ns)) {
+        counter_add(&worker->counters.icmp_suppressed, 1);
+        return 0;
+    }
+    struct virtio_net_hdr vnet = {0};
+    size_t length = icmp_net_unreachable(reply, worker->tun_address, packet);
+    struct iovec iov[2] = {{&vnet, sizeof vnet}, {reply, length}};
+    int error = tun_device_write(&worker->tun, iov, 2);
+    counter_add(error == 0 ? &worker->counters.icmp_replies : &worker->counters.icmp_suppressed, 1);
+    return tun_device_is_gone(error) ? error : 0;
+}
+
+/* Puts a packet's segments into the outbox. 0 or -EINVAL. */
+static int add_segments(struct outbox *outbox, const struct packet *packet,
+                        const struct virtio_net_hdr *vnet, struct peer *peer)
+{
+    struct segmenter segmenter;
+    int error = segment_begin(&segmenter, packet, vnet);
+    if (error < 0)
+        return error;
+    for (size_t i = 0; i < segmenter.count; i++) {
+        uint8_t *header = outbox_new_header(outbox);
+        struct iovec pieces[2] = {{header, segmenter.headers}};
+        segment_make(&segmenter, i, header, &pieces[1]);
+        outbox_add(outbox, peer, pieces, 2);
+    }
+    return 0;
+}
+
+/* Puts one packet or superpacket into the outbox, its checksums complete. 0 or -EINVAL. */
+static int add_outbound(struct worker *worker, uint8_t *bytes, const struct packet *packet,
+                        const struct virtio_net_hdr *vnet, struct peer *peer)
+{
+    struct outbox *outbox = &worker->buffers->outbox;
+    if (vnet->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+        counter_add(&worker->counters.tun_read_superpackets, 1);
+        return add_segments(outbox, packet, vnet, peer);
+    }
+    if (vnet->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
+        int error = segment_complete_checksum(bytes, packet->length, packet->protocol, vnet);
+        if (error < 0)
+            return error;
+    }
+    struct iovec whole = {bytes, packet->length};
+    outbox_add(outbox, peer, &whole, 1);
+    return 0;
+}
+
+/* Decides about one packet read from the TUN: into the outbox, or dropped and counted. 0 or -errno. */
+static int take_outbound(struct worker *worker, uint8_t *bytes, size_t length,
+                         const struct virtio_net_hdr *vnet)
+{
+    struct packet packet;
+    struct peer *peer;
+    enum packet_fault fault = packet_parse(&packet, bytes, length);
+    if (fault != PACKET_OK) {
+        count_drop(worker, fault == PACKET_IPV6 ? DROP_TUN_IPV6 : DROP_TUN_MALFORMED);
+        return 0;
+    }
+    enum filter_drop drop = filter_outbound(worker->own, worker->routes, worker->peers, &packet, &peer);
+    if (drop == DROP_NONE && add_outbound(worker, bytes, &packet, vnet, peer) < 0)
+        drop = DROP_TUN_MALFORMED;
+    if (drop == DROP_NONE)
+        return 0;
+    count_drop(worker, drop);
+    return drop == DROP_TUN_NO_ROUTE ? answer_unroutable(worker, &packet) : 0;
+}
+
+/* Reads a turn's worth of packets into the empty outbox. 0 or -errno. */
+static int fill_outbox(struct worker *worker)
+{
+    struct outbox *outbox = &worker->buffers->outbox;
+    outbox_reset(outbox);
+    size_t used = 0;
+    for (int turns = 0; turns < TURN_PACKETS && used < TURN_BYTES && outbox_has_room(outbox); turns++) {
+        struct virtio_net_hdr vnet;
+        uint8_t *slot = worker->buffers->outbound + used;
+        ssize_t n = tun_device_read(&worker->tun, &vnet, slot, SLOT_SIZE);
+        if (n == -EAGAIN)
+            return 0;
+        if (n < 0)
+            return (int)n;
+        size_t length = (size_t)n;
+        counter_add(&worker->counters.tun_read_packets, 1);
+        counter_add(&worker->counters.tun_read_bytes, length);
+        int error = take_outbound(worker, slot, length, &vnet);
+        if (error < 0)
+            return error;
+        used += length;
+    }
+    return 0;
+}
+
+int outbound_flush(struct worker *worker)
+{
+    const struct outbox_counters counters = {
+        .sent_packets = &worker->counters.udp_sent_packets,
+        .sent_bytes = &worker->counters.udp_sent_bytes,
+        .segmented_sends = &worker->counters.udp_segmented_sends,
+        .fallbacks = &worker->counters.send_fallbacks,
+        .drops = worker->counters.drops,
+    };
+    return outbox_flush(&worker->buffers->outbox, worker->udp_fd, worker->now_ns, &counters);
+}
+
+int outbound_serve(struct worker *worker)
+{
+    int error = fill_outbox(worker);
+    /* What was read before an error still leaves. */
+    int flushed = outbound_flush(worker);
+    return error < 0 ? error : flushed;
+}
