@@ -50,7 +50,7 @@ class Options:
     ip_blackhole_route: bool = False
     source_check: bool = True
     offload: str = "auto"  # one of OFFLOAD_PRESETS
-    busy_poll_us: int = 50  # microseconds at most, 0 = off
+    busy_poll_us: int = 100  # microseconds at most, 0 = off
     verbosity: int = 0
     log_format: str = "text"  # one of LOG_FORMATS
 

@@ -141,7 +141,7 @@ def _measure(lab: Lab, console: Console) -> None:
 def _explain(lab: Lab, console: Console) -> None:
     first, last = lab.hosts[0], lab.hosts[-1]
     lines = (
-        "Look inside:",
+        "Look inside while it is up (--keep):",
         f"  ip netns exec {first.netns.name} ip route",
         f"  ip netns exec {first.netns.name} tcpdump -n -i flannel0",
         f"  ip netns exec {first.containers[0].netns.name} ping {last.containers[0].address}",
