@@ -62,6 +62,7 @@ def namespace(network_rights: None) -> Iterator[Namespace]:
 def lab(network_rights: None) -> Iterator[Lab]:
     """Three hosts with two containers each, shared by the tests of a module that do no damage."""
     with _watched(Lab(hosts=3, containers=2)) as lab:
+        assert None not in lab.ping_matrix().values()  # every host has heard of every other
         yield lab
 
 

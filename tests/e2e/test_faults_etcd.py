@@ -85,7 +85,7 @@ def test_a_compacted_history_and_an_answer_of_more_than_four_megabytes(lab: Lab)
             await_loss(host)
             for name in names:
                 writer.put(name, large)
-            lab.etcdctl("compact", str(writer.delete("10.1.99.0-24")))
+            lab.etcdctl("compact", str(writer.delete("10.1.199.0-24")))
         wait_until(lambda: len(routes(host)) >= len(names), "reading all leases", NOTICE_WITHIN)
         assert log_lines(host, "compacted its history", "reading all leases again")
         assert host.status()["etcd"]["history_losses"] == 0

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network
 from statistics import median
 
 import pytest
+from instruments import unreachable
 
 from flannel_udp.lab import Host, Lab
 
@@ -72,6 +73,7 @@ def through_vxlan(lab: Lab) -> Iterator[None]:
 def lossy_lab(network_rights: None) -> Iterator[Lab]:
     """Frames of at most 1500 bytes, so that a loss hits one of them; one MTU for both overlays."""
     with Lab(hosts=2, underlay="wire") as lab:
+        assert unreachable(lab) == []
         for host, peer in (lab.hosts, lab.hosts[::-1]):
             add_vxlan(host, peer)
             host.containers[0].netns.set_link("eth0", mtu=VXLAN_MTU)

@@ -194,10 +194,10 @@ def test_restart_needs_no_etcd_and_catches_up_when_it_is_back(running: Lab) -> N
         assert host.status()["ready"]
         flow.assert_unharmed()
     running.etcd.start()
-    running.etcdctl("put", f"{running.prefix}/subnets/10.1.77.0-24", lease_value("172.30.0.77"))
-    wait_until(lambda: "10.1.77.0/24" in routes(host), "the new route")
-    running.etcdctl("del", f"{running.prefix}/subnets/10.1.77.0-24")
-    wait_until(lambda: "10.1.77.0/24" not in routes(host), "the end of the route")
+    running.etcdctl("put", f"{running.prefix}/subnets/10.1.177.0-24", lease_value("172.30.0.77"))
+    wait_until(lambda: "10.1.177.0/24" in routes(host), "the new route")
+    running.etcdctl("del", f"{running.prefix}/subnets/10.1.177.0-24")
+    wait_until(lambda: "10.1.177.0/24" not in routes(host), "the end of the route")
     assert leases(running) == old
     assert log_lines(host, "read all leases again") == []
 
@@ -205,33 +205,33 @@ def test_restart_needs_no_etcd_and_catches_up_when_it_is_back(running: Lab) -> N
 def test_what_changed_in_between_is_not_missed(running: Lab) -> None:
     host, other = running.hosts
     folder = f"{running.prefix}/subnets/"
-    running.etcdctl("put", f"{folder}10.1.88.0-24", lease_value("172.30.0.88"))
-    wait_until(lambda: "10.1.88.0/24" in routes(host), "the first route")
+    running.etcdctl("put", f"{folder}10.1.188.0-24", lease_value("172.30.0.88"))
+    wait_until(lambda: "10.1.188.0/24" in routes(host), "the first route")
     terminate(host)
-    running.etcdctl("del", f"{folder}10.1.88.0-24")
-    running.etcdctl("put", f"{folder}10.1.99.0-24", lease_value("172.30.0.99"))
+    running.etcdctl("del", f"{folder}10.1.188.0-24")
+    running.etcdctl("put", f"{folder}10.1.199.0-24", lease_value("172.30.0.99"))
     host.start_daemon()
-    wait_until(lambda: "10.1.99.0/24" in routes(host), "the second route")
-    assert routes(host) == {str(other.subnet): str(other.address), "10.1.99.0/24": "172.30.0.99"}
-    running.etcdctl("del", f"{folder}10.1.99.0-24")
+    wait_until(lambda: "10.1.199.0/24" in routes(host), "the second route")
+    assert routes(host) == {str(other.subnet): str(other.address), "10.1.199.0/24": "172.30.0.99"}
+    running.etcdctl("del", f"{folder}10.1.199.0-24")
 
 
 def test_killed_daemon_has_left_its_newest_routes(running: Lab) -> None:
     """They are recorded now and then, not only at the end."""
     host = running.hosts[0]
     folder = f"{running.prefix}/subnets/"
-    running.etcdctl("put", f"{folder}10.1.55.0-24", lease_value("172.30.0.55"))
+    running.etcdctl("put", f"{folder}10.1.155.0-24", lease_value("172.30.0.155"))
 
     def recorded() -> bool:
-        return b"10.1.55.0-24" in state(host)
+        return b"10.1.155.0-24" in state(host)
 
     wait_until(recorded, "the record of the new lease")
     host.kill_daemon()
     running.etcd.kill()
     host.start_daemon()
-    assert routes(host)["10.1.55.0/24"] == "172.30.0.55"
+    assert routes(host)["10.1.155.0/24"] == "172.30.0.155"
     running.etcd.start()
-    running.etcdctl("del", f"{folder}10.1.55.0-24")
+    running.etcdctl("del", f"{folder}10.1.155.0-24")
 
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["stored", "without systemd"])
