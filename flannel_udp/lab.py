@@ -35,6 +35,7 @@ __all__ = ["Container", "Host", "Lab", "Node", "main"]
 Node = Host | Container
 
 UNDERLAY = IPv4Interface("172.30.0.254/24")
+ACQUAINTED_WITHIN = 10.0  # seconds from the last daemon being ready
 DEFAULT_CONFIG: Mapping[str, object] = {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}
 
 # A NIC on a wire: frames of at most the MTU leave, and only what arrives is merged.
@@ -142,6 +143,16 @@ class Lab:
         for host in self.hosts:
             host.wait_until_ready()
 
+    def _wait_until_acquainted(self) -> None:
+        """Until every daemon has a route to every other host; LabError if that takes too long."""
+        everyone = {str(host.subnet) for host in self.hosts}
+        deadline = time.monotonic() + ACQUAINTED_WITHIN
+        for host in self.hosts:
+            while missing := everyone - {str(host.subnet)} - _routed(host):
+                if time.monotonic() > deadline:
+                    raise LabError(f"{host.name} has no route to {' and '.join(sorted(missing))}")
+                time.sleep(0.01)
+
     def etcdctl(self, *arguments: str, input: str | None = None) -> str:
         return self.etcd.ctl(*arguments, input=input)
 
@@ -205,6 +216,7 @@ class Lab:
             self.hosts.append(self._add_host(number, setup))
         if self._start_daemons:
             self.start_daemons()
+            self._wait_until_acquainted()
 
     def _add_host(self, number: int, setup: DaemonSetup) -> Host:
         name = f"host{number}"
@@ -240,6 +252,11 @@ def require_machine(further_programs: Sequence[str] = ()) -> None:
             raise LabError(f"the lab needs {program}: apt-get install {package}")
     find_program("etcd")
     find_program("etcdctl")
+
+
+def _routed(host: Host) -> set[str]:
+    """The subnets that the host's daemon has routes to."""
+    return {subnet for peer in host.status()["peers"] for subnet in peer["subnets"]}
 
 
 def main(argv: Sequence[str]) -> int:
