@@ -28,7 +28,8 @@ from flannel_udp import lab_record
 from flannel_udp.errors import LabError
 from flannel_udp.lab_etcd import Etcd, find_program
 from flannel_udp.lab_host import ANYWHERE, Container, DaemonSetup, Host
-from flannel_udp.netns import Namespace
+from flannel_udp.lab_record import LabRecord
+from flannel_udp.netns import Namespace, settle, uninterrupted
 
 __all__ = ["Container", "Host", "Lab", "Node", "main"]
 
@@ -72,6 +73,8 @@ class Lab:
     ) -> None:
         self.hosts: list[Host] = []
         self.prefix = prefix
+        self._record: LabRecord | None = None
+        self._etcd: Etcd | None = None
         self._host_count = hosts
         self._container_count = containers
         self._is_wire = underlay == "wire"
@@ -86,14 +89,9 @@ class Lab:
 
     def __enter__(self) -> Self:
         require_machine(("ethtool",) if self._is_wire else ())
+        settle()  # from here on a signal leaves nothing half made that settle() would not wait for
         try:
-            lab_record.remove_dead()
-            self.record = lab_record.claim(self._name)
-        except OSError as error:
-            raise LabError(f"the lab cannot write {error.filename}: {error.strerror}") from None
-        self.switch = Namespace(f"{self.record.prefix}switch")
-        self.etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory), self._etcd_data)
-        try:
+            self._claim()
             self._build()
         except OSError as error:
             self.close()
@@ -105,6 +103,16 @@ class Lab:
             self.close()
             raise
         return self
+
+    def _claim(self) -> None:
+        def claim() -> None:
+            self._record = lab_record.claim(self._name)
+
+        try:
+            lab_record.remove_dead()
+            uninterrupted(claim)
+        except OSError as error:
+            raise LabError(f"the lab cannot write {error.filename}: {error.strerror}") from None
 
     def __exit__(
         self,
@@ -124,8 +132,26 @@ class Lab:
                 if host.daemon is not None:
                     host.stop_daemon()
             host.manager.close()
-        self.etcd.kill()
-        lab_record.remove(self.record)
+        settle()
+        if self._etcd is not None:
+            self._etcd.kill()
+        if self._record is not None:
+            lab_record.remove(self._record)
+
+    @property
+    def record(self) -> LabRecord:
+        assert self._record is not None  # since __enter__
+        return self._record
+
+    @property
+    def switch(self) -> Namespace:
+        """Where the underlay's bridge and etcd are."""
+        return Namespace(f"{self.record.prefix}switch")
+
+    @property
+    def etcd(self) -> Etcd:
+        assert self._etcd is not None  # since __enter__
+        return self._etcd
 
     @property
     def nodes(self) -> list[Node]:
@@ -206,7 +232,8 @@ class Lab:
         with suppress(FileNotFoundError):  # only there if br_netfilter is loaded
             # Else every frame on the bridge passes iptables and costs as much as the overlay.
             self.switch.sysctl("bridge/bridge-nf-call-iptables", 0)
-        self.etcd.start()
+        self._etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory), self._etcd_data)
+        self._etcd.start()
         self.etcdctl("put", f"{self.prefix}/config", self._config)
         setup = DaemonSetup(
             *(self._python, self.etcd.url, self.prefix, self._daemon_args, self._daemon_env),

@@ -15,7 +15,7 @@ from typing import Any
 
 from flannel_udp import etcd_program
 from flannel_udp.errors import LabError
-from flannel_udp.netns import Namespace
+from flannel_udp.netns import Namespace, freeze
 
 PORT = 2379
 READY_WITHIN = 30.0  # seconds
@@ -86,7 +86,8 @@ class Etcd:
 
     def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers, until resume()."""
-        self._signal(signal.SIGSTOP)
+        assert self.process is not None
+        freeze(self.process)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)

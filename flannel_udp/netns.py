@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +58,7 @@ class Namespace:
 
     def create(self) -> None:
         """Raises FileExistsError if the name is taken, OSError without the right to do it."""
-        _worker.submit(pyroute2.netns.create, self.name).result()
+        uninterrupted(pyroute2.netns.create, self.name)
         self.set_link("lo", state="up")
 
     def delete(self) -> None:
@@ -180,12 +181,27 @@ class Namespace:
 def popen(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     """A child process that is killed when this process ends, however it ends."""
     wrapped = ("setpriv", "--pdeathsig", "KILL", "--", *argv)
-    return _worker.submit(lambda: subprocess.Popen(wrapped, **options)).result()
+    return uninterrupted(lambda: subprocess.Popen(wrapped, **options))
+
+
+def freeze(process: subprocess.Popen[Any]) -> None:
+    """Stop a child process (SIGSTOP). Returns when the last of its threads has stopped, which may
+    be some time after the signal was sent, or when it has ended.
+    """
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
+def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of the function. Where Ctrl-C interrupts the caller, the function still runs to
+    its end; settle() returns after that.
+    """
+    return _worker.submit(function, *args, **kwargs).result()
 
 
 def settle() -> None:
-    """Returns when every process and namespace that an interrupted caller asked for is made."""
-    _worker.submit(lambda: None).result()
+    """Returns when everything that an interrupted caller asked of ``uninterrupted`` is done."""
+    uninterrupted(lambda: None)
 
 
 def named(prefix: str) -> list[Namespace]:

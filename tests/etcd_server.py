@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from flannel_udp.netns import Namespace
+from flannel_udp.netns import Namespace, freeze
 
 START_DEADLINE = 20.0  # seconds
 
@@ -205,7 +205,7 @@ class EtcdServer:
     def pause(self) -> None:
         """Freeze the process: its sockets stay open and nothing answers."""
         assert self._process
-        os.kill(self._process.pid, signal.SIGSTOP)
+        freeze(self._process)
 
     def resume(self) -> None:
         assert self._process

@@ -245,7 +245,8 @@ def start_lab_process() -> tuple[subprocess.Popen[str], lab_record.LabRecord]:
         "from flannel_udp.lab import Lab\n"
         "with Lab(hosts=1, start_daemons=False) as lab:\n"
         "    name = lab.hosts[0].netns.name\n"
-        "    subprocess.Popen(['ip', 'netns', 'exec', name, 'sleep', '1000'], stdout=2)\n"
+        "    sleep = ['ip', 'netns', 'exec', name, 'sh', '-c', 'echo inside; exec sleep 1000']\n"
+        "    subprocess.Popen(sleep, stdout=subprocess.PIPE).stdout.readline()\n"
         "    print(lab.record.name, flush=True)\n"
         "    sys.stdin.read()\n"
     )
