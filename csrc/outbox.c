@@ -26,20 +26,18 @@ uint8_t *outbox_new_header(struct outbox *outbox)
 static struct message *open_message(struct outbox *outbox, const struct peer *peer, size_t pieces,
                                     size_t length)
 {
-    size_t looked = 0;
-    for (size_t i = outbox->count; i > 0 && looked < OUTBOX_LOOK_BACK; i--, looked++) {
-        struct message *message = &outbox->messages[i - 1];
-        if (message->peer != peer)
-            continue;
-        bool fits = message->open && message->pieces == pieces && length <= message->packet_size &&
-                    message->packets < UDP_SEGMENTS_MAX && message->length + length <= UDP_SEND_MAX;
-        return fits ? message : NULL;
-    }
-    return NULL;
+    /* The number is from an earlier batch, unless the peer has a message in this one. */
+    struct message *message = &outbox->messages[peer->latest_message];
+    if (peer->latest_message >= outbox->count || message->peer != peer)
+        return NULL;
+    bool fits = message->open && message->pieces == pieces && length <= message->packet_size &&
+                message->packets < UDP_SEGMENTS_MAX && message->length + length <= UDP_SEND_MAX;
+    return fits ? message : NULL;
 }
 
 static struct message *new_message(struct outbox *outbox, struct peer *peer, size_t pieces, size_t length)
 {
+    peer->latest_message = (uint16_t)outbox->count;
     struct message *message = &outbox->messages[outbox->count++];
     message->peer = peer;
     message->packet_size = length;
@@ -154,14 +152,15 @@ static void take_sent(struct outbox *outbox, uint64_t now_ns, const struct outbo
     advance(outbox, message);
 }
 
-/* The kernel refused the front send with an error that is not about waiting. */
-static void take_refused(struct outbox *outbox, int error, enum filter_drop drop,
+/* The kernel refused the front send with an error that is not about waiting. Whether it leaves the outbox; else its
+ * packets are to be sent one by one. */
+static bool take_refused(struct outbox *outbox, int error, enum filter_drop drop,
                          const struct outbox_counters *counters)
 {
     struct message *message = &outbox->messages[outbox->first];
     if (message->segmented && udp_socket_refused_segments(error)) {
-        message->refused = true; /* nothing of it has left: it is tried again, packet by packet */
-        return;
+        message->refused = true; /* nothing of it has left */
+        return false;
     }
     size_t lost = message->segmented ? message->packets : 1;
     counter_add(&counters->drops[drop], lost);
@@ -169,14 +168,18 @@ static void take_refused(struct outbox *outbox, int error, enum filter_drop drop
     if (!message->segmented)
         message->sent++;
     advance(outbox, message);
+    return true;
 }
 
-int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns, const struct outbox_counters *counters)
+/* Sends the window, whose sends are those at the front of the outbox. 0 when it is to be filled anew, 1 or -errno as
+ * outbox_flush. */
+static int window_send(struct outbox *outbox, size_t sends, int fd, uint64_t now_ns,
+                       const struct outbox_counters *counters)
 {
-    while (!outbox_is_empty(outbox)) {
-        size_t sends = window_fill(outbox, now_ns);
-        int n = udp_socket_send_batch(fd, outbox->window, sends);
-        for (int i = 0; i < n; i++)
+    size_t done = 0;
+    while (done < sends) {
+        int n = udp_socket_send_batch(fd, &outbox->window[done], sends - done);
+        for (int i = 0; i < n; i++, done++)
             take_sent(outbox, now_ns, counters);
         if (n >= 0)
             continue;
@@ -184,12 +187,22 @@ int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns, const struct ou
         switch (udp_socket_judge_send(n, &drop)) {
         case SEND_WAIT:
             return 1;
-        case SEND_DROP:
-            take_refused(outbox, n, drop, counters);
+        case SEND_DROP: /* it speaks of the first send only: the others go on without it */
+            if (!take_refused(outbox, n, drop, counters))
+                return 0;
+            done++;
             break;
         case SEND_DEAD:
             return n;
         }
     }
     return 0;
+}
+
+int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns, const struct outbox_counters *counters)
+{
+    int status = 0;
+    while (status == 0 && !outbox_is_empty(outbox))
+        status = window_send(outbox, window_fill(outbox, now_ns), fd, now_ns, counters);
+    return status;
 }

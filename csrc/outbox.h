@@ -26,7 +26,6 @@ enum {
     OUTBOX_PACKETS = 2 * SEGMENT_COUNT_MAX, /* segments, whose headers lie here */
     OUTBOX_MESSAGES = 192,
     OUTBOX_WINDOW = 64,       /* sends in one system call */
-    OUTBOX_LOOK_BACK = 8,     /* messages among which an open one of the same peer is looked for */
     OUTBOX_PIECES = 2,        /* iovecs of a packet: one, or header and payload */
 };
 

@@ -31,6 +31,7 @@ struct peer {
     uint32_t address;    /* host byte order; fixed while the slot is in use */
     uint32_t references; /* routes that lead here (writer) */
     uint32_t next;       /* slot after this one in a list (writer) */
+    uint16_t latest_message; /* the worker's own: of those in its outbox, see outbox.c */
     counter sent_packets, sent_bytes;         /* inner packets and their bytes handed to the socket */
     counter received_packets, received_bytes; /* inner packets and their bytes accepted from the peer */
     counter dropped_packets;                  /* packets for the peer that the kernel refused to send */

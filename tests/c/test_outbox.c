@@ -197,6 +197,17 @@ static void one_bad_peer_holds_nobody_up(void)
     }
 }
 
+static void packets_of_many_peers_in_turn_leave_in_one_segmented_send_each(void)
+{
+    begin(true);
+    for (size_t packet = 0; packet < 12 * HOSTS; packet++)
+        add(packet % HOSTS, 300, 1);
+    CHECK_EQ(flush(1), 0);
+    check_all_went();
+    CHECK_EQ(calls, 1);
+    CHECK_EQ(counted.segmented_sends, HOSTS);
+}
+
 static void refused_segments_leave_singly_and_once(void)
 {
     static const int errors[] = {EIO, EINVAL, EMSGSIZE};
@@ -337,6 +348,7 @@ static void any_mix_of_faults_loses_nothing_that_it_need_not(void)
 int main(void)
 {
     RUN(one_bad_peer_holds_nobody_up);
+    RUN(packets_of_many_peers_in_turn_leave_in_one_segmented_send_each);
     RUN(refused_segments_leave_singly_and_once);
     RUN(segments_are_tried_again_after_a_while_and_by_other_peers_at_once);
     RUN(a_full_socket_keeps_the_rest_for_later);
