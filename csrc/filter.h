@@ -10,6 +10,7 @@
 
 /* Reasons a packet is not carried, in the order they are shown. tun_*: on its way out of this host, udp_*: in. */
 #define FILTER_DROPS(X)                                                                                      \
+    X(TUN_READ_FAILED, tun_read_failed)             /* the kernel lost the packet while we read it */        \
     X(TUN_IPV6, tun_ipv6)                           /* IPv6 noise from our own kernel */                     \
     X(TUN_MALFORMED, tun_malformed)                 /* not a whole IPv4 packet */                            \
     X(TUN_NOT_UNICAST, tun_not_unicast)             /* to a multicast, broadcast or loopback address */      \

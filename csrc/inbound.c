@@ -154,15 +154,17 @@ static int take_inbound(struct worker *worker, const struct mmsghdr *message, co
     return 0;
 }
 
-int inbound_serve(struct worker *worker)
+int inbound_serve(struct worker *worker, size_t most)
 {
     struct inbox *box = &worker->buffers->inbox;
     struct coalescer *coalescer = &worker->buffers->coalescer;
-    for (size_t i = 0; i < box->size; i++) { /* the kernel writes these: set them anew */
+    if (most > box->size)
+        most = box->size;
+    for (size_t i = 0; i < most; i++) { /* the kernel writes these: set them anew */
         box->headers[i].msg_hdr.msg_namelen = sizeof box->from[i];
         box->headers[i].msg_hdr.msg_controllen = sizeof box->control[i];
     }
-    int n = udp_socket_receive_batch(worker->udp_fd, box->headers, box->size);
+    int n = udp_socket_receive_batch(worker->udp_fd, box->headers, most);
     if (n < 0) {
         if (udp_socket_is_dead(n))
             return n;

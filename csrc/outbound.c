@@ -74,22 +74,26 @@ static int take_outbound(struct worker *worker, uint8_t *bytes, size_t length,
     return drop == DROP_TUN_NO_ROUTE ? answer_unroutable(worker, &packet) : 0;
 }
 
-/* Reads a turn's worth of packets into the empty outbox. 0 or -errno. */
-static int fill_outbox(struct worker *worker)
+/* Reads at most `most` packets into the empty outbox. 0 or -errno. */
+static int fill_outbox(struct worker *worker, size_t most)
 {
     struct outbox *outbox = &worker->buffers->outbox;
     outbox_reset(outbox);
     size_t used = 0;
-    for (int turns = 0; turns < TURN_PACKETS && used < TURN_BYTES && outbox_has_room(outbox); turns++) {
+    for (size_t count = 0; count < most && used < TURN_BYTES && outbox_has_room(outbox); count++) {
         struct virtio_net_hdr vnet;
         uint8_t *slot = worker->buffers->outbound + used;
         ssize_t n = tun_device_read(&worker->tun, &vnet, slot, SLOT_SIZE);
         if (n == -EAGAIN)
             return 0;
-        if (n < 0)
+        if (n < 0 && !tun_device_lost_packet((int)n))
             return (int)n;
-        size_t length = (size_t)n;
         counter_add(&worker->counters.tun_read_packets, 1);
+        if (n < 0) {
+            count_drop(worker, DROP_TUN_READ_FAILED);
+            continue;
+        }
+        size_t length = (size_t)n;
         counter_add(&worker->counters.tun_read_bytes, length);
         int error = take_outbound(worker, slot, length, &vnet);
         if (error < 0)
@@ -111,9 +115,9 @@ int outbound_flush(struct worker *worker)
     return outbox_flush(&worker->buffers->outbox, worker->udp_fd, worker->now_ns, &counters);
 }
 
-int outbound_serve(struct worker *worker)
+int outbound_serve(struct worker *worker, size_t most)
 {
-    int error = fill_outbox(worker);
+    int error = fill_outbox(worker, most);
     /* What was read before an error still leaves. */
     int flushed = outbound_flush(worker);
     return error < 0 ? error : flushed;

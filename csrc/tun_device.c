@@ -109,6 +109,12 @@ int tun_device_write(const struct tun_device *tun, const struct iovec *iov, size
     return n < 0 ? -errno : 0;
 }
 
+bool tun_device_lost_packet(int error)
+{
+    /* EINVAL: the kernel took the packet off its queue, could not tell us its offloads, and dropped it. */
+    return error == -EINVAL;
+}
+
 bool tun_device_is_gone(int error)
 {
     /* EBADFD: the device was deleted under the descriptor. EBADF, ENODEV: there is none.

@@ -36,13 +36,16 @@ int tun_device_identify(int fd, char name[TUN_NAME_SIZE], bool *vnet_header);
 int tun_device_attach(struct tun_device *tun, int fd, unsigned wanted);
 
 /* Reads one packet or superpacket; without vnet headers *header is all zero. The packet's length; -EAGAIN when
- * there is none; any other -errno means the device is gone. */
+ * there is none; any other -errno means the device is gone, unless tun_device_lost_packet. */
 ssize_t tun_device_read(const struct tun_device *tun, struct virtio_net_hdr *header, uint8_t *buffer,
                         size_t size);
 
 /* Writes one packet or superpacket. iov[0] is its struct virtio_net_hdr, left out if the device takes none.
  * 0 or -errno; tun_device_is_gone tells a lost device from a lost packet. */
 int tun_device_write(const struct tun_device *tun, const struct iovec *iov, size_t count);
+
+/* Whether this read error cost one packet and no more. */
+bool tun_device_lost_packet(int error);
 
 /* Whether this write error means the device itself is gone (deleted), not that it took no packet now. */
 bool tun_device_is_gone(int error);

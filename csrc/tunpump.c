@@ -5,11 +5,19 @@
  * A pump joins a TUN device and a UDP socket. Packets that our kernel routes into the TUN are looked up in the
  * route table and leave as one datagram each to the public address of the host that leases their destination
  * (no overlay header). Datagrams that arrive are checked and their packets written to the TUN, where our kernel
- * routes them on. Nothing but packet_parse, the filter and the table lies between the two descriptors.
+ * routes them on. The filter decides about every packet before anything else is done with it.
  *
- * One native thread, the worker (worker.c), does all of it. It sleeps in epoll_wait on the TUN, the socket and
- * an eventfd. Each wake-up serves at most one batch of either direction, so neither starves the other. A full
- * socket pauses TUN reads: the unsent rest of the batch stays in the outbox until the socket is writable.
+ * What makes a packet cheap is that most system calls move many. Outbound, the TUN hands over superpackets;
+ * segment.c cuts them, without copying payload, and outbox.c gathers what goes to one peer into runs, each of
+ * which leaves in one send. Inbound, the socket hands over many datagrams of one size at once, and coalesce.c
+ * joins what belongs to one flow into superpackets, each of which is written at once. Every one of these
+ * offloads can be missing, and every superpacket or run that the kernel refuses is carried packet by packet.
+ *
+ * One native thread, the worker, does all of it: worker.c says when, outbound.c and inbound.c do one turn of
+ * either direction. It sleeps in epoll_wait on the TUN, the socket and an eventfd; while small packets come and
+ * go, it reads both ends again and again instead (busy polling). A turn is bounded, so neither direction, nor a
+ * stop, starves. A full socket pauses TUN reads: the unsent rest of the batch stays in the outbox until the
+ * socket is writable.
  *
  * The controlling thread (Python) changes routes while packets flow. It is the only writer, under `lock`; the
  * worker takes no lock. The route table changes entry by entry, each with one atomic store (route_table.h).
@@ -27,13 +35,18 @@
  * other ends: routes, peers and counters go on.
  *
  * GLOSSARY (smallest to largest)
- *   packet     one inner IPv4 packet, as a container sent it
- *   message    one packet with its destination, on its way to the socket
- *   datagram   one outer UDP payload: exactly one packet
- *   batch      what one turn of one direction reads and sends
- *   peer       a host that holds a lease, known by its PublicIP
- *   route      a leased subnet and its peer (the next hop)
- *   own        our lease, our PublicIP, our Network
+ *   packet       one inner IPv4 packet, as a container sent it
+ *   datagram     one outer UDP payload: exactly one packet
+ *   segment      one of the packets that a superpacket stands for
+ *   superpacket  up to 64 KiB of one flow with the headers of one packet, as the kernel's offloads take and give it
+ *   run          packets for one peer, all of one size but the last, that may leave in one send
+ *   message      a run on its way to the socket, in the outbox
+ *   bundle       packets of one flow on their way to the TUN, as one superpacket if there are several
+ *   batch        what one turn of one direction reads and sends
+ *   turn         one batch of one direction; a look is a turn of either that may find nothing
+ *   peer         a host that holds a lease, known by its PublicIP
+ *   route        a leased subnet and its peer (the next hop)
+ *   own          our lease, our PublicIP, our Network
  */
 #include "tunpump.h"
 

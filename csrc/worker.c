@@ -35,7 +35,7 @@ bool worker_next_refusal(struct worker *worker, struct refusal *refusal)
     return true;
 }
 
-/* ---- the loop ---- */
+/* ---- what a wake-up asks for ---- */
 
 /* While the socket is full the TUN is left alone; its queue fills and the loss shows there, at no cost to us. */
 static int set_paused(struct worker *worker, bool paused)
@@ -65,7 +65,7 @@ static int handle_wake(struct worker *worker, const struct epoll_event *event)
     case WAKE_TUN:
         if (event->events & (EPOLLERR | EPOLLHUP))
             return -ENODEV; /* the device was deleted */
-        return pause_while_full(worker, outbound_serve(worker));
+        return pause_while_full(worker, outbound_serve(worker, TURN_PACKETS));
     case WAKE_UDP:
         if (event->events & EPOLLHUP)
             return -ENOTCONN; /* shut down */
@@ -76,22 +76,24 @@ static int handle_wake(struct worker *worker, const struct epoll_event *event)
             if (error < 0)
                 return error;
         }
-        return event->events & EPOLLIN ? inbound_serve(worker) : 0;
+        return event->events & EPOLLIN ? inbound_serve(worker, TURN_PACKETS) : 0;
     case WAKE_CONTROL:
         return 0; /* stop is looked at after every wake-up; the eventfd stays readable, and nobody waits again */
     }
     return 0;
 }
 
-/* acq_rel in both: see pump_grace_begin in tunpump.c, which synchronises through the same counter. */
-static void become_active(struct worker *worker)
+/* The worker begins to hold pointers into the tables, or has let go of them all.
+ * acq_rel, here and below: see grace_begin in tunpump.c, which synchronises through the same counter. */
+static void change_activity(struct worker *worker)
 {
     atomic_fetch_add_explicit(&worker->passes, 1, memory_order_acq_rel);
 }
 
-static void become_quiescent(struct worker *worker)
+/* A moment between two turns, when an active worker holds none. */
+static void pass(struct worker *worker)
 {
-    atomic_fetch_add_explicit(&worker->passes, 1, memory_order_acq_rel);
+    atomic_fetch_add_explicit(&worker->passes, 2, memory_order_acq_rel);
 }
 
 static uint64_t clock_ns(clockid_t clock)
@@ -106,21 +108,43 @@ static uint64_t monotonic_ns(void)
     return clock_ns(CLOCK_MONOTONIC);
 }
 
-/* ---- busy polling: to look again for a moment is cheaper than to sleep and be woken ---- */
-
-/* How long to sleep, for epoll_wait: not at all while polling may pay. */
-static int sleep_ms(const struct worker *worker)
+static bool must_stop(const struct worker *worker)
 {
-    bool polls = worker->poll_streak >= POLL_STREAK;
-    return polls && monotonic_ns() - worker->now_ns < worker->busy_poll_ns ? 0 : -1;
+    /* acquire: whatever the stopping thread did before it asked is visible */
+    return atomic_load_explicit(&worker->stop, memory_order_acquire);
 }
 
-/* Polling starts after a streak of small wake-ups that came soon one after another, and pauses at the first that
- * comes late: sparse traffic costs no processor time. Bulk ends it, too: a batch that gathers while the worker
- * sleeps is cheaper than the packets that polling would pick up. */
-static void note_wake_up(struct worker *worker, uint64_t gap_ns, uint64_t moved)
+/* What passed so far, in either direction. */
+struct moved {
+    uint64_t tun_packets, udp_packets, bytes;
+};
+
+static struct moved moved_so_far(const struct worker *worker)
 {
-    if (moved > POLL_BYTES)
+    const struct worker_counters *counters = &worker->counters;
+    return (struct moved){
+        .tun_packets = counter_read(&counters->tun_read_packets),
+        .udp_packets = counter_read(&counters->udp_received_packets),
+        .bytes = counter_read(&counters->tun_read_bytes) + counter_read(&counters->udp_received_bytes),
+    };
+}
+
+/* ---- busy polling: to look again for a moment is cheaper than to sleep and be woken ---- */
+
+static bool polls(const struct worker *worker)
+{
+    return worker->poll_streak >= POLL_STREAK && !worker->paused && !must_stop(worker);
+}
+
+/* Notes that packets came. Polling starts after a streak of small turns that came soon one after another, and pauses
+ * at the first that comes late: sparse traffic costs no processor time. Bulk ends it, too: a batch that gathers while
+ * the worker sleeps is cheaper than the packets that polling would pick up. */
+static void note_moved(struct worker *worker, uint64_t bytes)
+{
+    uint64_t gap_ns = worker->now_ns - worker->moved_ns;
+    counter_add(&worker->counters.wakeups, 1);
+    worker->moved_ns = worker->now_ns;
+    if (bytes > POLL_BYTES)
         worker->poll_streak = 0;
     else if (gap_ns > worker->busy_poll_ns)
         worker->poll_streak /= 2;
@@ -128,52 +152,96 @@ static void note_wake_up(struct worker *worker, uint64_t gap_ns, uint64_t moved)
         worker->poll_streak++;
 }
 
-/* The bytes that passed so far, in either direction. */
-static uint64_t bytes_moved(const struct worker *worker)
+/* How many packets the next look takes: one, which is then on its way before the next is looked for, but twice as
+ * many each time that more were waiting. */
+static size_t next_most(size_t most, uint64_t taken)
 {
-    return counter_read(&worker->counters.tun_read_bytes) + counter_read(&worker->counters.udp_received_bytes);
+    if (taken < most)
+        return 1;
+    return most < TURN_PACKETS ? most * 2 : most;
+}
+
+/* Reads both ends instead of asking epoll about them. What a packet causes as soon as it is written to the TUN, an
+ * answer or an ACK, is taken in the same look. 0 or -errno. */
+static int look(struct worker *worker, size_t *tun_most, size_t *udp_most)
+{
+    struct moved before = moved_so_far(worker);
+    int error = inbound_serve(worker, *udp_most);
+    if (error == 0)
+        error = pause_while_full(worker, outbound_serve(worker, *tun_most));
+    if (error < 0)
+        return error;
+    struct moved after = moved_so_far(worker);
+    *tun_most = next_most(*tun_most, after.tun_packets - before.tun_packets);
+    *udp_most = next_most(*udp_most, after.udp_packets - before.udp_packets);
+    if (after.bytes != before.bytes)
+        note_moved(worker, after.bytes - before.bytes);
+    return 0;
+}
+
+/* Looks until nothing came for busy_poll_ns, or polling does not pay any more. 0 or -errno. */
+static int busy_poll(struct worker *worker)
+{
+    size_t tun_most = 1, udp_most = 1;
+    while (polls(worker)) {
+        pass(worker);
+        worker->now_ns = monotonic_ns();
+        int error = look(worker, &tun_most, &udp_most);
+        if (error < 0)
+            return error;
+        if (worker->moved_ns == worker->now_ns)
+            continue;
+        if (worker->now_ns - worker->moved_ns > worker->busy_poll_ns)
+            return 0;
+        (void)sched_yield(); /* who sends or receives the next packet may be waiting for this processor */
+    }
+    return 0;
+}
+
+/* ---- the loop ---- */
+
+/* Sleeps until there is something to do, and does a turn of it. 0 or -errno. */
+static int sleep_and_serve(struct worker *worker)
+{
+    struct epoll_event events[3];
+    /* The outbox keeps peers over a pause; a peer it points to must not be freed meanwhile. */
+    bool holds_peers = worker->paused;
+    if (!holds_peers)
+        change_activity(worker);
+    int n = epoll_wait(worker->epoll_fd, events, 3, -1);
+    if (!holds_peers)
+        change_activity(worker);
+    if (n < 0)
+        return errno == EINTR ? 0 : -errno;
+    worker->now_ns = monotonic_ns();
+    uint64_t before = moved_so_far(worker).bytes;
+    for (int i = 0; i < n; i++) {
+        int error = handle_wake(worker, &events[i]);
+        if (error < 0)
+            return error;
+    }
+    note_moved(worker, moved_so_far(worker).bytes - before);
+    return 0;
 }
 
 /* Moves packets until it is told to stop (0) or cannot go on (-errno). */
 static int worker_loop(struct worker *worker)
 {
-    for (;;) {
-        struct epoll_event events[3];
-        /* The outbox keeps peers over a pause; a peer it points to must not be freed meanwhile. */
-        bool holds_peers = worker->paused;
-        if (!holds_peers)
-            become_quiescent(worker);
-        int n = epoll_wait(worker->epoll_fd, events, 3, sleep_ms(worker));
-        if (!holds_peers)
-            become_active(worker);
-        if (n < 0 && errno != EINTR)
-            return -errno;
-        /* acquire: whatever the stopping thread did before it asked is visible */
-        if (atomic_load_explicit(&worker->stop, memory_order_acquire))
-            return 0;
-        if (n == 0)
-            (void)sched_yield(); /* who sends or receives the next packet may be waiting for this processor */
-        if (n <= 0)
-            continue;
-        counter_add(&worker->counters.wakeups, 1);
-        uint64_t now_ns = monotonic_ns();
-        uint64_t gap_ns = now_ns - worker->now_ns, before = bytes_moved(worker);
-        worker->now_ns = now_ns;
-        for (int i = 0; i < n; i++) {
-            int error = handle_wake(worker, &events[i]);
-            if (error < 0)
-                return error;
-        }
-        note_wake_up(worker, gap_ns, bytes_moved(worker) - before);
+    int error = 0;
+    while (error == 0 && !must_stop(worker)) {
+        error = busy_poll(worker);
+        if (error == 0)
+            error = sleep_and_serve(worker);
     }
+    return error;
 }
 
 static void *worker_main(void *argument)
 {
     struct worker *worker = argument;
-    become_active(worker);
+    change_activity(worker);
     int error = worker_loop(worker);
-    become_quiescent(worker);
+    change_activity(worker);
     counter_add(&worker->past_cpu_ns, clock_ns(CLOCK_THREAD_CPUTIME_ID));
     if (error < 0) {
         /* release: the counters of the last turn are visible to who sees the failure */

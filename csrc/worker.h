@@ -84,8 +84,9 @@ struct worker {
 
     /* the worker's own */
     struct icmp_limiter limiter;
-    uint64_t now_ns;                /* CLOCK_MONOTONIC at this wake-up */
-    unsigned poll_streak;           /* wake-ups for which busy polling would have paid */
+    uint64_t now_ns;                /* CLOCK_MONOTONIC at this turn */
+    uint64_t moved_ns;              /* at the last one that moved packets */
+    unsigned poll_streak;           /* turns for which busy polling would have paid */
     uint64_t tcp_single_until_ns;   /* the TUN refused a TCP superpacket */
     uint64_t udp_single_until_ns;
     uint32_t refusal_seen[REFUSAL_SEEN]; /* outer sources reported, by hash */

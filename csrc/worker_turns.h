@@ -39,15 +39,16 @@ struct worker_buffers {
     uint8_t inbound[TURN_PACKETS][INBOUND_STRIDE];
 };
 
-/* Reads a turn's worth of packets from the TUN into the empty outbox, and sends them. 0; 1 when the socket is full
- * and the rest waits in the outbox; -errno when the worker cannot go on. */
-int outbound_serve(struct worker *worker);
+/* Reads at most `most` packets (1..TURN_PACKETS) from the TUN into the empty outbox, and sends them. 0; 1 when the
+ * socket is full and the rest waits in the outbox; -errno when the worker cannot go on. */
+int outbound_serve(struct worker *worker, size_t most);
 
 /* Sends what waits in the outbox. As above. */
 int outbound_flush(struct worker *worker);
 
-/* Receives a turn's worth of datagrams and writes them to the TUN. 0 or -errno, as above. */
-int inbound_serve(struct worker *worker);
+/* Receives at most `most` datagrams, or as many receives of merged ones, and writes them to the TUN. 0 or -errno, as
+ * above. */
+int inbound_serve(struct worker *worker, size_t most);
 
 /* Wakes who waits for the worker's event_fd. */
 void worker_signal_event(const struct worker *worker);

@@ -4,11 +4,13 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <sys/epoll.h>
 
 static atomic_long countdown, live;
 static atomic_bool no_threads;
 static _Atomic(faults_send *) send_stand_in;
 static _Atomic(faults_write *) write_stand_in;
+static atomic_ulong sleeps;
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): the linker makes these names */
 void *__real_malloc(size_t size);
@@ -26,6 +28,8 @@ int __real_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags);
 int __wrap_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags);
 ssize_t __real_writev(int fd, const struct iovec *iov, int count);
 ssize_t __wrap_writev(int fd, const struct iovec *iov, int count);
+int __real_epoll_wait(int fd, struct epoll_event *events, int most, int timeout_ms);
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int most, int timeout_ms);
 /* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 void faults_fail_allocation(long n)
@@ -113,4 +117,15 @@ ssize_t __wrap_writev(int fd, const struct iovec *iov, int count)
 {
     faults_write *write = atomic_load(&write_stand_in);
     return write == NULL ? __real_writev(fd, iov, count) : write(fd, iov, count);
+}
+
+unsigned long faults_sleeps(void)
+{
+    return atomic_load(&sleeps);
+}
+
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int most, int timeout_ms)
+{
+    atomic_fetch_add(&sleeps, 1);
+    return __real_epoll_wait(fd, events, most, timeout_ms);
 }

@@ -1,7 +1,8 @@
-/* faults.h - allocations, threads and system calls that fail on demand, and a count of what is not freed yet.
+/* faults.h - allocations, threads and system calls that fail on demand, and counts: of what is not freed yet, and of
+ * sleeps.
  *
- * The linker sends every malloc, calloc, free, pthread_create, sendmmsg and writev of the linked objects through
- * here (--wrap).
+ * The linker sends every malloc, calloc, free, pthread_create, sendmmsg, writev and epoll_wait of the linked objects
+ * through here (--wrap).
  */
 #ifndef FLANNEL_UDP_TESTS_FAULTS_H
 #define FLANNEL_UDP_TESTS_FAULTS_H
@@ -28,6 +29,9 @@ void faults_replace_write(faults_write *write);
 /* The kernel's, for those who stand in. */
 faults_send faults_real_send;
 faults_write faults_real_write;
+
+/* How often epoll_wait was called. */
+unsigned long faults_sleeps(void);
 
 /* Allocations not freed yet. */
 long faults_live(void);

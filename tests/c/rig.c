@@ -104,6 +104,7 @@ void rig_open(struct rig *rig, unsigned offloads)
         .tun_address = address("10.1.5.1"),
         .check_source = 1,
         .offloads = offloads,
+        .busy_poll_us = offloads == 0 || offloads == OFFLOAD_ALL ? RIG_BUSY_POLL_US : 0,
     };
     CHECK(rig->config.tun_fd >= 0);
     CHECK(rig->config.udp_fd >= 0);

@@ -8,7 +8,7 @@
 
 #include "tunpump.h"
 
-enum { RIG_PORT = 8285, RIG_PATIENCE_MS = 20000, RIG_PRESETS = 4 };
+enum { RIG_PORT = 8285, RIG_PATIENCE_MS = 20000, RIG_PRESETS = 4, RIG_BUSY_POLL_US = 200 };
 
 /* Moves the program into a fresh network namespace with lo up and IPv6 off. Needs root. */
 void rig_enter_namespace(void);
@@ -28,7 +28,7 @@ struct rig {
     char device[16];
 };
 
-/* `offloads` (enum offload) are those the pump is to use. */
+/* `offloads` (enum offload) are those the pump is to use. With none of them, and with all, it polls. */
 void rig_open(struct rig *rig, unsigned offloads);
 void rig_close(struct rig *rig);
 
