@@ -298,14 +298,16 @@ def _find(program: str) -> str:
 
 
 def _run(command: list[str], feed: str = "") -> str:
-    """What the tool prints, fed with ``feed``."""
+    """What the tool prints, fed with ``feed``.
+
+    Others' comments may be bytes of any encoding: they come and go as surrogates.
+    """
     program = os.path.basename(command[0])
     try:
         result = subprocess.run(
             command,
-            input=feed,
+            input=feed.encode(errors="surrogateescape"),
             capture_output=True,
-            text=True,
             timeout=_PATIENCE,
             env={**os.environ, "LC_ALL": "C"},
         )
@@ -320,9 +322,10 @@ def _run(command: list[str], feed: str = "") -> str:
             " install it anew"
         ) from None
     if result.returncode:
-        said = next(iter(result.stderr.strip().splitlines()), f"exit code {result.returncode}")
+        lines = result.stderr.decode(errors="backslashreplace").strip().splitlines()
+        said = next(iter(lines), f"exit code {result.returncode}")
         raise FirewallError(
             f"cannot write firewall rules: {program} says '{said}'; it needs CAP_NET_ADMIN and"
             " CAP_NET_RAW, and a kernel with netfilter"
         )
-    return result.stdout
+    return result.stdout.decode(errors="surrogateescape")

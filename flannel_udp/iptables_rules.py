@@ -66,20 +66,22 @@ class Ruleset:
 
     @classmethod
     def parse(cls, text: str) -> Ruleset:
+        """Takes any text; a rule without a match or target is ""."""
         rules: dict[str, dict[str, list[str]]] = {}
         policies = {}
-        table = ""
-        for line in text.splitlines():
+        table: dict[str, list[str]] = {}
+        name = ""
+        for line in text.split("\n"):  # a comment may hold what else splitlines would split at
             if line.startswith("*"):
-                table = line[1:].strip()
-                rules.setdefault(table, {})
+                name = line[1:].strip()
+                table = rules.setdefault(name, {})
             elif line.startswith(":"):
-                chain, policy, *_ = line[1:].split()
-                rules[table].setdefault(chain, [])
-                policies[table, chain] = policy
+                chain, _, policy = line[1:].partition(" ")
+                table.setdefault(chain, [])
+                policies[name, chain] = policy.partition(" ")[0]
             elif line.startswith("-A "):
-                _, chain, rule = line.split(" ", 2)
-                rules[table].setdefault(chain, []).append(rule)
+                chain, _, rule = line.removeprefix("-A ").partition(" ")
+                table.setdefault(chain, []).append(rule)
         return cls(rules, policies)
 
     def of(self, table: str, chain: str) -> list[str]:
@@ -106,7 +108,8 @@ def networks(found: Ruleset) -> set[IPv4Network]:
     ends = ("-j ACCEPT", "-j MASQUERADE", "-j MASQUERADE --random-fully")
     # Only these rules, and the first address of each, name Network itself.
     named = [_NETWORK.search(line) for line in lines if line.endswith(ends)]
-    return {IPv4Network(match[1]) for match in named if match}
+    found_networks = (_network(match[1]) for match in named if match)
+    return {network for network in found_networks if network}
 
 
 def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
@@ -117,7 +120,8 @@ def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
     said = []
     for rule in found.of("nat", "POSTROUTING"):
         match = _DOCKER_MASQUERADE.fullmatch(rule)
-        if match and policy.subnet.subnet_of(IPv4Network(match[1])):
+        source = _network(match[1]) if match else None
+        if source and policy.subnet.subnet_of(source):
             said.append(
                 f"docker masquerades {policy.subnet} ('{rule}'): containers of other hosts see this"
                 " host's address instead of its containers'; run flannel-udp with --ip-masq, and"
@@ -125,7 +129,8 @@ def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
             )
     for rule in found.of("raw", "PREROUTING"):
         match = _DOCKER_RAW_DROP.fullmatch(rule)
-        if match and IPv4Network(match[1]).subnet_of(policy.subnet):
+        destination = _network(match[1]) if match else None
+        if destination and destination.subnet_of(policy.subnet):
             said.append(
                 f"docker drops what other hosts send to its containers ('{rule}' in table raw):"
                 ' set "allow-direct-routing": true in docker\'s daemon.json and restart docker'
@@ -201,6 +206,14 @@ def _commented(place: _Place, found: Ruleset) -> list[tuple[str, str]]:
         for rule in rules
         if place.remark in rule
     ]
+
+
+def _network(text: str) -> IPv4Network | None:
+    """None for what iptables allows and is no network, such as 10.1.0.0/255.0.255.0."""
+    try:
+        return IPv4Network(text)
+    except ValueError:
+        return None
 
 
 def _deletions(rules: Iterable[tuple[str, str]]) -> list[str]:

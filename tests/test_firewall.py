@@ -234,6 +234,35 @@ def test_dead_daemons_rules_are_removed_and_living_ones_stay(
         assert namespace.call(remove) == []
 
 
+def test_rules_of_others_in_any_form_and_encoding_are_read_and_kept(
+    namespace: Namespace, variant: str
+) -> None:
+    """One that only counts, one with half a mask, and comments in Latin-1."""
+    latin = ("-m", "comment", "--comment", b"Z\xe4hler".decode(errors="surrogateescape"))
+    theirs = ("-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
+    for chain, *words in (
+        ("INPUT",),
+        ("FORWARD",),
+        ("FORWARD", "-s", "10.1.0.5/255.255.0.255"),
+        ("FORWARD", "-s", "10.1.0.0/16", *latin),
+        ("FORWARD", "-s", str(OTHER.network), *latin, *theirs),
+    ):
+        namespace.run(["iptables", "-w", "20", "-A", chain, *words], check=True)
+
+    def rules() -> list[str]:
+        saved = namespace.run(["iptables-save"], check=True, errors="surrogateescape").stdout
+        return [line for line in saved.split("\n") if line.startswith("-A")]
+
+    before = rules()
+    with kept(namespace) as wall:
+        assert wall.report()["problems"] == []
+        assert len(rules()) > len(before)
+    assert rules() == before
+    with kept(namespace, stale=OTHER.network):  # deleted in the bytes it was written in
+        pass
+    assert rules() == [line for line in before if str(OTHER.network) not in line]
+
+
 # Trouble
 
 

@@ -4,6 +4,8 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from flannel_udp.firewall_rules import Policy
 from flannel_udp.iptables_rules import Ruleset, change, complaints, networks
@@ -129,6 +131,37 @@ def test_a_network_is_not_confused_with_one_that_starts_alike() -> None:
 def test_networks_are_known_by_their_own_rules_only() -> None:
     lines = ["*nat", ":FLANNEL-POSTRTG - [0:0]", *(f"-A FLANNEL-POSTRTG {r}" for r in FLANNEL_NAT)]
     assert networks(Ruleset.parse("\n".join(lines))) == {NETWORK}
+
+
+def test_a_rule_without_match_or_target_is_one_like_any_other() -> None:
+    found = ruleset(["", JUMP, ""], FLANNEL_FILTER)
+    assert found.of("filter", "FORWARD") == ["", JUMP, ""]
+    assert change(found, FORWARD) == ""
+
+
+LINES = st.sampled_from(["*filter", "*nat", ":FORWARD ACCEPT [0:0]", ":", "*", "-A ", "-A FORWARD"])
+
+
+@given(st.lists(st.one_of(LINES, st.text(), st.text().map("-A ".__add__))).map("\n".join))
+@example(":FORWARD")
+@example("*filter\n-A FORWARD\n-A FORWARD ")
+def test_whatever_iptables_save_prints_is_understood_or_ignored(text: str) -> None:
+    found = Ruleset.parse(text)
+    networks(found)
+    complaints(found, POLICY, nftables=True)
+    change(found, POLICY)
+
+
+def test_a_comment_with_unusual_line_ends_is_one_rule() -> None:
+    rule = '-m comment --comment "a\x85-A FORWARD\u2028\r\x0c*nat" -j DROP'
+    assert ruleset([rule]).rules == {"filter": {"INPUT": [], "FORWARD": [rule]}}
+
+
+def test_an_address_pattern_that_is_no_network_is_not_ours() -> None:
+    pattern = "-s 10.1.0.0/255.0.255.0"
+    assert networks(ruleset([f"{pattern} {FWD} -j ACCEPT", *FLANNEL_FILTER])) == {NETWORK}
+    said = complaints(Ruleset.parse(NAT.format("10.1.5.0/255.0.255.0")), POLICY, nftables=False)
+    assert said == []
 
 
 NAT = "*nat\n-A POSTROUTING -s {} ! -o docker0 -j MASQUERADE\nCOMMIT"
