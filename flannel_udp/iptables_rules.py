@@ -27,6 +27,8 @@ _MARK = f"{KUBE_PROXY_MARK:#x}"
 _DOCKER_JUMP = re.compile(r"-j DOCKER(?!-USER\b)")
 _DOCKER_MASQUERADE = re.compile(r"-s (\S+) ! -o \S+ -j MASQUERADE")
 _DOCKER_RAW_DROP = re.compile(r"-d (\S+) ! -i \S+ -j DROP")
+# Of docker 28 and later. A bridge that docker named by itself is not the one of the host's subnet.
+_DOCKER_BRIDGE_DROP = re.compile(r"! -i (?!br-[0-9a-f]{12} )(\S+) -o \1 -j DROP")
 _NETWORK = re.compile(r"(?<!! )-[sd] (\S+)")
 
 
@@ -142,7 +144,19 @@ def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
             " cannot overrule it: set EnableNFTables to false in the network config, or run"
             " 'iptables -P FORWARD ACCEPT'"
         )
+    if nftables and policy.forward:
+        said += _bridge_drops(found)
     return said
+
+
+def _bridge_drops(found: Ruleset) -> list[str]:
+    return [
+        f"docker drops new connections to its containers from elsewhere than {match[1]} ('{rule}'"
+        " in chain DOCKER), and an nftables rule cannot overrule it: set EnableNFTables to false in"
+        " the network config"
+        for rule in found.of("filter", "DOCKER")
+        if (match := _DOCKER_BRIDGE_DROP.fullmatch(rule))
+    ]
 
 
 def _transaction(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> str:

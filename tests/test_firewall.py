@@ -343,3 +343,13 @@ def test_docker_that_harms_the_overlay_is_named_once(
         damage(namespace, f"iptables -t {rule.replace('-A', '-D')}")
         wait_until(lambda: not wall.report()["problems"], "the rule being seen gone")
     assert caplog.text.count(words) == 1
+
+
+def test_a_drop_that_only_an_iptables_rule_can_overrule_is_named_with_nftables(
+    namespace: Namespace, nftables: bool
+) -> None:
+    """As docker 28 writes it, whose FORWARD chain may accept."""
+    damage(namespace, "iptables -N DOCKER", "iptables -A DOCKER ! -i docker0 -o docker0 -j DROP")
+    with kept(namespace, nftables=nftables) as wall:
+        said = "".join(wall.report()["problems"])
+    assert ("docker drops new connections to its containers" in said) == nftables

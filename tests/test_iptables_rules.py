@@ -166,6 +166,7 @@ def test_an_address_pattern_that_is_no_network_is_not_ours() -> None:
 
 NAT = "*nat\n-A POSTROUTING -s {} ! -o docker0 -j MASQUERADE\nCOMMIT"
 RAW = "*raw\n-A PREROUTING -d {} ! -i docker0 -j DROP\nCOMMIT"
+DOCKER = "*filter\n:FORWARD ACCEPT [0:0]\n-A DOCKER ! -i {0} -o {0} -j DROP\nCOMMIT"
 
 
 @pytest.mark.parametrize(
@@ -174,6 +175,9 @@ RAW = "*raw\n-A PREROUTING -d {} ! -i docker0 -j DROP\nCOMMIT"
         (NAT.format("10.1.5.0/24"), False, "docker masquerades 10.1.5.0/24"),
         (RAW.format("10.1.5.2/32"), False, "allow-direct-routing"),
         ("*filter\n:FORWARD DROP [0:0]\nCOMMIT", True, "an nftables rule cannot overrule it"),
+        (DOCKER.format("docker0"), True, "docker drops new connections to its containers"),
+        (DOCKER.format("br-0123456789ab"), True, ""),
+        (DOCKER.format("docker0"), False, ""),
         (NAT.format("172.17.0.0/16") + "\n" + RAW.format("172.17.0.2/32"), False, ""),
         ("*filter\n:FORWARD DROP [0:0]\nCOMMIT", False, ""),
     ],
