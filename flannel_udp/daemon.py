@@ -45,7 +45,7 @@ from flannel_udp.tunnel_keeper import TunnelKeeper
 
 log = logging.getLogger(__name__)
 
-_SUBNET_FILE_RETRY = 5.0  # seconds
+_READY_RETRY = 1.0  # seconds
 _STOP_PATIENCE = 5.0  # seconds for a thread that is inside an etcd call
 
 
@@ -171,9 +171,11 @@ def _serve(
         *(own.subnet, tunnel.device, len(routes.routes), overlay.public_ip),
         *(config.port, overlay.mtu),
     )
-    while not written and not shutdown.requested.wait(_SUBNET_FILE_RETRY):
-        written = _write_subnet_env(options, overlay, readiness)
-    if written:
+    while not (written and _has_rules(firewall, readiness)):
+        if shutdown.requested.wait(_READY_RETRY):
+            break
+        written = written or _write_subnet_env(options, overlay, readiness)
+    else:
         readiness.ready()
         keeper.mark_ready()
         systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tunnel.device}")
@@ -352,6 +354,14 @@ def _write_subnet_env(options: Options, overlay: Overlay, readiness: admin.Readi
         if readiness.reason != str(error):  # once, not at every try
             log.warning("%s; forwarding, but not ready", error)
         readiness.not_ready(str(error))
+        return False
+    return True
+
+
+def _has_rules(firewall: Firewall, readiness: admin.Readiness) -> bool:
+    """Whether the traffic rules have been in place; the firewall logs why not."""
+    if firewall.missing:
+        readiness.not_ready(firewall.missing)
         return False
     return True
 

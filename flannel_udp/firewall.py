@@ -152,45 +152,44 @@ class Firewall:
     ) -> None:
         self._policy, self._port, self._nftables = policy, port, nftables
         self._resync, self._stale = resync, stale
+        self._wanted = policy.masquerade or policy.forward
         self._tools: _Tools | None = None
+        self._established = False
         self._problem: str | None = None
         self._complaints: list[str] = []
+        self._changes = ChangeLog(log)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="firewall", daemon=True)
 
     def __enter__(self) -> Firewall:
-        policy = self._policy
         try:
-            self._tools = self._find_tools()
-            self._clean(self._tools)
-            self._tools.writer.apply(policy)
+            self._apply()
         except FirewallError as error:
-            if policy.masquerade:
+            if self._policy.masquerade:
                 raise
-            if policy.forward:
-                log.warning("%s; going on without forward rules", error)
-                self._problem = str(error)
-        else:
-            wanted = {"masquerade": policy.masquerade, "forward": policy.forward}
-            names = [name for name, is_wanted in wanted.items() if is_wanted]
-            if names:
-                log.info("firewall rules: %s (%s)", " and ".join(names), self._tools.writer.name)
+            if self._wanted:
+                self._failed(error)
         if self._tools:
             self._look_around(self._tools)
-            if policy.masquerade or policy.forward:
-                self._thread.start()
+        if self._wanted:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._tools:
-            return
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
+        if not self._tools:
+            return
         try:
             self._tools.writer.remove(self._policy)
         except FirewallError as error:
             log.warning("%s; firewall rules may be left: run flannel-udp cleanup", error)
+
+    @property
+    def missing(self) -> str | None:
+        """Why the rules were not in place even once; None if they were, or if none are wanted."""
+        return self._problem if self._wanted and not self._established else None
 
     def report(self) -> dict[str, Any]:
         """For the status: the tool, what it was asked for, and what is wrong."""
@@ -216,21 +215,40 @@ class Firewall:
             tools.iptables.remove(replace(self._policy, network=self._stale))
 
     def _run(self) -> None:
-        assert self._tools is not None
-        changes = ChangeLog(log)
         while not self._stop.wait(self._resync):
             try:
-                repaired = self._tools.writer.apply(self._policy)
+                self._apply()
             except FirewallError as error:
-                self._problem = str(error)
-                changes.failed(f"{error}; trying again")
-            else:
-                self._problem = None
-                if repaired:
-                    changes.failed("the firewall rules were changed by another program: restored")
-                else:
-                    changes.works("the firewall rules are in place again")
-            self._look_around(self._tools)
+                self._failed(error)
+            if self._tools:
+                self._look_around(self._tools)
+
+    def _apply(self) -> None:
+        """Bring the rules about and say what was new. Raises FirewallError."""
+        if self._tools is None:
+            tools = self._find_tools()
+            self._clean(tools)
+            self._tools = tools
+        changed = self._tools.writer.apply(self._policy)
+        self._problem = None
+        if not self._established:
+            self._established = True
+            if self._wanted:
+                self._changes.works("the firewall can be used now")
+                log.info("firewall rules: %s (%s)", self._names(), self._tools.writer.name)
+        elif changed:
+            self._changes.failed("the firewall rules were changed by another program: restored")
+        else:
+            self._changes.works("the firewall rules are in place again")
+
+    def _failed(self, error: FirewallError) -> None:
+        self._problem = str(error)
+        then = "trying again" if self._established else "going on without forward rules, not ready"
+        self._changes.failed(f"{error}; {then}")
+
+    def _names(self) -> str:
+        wanted = {"masquerade": self._policy.masquerade, "forward": self._policy.forward}
+        return " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
 
     def _look_around(self, tools: _Tools) -> None:
         """Warn once of each rule by which another program harms the overlay."""

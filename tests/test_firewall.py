@@ -282,10 +282,34 @@ def test_a_missing_tool_is_one_sentence(
     with wall:
         assert "going on without forward rules" in caplog.text
         assert wall.report()["problems"] == [caplog.messages[0].rpartition(";")[0]]
+        assert wall.missing == wall.report()["problems"][0]
     caplog.clear()
     nothing = replace(POLICY, masquerade=False, forward=False)
     with Firewall(nothing, PORT, nftables=nftables, resync=1):
         assert caplog.text == ""
+
+
+def test_a_tool_that_comes_later_is_used_then(
+    namespace: Namespace,
+    nftables: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    tries: list[str] = []
+    with monkeypatch.context() as bare:
+        bare.setattr(firewall, "_which", tries.append)
+        with kept(namespace, replace(POLICY, masquerade=False), nftables=nftables) as wall:
+            wait_until(lambda: len(tries) > 3, "several tries")
+            assert wall.missing
+            bare.undo()
+            wait_until(lambda: wall.missing is None, "the rules coming into force")
+            assert wall.report()["problems"] == []
+            assert text(namespace).count("flanneld forward") == 3 - nftables
+        assert "flanneld" not in text(namespace)
+    assert caplog.text.count("is not installed") == 1
+    assert caplog.text.count("firewall rules: forward (") == 1
+    assert "changed by another program" not in caplog.text
 
 
 def test_a_refusal_is_the_tools_own_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

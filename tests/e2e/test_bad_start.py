@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -200,15 +201,19 @@ def test_route_to_the_network_elsewhere_ends_the_start(bare_lab: Lab, host: Host
 
 @contextmanager
 def waiting_daemon(
-    lab: Lab, host: Host, *flags: str, because: str
+    lab: Lab, host: Host, *flags: str, because: str, tools: Path | None = None
 ) -> Iterator[subprocess.Popen[Any]]:
     """A daemon that waits; the block cures it, and then it must become ready by itself.
 
-    ``because`` is in its one line about the fault and in the answer of /readyz.
+    ``because`` is in its one line about the fault and in the answer of /readyz. ``tools`` is
+    where it finds other programs first.
     """
     command = daemon_command(lab, host, *HEALTH_FLAGS, *flags)
+    environment = child_environment()
+    if tools:
+        environment["PATH"] = f"{tools}:{environment['PATH']}"
     with host.log_path.open("wb") as log:
-        daemon = host.netns.popen(command, env=child_environment(), stdout=log, stderr=log)
+        daemon = host.netns.popen(command, env=environment, stdout=log, stderr=log)
     try:
         wait_until(lambda: log_lines(host, because) or daemon.poll() is not None, because, 15)
         assert daemon.poll() is None, host.log_path.read_text()
@@ -400,3 +405,30 @@ def test_unwritable_subnet_env_means_forwarding_but_not_ready(bare_lab: Lab, hos
         assert bare_lab.ping(host, bare_lab.hosts[1].containers[0]) is not None
         host.subnet_file.rmdir()
     assert host.subnet
+
+
+# --- traffic rules
+
+
+def test_rules_that_cannot_be_written_mean_forwarding_but_not_ready(
+    bare_lab: Lab, host: Host, tmp_path: Path
+) -> None:
+    """As while another program holds iptables' lock."""
+    for name in ("iptables-save", "iptables-restore"):
+        tool = tmp_path / name
+        tool.write_text(
+            f'#!/bin/sh\n[ -e {tmp_path}/free ] || [ "$1" = --version ] || '
+            "{ echo 'another app holds the lock' >&2; exit 4; }\n"
+            f'exec {shutil.which(name)} "$@"\n'
+        )
+        tool.chmod(0o755)
+    because = "iptables-save says 'another app holds the lock'"
+    with waiting_daemon(bare_lab, host, "--iptables-resync=1", because=because, tools=tmp_path):
+        wait_until(host.subnet_file.exists, "subnet.env")
+        assert devices(host) == ["flannel0"]
+        assert host.status()["ready"] is False
+        assert "FLANNEL" not in host.run(["iptables-save"], check=True).stdout
+        (tmp_path / "free").touch()
+        wait_until(lambda: host.status()["ready"], "getting ready")
+        assert "FLANNEL-FWD" in host.run(["iptables-save"], check=True).stdout
+    assert not log_lines(host, "changed by another program")
