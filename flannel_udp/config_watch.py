@@ -6,8 +6,10 @@ operator hears of it, in the log once for each change and in the status for as l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import fields
 
 from flannel_udp.config import NetworkConfig
@@ -24,8 +26,14 @@ _NAMES = {"mtu_cap": "Backend.MTU", "port": "Backend.Port", "enable_nftables": "
 class ConfigWatch:
     """Owns one thread, which alone writes ``difference``; others tell that etcd is away."""
 
-    def __init__(self, registry: Registry, config: NetworkConfig) -> None:
-        self._registry, self._config = registry, config
+    def __init__(
+        self,
+        registry: Registry,
+        config: NetworkConfig,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        """``on_fatal`` hears of an error of our own, and the thread ends."""
+        self._registry, self._config, self._on_fatal = registry, config, on_fatal
         self._difference: str | None = None
         self._backoff = Backoff()
         self._stopping = threading.Event()
@@ -54,14 +62,17 @@ class ConfigWatch:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                text, revision = self._registry.read_config()
-                self._compare(text)
-                self._follow(revision + 1)
-            except (EtcdError, RevisionError):
-                pass  # the follower of the leases speaks of it
-            self._stopping.wait(self._backoff.next())
+        try:
+            while not self._stopping.is_set():
+                # The follower of the leases speaks of it.
+                with contextlib.suppress(EtcdError, RevisionError):
+                    text, revision = self._registry.read_config()
+                    self._compare(text)
+                    self._follow(revision + 1)
+                self._stopping.wait(self._backoff.next())
+        except Exception as error:
+            log.exception("watching the network config ended")
+            self._on_fatal(error)
 
     def _follow(self, revision: int) -> None:
         watch = self._registry.watch_config(revision)

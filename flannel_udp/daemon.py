@@ -73,7 +73,10 @@ def run(options: Options, taken: Takeover | None = None) -> int:
             control.enter_context(status)
             try:
                 _serve(options, taken, shutdown, board, data_plane, control)
-            except FlannelError as error:
+            except (FlannelError, OSError) as error:
+                shutdown.fail(error)
+            except Exception as error:
+                log.exception("the start ended")
                 shutdown.fail(error)
             if not shutdown.is_replaced:
                 systemd.notify("STOPPING=1")
@@ -109,7 +112,7 @@ def _serve(
     config, own, tunnel = overlay.config, overlay.own, overlay.tunnel
 
     made = data_plane.enter_context(contextlib.ExitStack())
-    firewall = _prepare_host(overlay, made)
+    firewall = _prepare_host(overlay, made, shutdown)
 
     pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
     through_tunnel = netdev.through_tunnel(tunnel.device)
@@ -137,9 +140,11 @@ def _serve(
     follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
     memory = taken.memory if taken else data_plane.enter_context(MemoryFile.create())
     state = StateReport(overlay, keeper, follower, reconciler)
-    successor = HandoverKeeper(tunnel, memory, state.encoded, is_stored=taken is not None)
+    successor = HandoverKeeper(
+        tunnel, memory, state.encoded, shutdown.fail, is_stored=taken is not None
+    )
     data_plane.callback(_settle, shutdown, successor, made)
-    config_watch = ConfigWatch(registry, config)
+    config_watch = ConfigWatch(registry, config, shutdown.fail)
     status = StatusReport(overlay, keeper, follower, config_watch, reconciler, pump, firewall)
     control.enter_context(board.show(status.report))
 
@@ -163,7 +168,7 @@ def _serve(
         on_restored=on_restored,
     )
     control.enter_context(whole)
-    control.enter_context(PumpWatch(pump, whole.wake))
+    control.enter_context(PumpWatch(pump, whole.wake, shutdown.fail))
     for thread in (follower, keeper):
         _launch(thread, control)
     log.info(
@@ -255,7 +260,7 @@ def _go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> _Start | No
     return _Start(overlay, snapshot, held)
 
 
-def _prepare_host(overlay: Overlay, made: contextlib.ExitStack) -> Firewall:
+def _prepare_host(overlay: Overlay, made: contextlib.ExitStack, shutdown: Shutdown) -> Firewall:
     """Device, routes and firewall; what a process of before has left of them is put in order."""
     options, config = overlay.options, overlay.config
     device = overlay.tunnel.device
@@ -271,6 +276,7 @@ def _prepare_host(overlay: Overlay, made: contextlib.ExitStack) -> Firewall:
         Firewall(
             overlay.firewall_policy(),
             config.port,
+            shutdown.fail,
             nftables=config.enable_nftables,
             resync=options.iptables_resync,
             stale=_abandoned_network(options, config.network),

@@ -138,19 +138,22 @@ class Firewall:
     ``nftables`` is EnableNFTables of the network config, ``resync`` the seconds between checks,
     ``stale`` a Network that this daemon served before. Entering raises FirewallError if
     masquerading was asked for and cannot be had; without forward rules packets may still pass, so
-    there it warns and goes on trying.
+    there it warns and goes on trying. ``on_fatal`` hears of an error of our own, and the thread
+    ends.
     """
 
     def __init__(
         self,
         policy: Policy,
         port: int,
+        on_fatal: Callable[[BaseException], None],
         *,
         nftables: bool,
         resync: float,
         stale: IPv4Network | None = None,
     ) -> None:
         self._policy, self._port, self._nftables = policy, port, nftables
+        self._on_fatal = on_fatal
         self._resync, self._stale = resync, stale
         self._wanted = policy.masquerade or policy.forward
         self._tools: _Tools | None = None
@@ -215,13 +218,20 @@ class Firewall:
             tools.iptables.remove(replace(self._policy, network=self._stale))
 
     def _run(self) -> None:
-        while not self._stop.wait(self._resync):
-            try:
-                self._apply()
-            except FirewallError as error:
-                self._failed(error)
-            if self._tools:
-                self._look_around(self._tools)
+        try:
+            while not self._stop.wait(self._resync):
+                self._check()
+        except Exception as error:
+            log.exception("keeping the firewall rules ended")
+            self._on_fatal(error)
+
+    def _check(self) -> None:
+        try:
+            self._apply()
+        except FirewallError as error:
+            self._failed(error)
+        if self._tools:
+            self._look_around(self._tools)
 
     def _apply(self) -> None:
         """Bring the rules about and say what was new. Raises FirewallError."""

@@ -33,12 +33,14 @@ class HandoverKeeper:
         tunnel: Tunnel,
         memory: MemoryFile,
         encode: Callable[[], bytes],
+        on_fatal: Callable[[BaseException], None],
         *,
         is_stored: bool = False,
     ) -> None:
-        """``encode`` tells the present state, to any thread. ``is_stored``: the manager has the
-        descriptors from the last process, which left them to this one."""
-        self._is_stored = is_stored
+        """``encode`` tells the present state, to any thread. ``on_fatal`` hears of an error of our
+        own, and the thread ends. ``is_stored``: the manager has the descriptors from the last
+        process, which left them to this one."""
+        self._is_stored, self._on_fatal = is_stored, on_fatal
         self._memory, self._encode = memory, encode
         self._descriptors = {TUN: tunnel.tun_fd, UDP: tunnel.udp_fd, STATE: memory.descriptor}
         self._changed, self._stopping = threading.Event(), threading.Event()
@@ -92,9 +94,13 @@ class HandoverKeeper:
             log.warning("cannot record the state for the next process: %s", error.strerror)
 
     def _run(self) -> None:
-        while self._changed.wait() and not self._stopping.is_set():
-            self._changed.clear()
-            began = time.monotonic()
-            self._record()
-            spent = time.monotonic() - began
-            self._stopping.wait(max(_INTERVAL, spent / _SHARE))
+        try:
+            while self._changed.wait() and not self._stopping.is_set():
+                self._changed.clear()
+                began = time.monotonic()
+                self._record()
+                spent = time.monotonic() - began
+                self._stopping.wait(max(_INTERVAL, spent / _SHARE))
+        except Exception as error:
+            log.exception("recording the state for the next process ended")
+            self._on_fatal(error)

@@ -24,10 +24,16 @@ _SOURCE_CHECK = ("drop_udp_unknown_peer", "drop_udp_spoofed_source")
 class PumpWatch:
     """Owns one thread, from ``__enter__`` to ``__exit__``."""
 
-    def __init__(self, pump: Pump, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pump: Pump,
+        on_failure: Callable[[], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
         """``on_failure`` is called when the worker has ended by itself; the pump may be restarted
-        then, and is listened to further."""
-        self._pump, self._on_failure = pump, on_failure
+        then, and is listened to further. ``on_fatal`` hears of an error of our own, and the thread
+        ends."""
+        self._pump, self._on_failure, self._on_fatal = pump, on_failure, on_fatal
         self._waiting: dict[IPv4Address, tuple[float, Refusal]] = {}
         self._reported: set[IPv4Address] = set()
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
@@ -48,6 +54,13 @@ class PumpWatch:
         os.close(self._stop_reader)
 
     def _run(self) -> None:
+        try:
+            self._listen()
+        except Exception as error:
+            log.exception("listening to the pump ended")
+            self._on_fatal(error)
+
+    def _listen(self) -> None:
         poll = select.poll()
         poll.register(self._pump.event_fd, select.POLLIN)
         poll.register(self._stop_reader, select.POLLIN)

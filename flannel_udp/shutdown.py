@@ -47,9 +47,18 @@ class Shutdown:
         """Stop with exit code 1 and the error's sentence; the first error counts."""
         if self.error is None:
             if not isinstance(error, FlannelError):
-                error = FlannelError(f"internal error: {error!r}; please report it with the log")
+                error = FlannelError(_sentence(error))
             self.error = error
         self.requested.set()
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return (
+            f"the system refused a call: {error.strerror or error}; look at the limits of this"
+            " process and the memory of this host, then start again"
+        )
+    return f"internal error: {error!r}; please report it with the log"
 
 
 def obey_signals(shutdown: Shutdown) -> None:

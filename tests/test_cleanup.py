@@ -14,6 +14,10 @@ from flannel_udp.pump import open_tun
 PROGRAM = (sys.executable, "-m", "flannel_udp", "cleanup")
 
 
+def never(error: BaseException) -> None:
+    raise error
+
+
 def policy(number: int) -> Policy:
     """Of the network 10.NUMBER.0.0/16."""
     network, subnet = f"10.{number}.0.0/16", f"10.{number}.5.0/24"
@@ -22,7 +26,7 @@ def policy(number: int) -> Policy:
 
 def test_cleanup_removes_what_is_left_and_nothing_of_a_running_daemon(namespace: Namespace) -> None:
     for number, nftables in ((1, False), (2, True), (3, False), (4, True)):
-        wall = Firewall(policy(number), 8280 + number, nftables=nftables, resync=3600)
+        wall = Firewall(policy(number), 8280 + number, never, nftables=nftables, resync=3600)
         namespace.call(wall.__enter__)
         namespace.call(netdev.add_blackhole, policy(number).subnet)
     # The daemons of the networks 3 and 4 live: they have their device, their route and their lock.
@@ -63,7 +67,7 @@ def test_cleanup_deletes_a_device_that_nobody_serves(namespace: Namespace) -> No
 
 
 def test_cleanup_without_rights_is_one_sentence(namespace: Namespace) -> None:
-    namespace.call(Firewall(policy(1), 8285, nftables=False, resync=3600).__enter__)
+    namespace.call(Firewall(policy(1), 8285, never, nftables=False, resync=3600).__enter__)
     result = namespace.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", *PROGRAM])
     assert result.returncode == 1
     assert result.stderr.startswith("flannel-udp: cannot write firewall rules: iptables-save says")

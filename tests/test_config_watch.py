@@ -20,6 +20,10 @@ SAME = '{ "network": "10.1.7.7/16", "SubnetLen": 24 }'
 PORT = '{"Network":"10.1.0.0/16","Backend":{"Type":"udp","Port":9000}}'
 
 
+def never(error: BaseException) -> None:
+    raise error
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EtcdServer]:
     with EtcdServer(tmp_path) as server:
@@ -31,7 +35,7 @@ def server(tmp_path: Path) -> Iterator[EtcdServer]:
 def watch(server: EtcdServer, caplog: pytest.LogCaptureFixture) -> Iterator[ConfigWatch]:
     caplog.set_level(logging.INFO)
     etcd = Etcd([server.url])
-    watch = ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT))
+    watch = ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT), never)
     watch.start()
     yield watch
     watch.stop()
@@ -80,3 +84,22 @@ def test_a_change_while_etcd_restarts_is_not_missed(server: EtcdServer, watch: C
     server.restart()
     server.put(KEY, TEXT)
     wait_until(lambda: watch.difference is None, "the change behind the restart", 20)
+
+
+def test_an_error_of_our_own_is_told(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bug = RuntimeError("a bug")
+
+    def fail(key: str) -> None:
+        raise bug
+
+    etcd = Etcd([server.url])
+    monkeypatch.setattr(etcd, "range", fail)
+    heard: list[BaseException] = []
+    watch = ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT), heard.append)
+    watch.start()
+    assert watch.join(5)
+    assert heard == [bug]
+    assert "watching the network config ended" in caplog.text
+    etcd.close()

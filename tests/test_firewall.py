@@ -28,6 +28,10 @@ PORT = 8285
 TABLE = ("-s", "list", "table", "ip", "flannel-ipv4")
 
 
+def never(error: BaseException) -> None:
+    raise error
+
+
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """iptables with each of its back ends, found on PATH as a host has it."""
@@ -55,9 +59,10 @@ def kept(
     nftables: bool = False,
     resync: float = 0.05,
     stale: IPv4Network | None = None,
+    on_fatal: Callable[[BaseException], None] = never,
 ) -> Iterator[Firewall]:
     """The policy in force in the host."""
-    wall = Firewall(policy, port, nftables=nftables, resync=resync, stale=stale)
+    wall = Firewall(policy, port, on_fatal, nftables=nftables, resync=resync, stale=stale)
     namespace.call(wall.__enter__)
     try:
         yield wall
@@ -111,7 +116,7 @@ def test_a_killed_runs_rules_are_taken_over_and_then_removed(
     namespace: Namespace, nftables: bool
 ) -> None:
     old = replace(POLICY, subnet=IPv4Network("10.1.77.0/24"))
-    killed = Firewall(old, PORT, nftables=nftables, resync=3600)
+    killed = Firewall(old, PORT, never, nftables=nftables, resync=3600)
     namespace.call(killed.__enter__)
     assert "10.1.77.0/24" in text(namespace)
     with kept(namespace, nftables=nftables):
@@ -123,14 +128,14 @@ def test_a_killed_runs_rules_are_taken_over_and_then_removed(
 
 def test_switching_the_tool_leaves_no_rules_of_the_old_one(namespace: Namespace) -> None:
     for first in (True, False):
-        namespace.call(Firewall(POLICY, PORT, nftables=first, resync=3600).__enter__)
+        namespace.call(Firewall(POLICY, PORT, never, nftables=first, resync=3600).__enter__)
         with kept(namespace, nftables=not first):
             assert ("FLANNEL-FWD" in text(namespace)) == first
             assert ("flannel-ipv4" in text(namespace)) != first
 
 
 def test_rules_for_a_network_that_was_left_are_removed(namespace: Namespace, variant: str) -> None:
-    namespace.call(Firewall(OTHER, PORT, nftables=False, resync=3600).__enter__)
+    namespace.call(Firewall(OTHER, PORT, never, nftables=False, resync=3600).__enter__)
     with kept(namespace, stale=OTHER.network):
         assert "10.2." not in text(namespace)
         assert "10.1." in text(namespace)
@@ -217,7 +222,7 @@ def test_two_daemons_keep_to_their_own_rules(namespace: Namespace, nftables: boo
 def test_dead_daemons_rules_are_removed_and_living_ones_stay(
     namespace: Namespace, nftables: bool
 ) -> None:
-    namespace.call(Firewall(OTHER, PORT + 1, nftables=nftables, resync=3600).__enter__)
+    namespace.call(Firewall(OTHER, PORT + 1, never, nftables=nftables, resync=3600).__enter__)
     with kept(namespace, nftables=nftables):
 
         def remove() -> list[str]:
@@ -277,15 +282,15 @@ def test_a_missing_tool_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(firewall, "_which", lambda _: None)
     with pytest.raises(FirewallError, match=f"{program} is not installed; apt-get install"):
-        Firewall(POLICY, PORT, nftables=nftables, resync=1).__enter__()
-    wall = Firewall(replace(POLICY, masquerade=False), PORT, nftables=nftables, resync=1)
+        Firewall(POLICY, PORT, never, nftables=nftables, resync=1).__enter__()
+    wall = Firewall(replace(POLICY, masquerade=False), PORT, never, nftables=nftables, resync=1)
     with wall:
         assert "going on without forward rules" in caplog.text
         assert wall.report()["problems"] == [caplog.messages[0].rpartition(";")[0]]
         assert wall.missing == wall.report()["problems"][0]
     caplog.clear()
     nothing = replace(POLICY, masquerade=False, forward=False)
-    with Firewall(nothing, PORT, nftables=nftables, resync=1):
+    with Firewall(nothing, PORT, never, nftables=nftables, resync=1):
         assert caplog.text == ""
 
 
@@ -321,7 +326,7 @@ def test_a_refusal_is_the_tools_own_words(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("PATH", str(failing), prepend=":")
     sentence = "cannot write firewall rules: iptables-restore says 'the roof is on fire'"
     with pytest.raises(FirewallError, match=sentence):
-        Firewall(POLICY, PORT, nftables=False, resync=1).__enter__()
+        Firewall(POLICY, PORT, never, nftables=False, resync=1).__enter__()
 
 
 def test_a_failing_check_is_logged_once_and_its_end_too(
@@ -348,6 +353,24 @@ def test_a_failing_check_is_logged_once_and_its_end_too(
         wait_until(lambda: "in place again" in caplog.text, "the end of the trouble in the log")
         assert wall.report()["problems"] == []
     assert caplog.text.count("firewall rules: no; trying again") == 1
+
+
+def test_an_error_of_our_own_in_the_thread_is_told(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[BaseException] = []
+    bug = RuntimeError("a bug")
+    with kept(namespace, resync=0.01, on_fatal=heard.append) as wall:
+        assert wall._tools
+
+        def fail(policy: Policy) -> bool:
+            raise bug
+
+        monkeypatch.setattr(wall._tools.writer, "apply", fail)
+        wait_until(lambda: heard, "the error being told")
+        monkeypatch.undo()
+    assert heard == [bug]
+    assert "keeping the firewall rules ended" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 from flannel_udp import netdev, pump_watch
 from flannel_udp.netns import Namespace
-from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
+from flannel_udp.pump import Pump, PumpConfig, Refusal, open_tun, open_udp
 from flannel_udp.pump_watch import PumpWatch
 
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -34,9 +34,10 @@ class Rig:
     device: str
     udp_fd: int
     failed: threading.Event = field(default_factory=threading.Event)
+    errors: list[BaseException] = field(default_factory=list)
 
     def watch(self) -> PumpWatch:
-        return PumpWatch(self.pump, self.failed.set)
+        return PumpWatch(self.pump, self.failed.set, self.errors.append)
 
     def send(self, source: str, data: bytes = b"no packet") -> None:
         before = sum(self.drops())
@@ -181,3 +182,18 @@ def test_it_ends_at_once_and_leaves_nothing(rig: Rig) -> None:
     assert time.monotonic() - began < 1
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert "pump-watch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_error_of_our_own_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bug = RuntimeError("a bug")
+
+    def fail() -> list[Refusal]:
+        raise bug
+
+    monkeypatch.setattr(rig.pump, "refusals", fail)
+    with rig.watch():
+        rig.send(STRANGER)
+        eventually(lambda: rig.errors == [bug])
+    assert "listening to the pump ended" in caplog.text
