@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,17 @@ class Board:
             self._report = report
 
 
+class _Quiet(socketserver.BaseServer):
+    """Does not print a traceback for a client that went away, such as a probe that resets."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if isinstance(error, OSError):
+            log.debug("%s broke off: %s", client_address, error.strerror or error)
+        else:
+            log.exception("an answer failed")
+
+
 @contextlib.contextmanager
 def serve_health(
     address: str, port: int, readiness: Readiness, exposition: Exposition
@@ -111,7 +123,7 @@ def serve_health(
         def log_message(self, format: str, *args: Any) -> None:
             log.debug("health: " + format, *args)
 
-    class Server(http.server.ThreadingHTTPServer):
+    class Server(_Quiet, http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
     try:
@@ -144,7 +156,7 @@ def serve_status(path: Path, status: Callable[[], Status]) -> Iterator[None]:
             with contextlib.suppress(OSError):  # the asker went away
                 self.wfile.write(json.dumps(status()).encode() + b"\n")
 
-    class Server(socketserver.ThreadingUnixStreamServer):
+    class Server(_Quiet, socketserver.ThreadingUnixStreamServer):
         daemon_threads = True
 
         def server_bind(self) -> None:

@@ -8,10 +8,12 @@ import logging
 import os
 import socket
 import stat
+import struct
 import time
 from pathlib import Path
 
 import pytest
+from etcd_server import wait_until
 
 from flannel_udp.admin import (
     Board,
@@ -84,6 +86,39 @@ def test_a_client_that_says_nothing_holds_up_neither_others_nor_the_end() -> Non
         assert get(port, "/healthz")[0] == 200
     assert time.monotonic() - began < 2
     silent.close()
+
+
+def test_a_probe_that_resets_is_not_worth_a_line(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As load balancers do: a connection whose end is a reset."""
+    caplog.set_level(logging.DEBUG)
+    with serve_health("127.0.0.1", 0, Readiness(), expose) as port:
+        probe = socket.create_connection(("127.0.0.1", port))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        probe.close()
+        wait_until(lambda: "broke off: Connection reset" in caplog.text, "the reset")
+        assert get(port, "/healthz")[0] == 200
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+    assert capfd.readouterr().err == ""
+
+
+def test_a_bug_in_an_answer_is_logged_and_the_next_is_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "subnet.sock"
+
+    def status() -> dict[str, object]:
+        if not caplog.records:
+            raise KeyError("first")
+        return {"second": True}
+
+    with serve_status(path, status):
+        with pytest.raises(OSError, match="reset"):
+            read_status(path)
+        wait_until(lambda: "an answer failed" in caplog.text, "the log line")
+        assert read_status(path) == {"second": True}
+    assert capfd.readouterr().err == ""
 
 
 def test_the_status_socket_lies_beside_subnet_env() -> None:
