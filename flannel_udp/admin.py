@@ -125,6 +125,8 @@ def serve_health(
 
     class Server(_Quiet, http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        # HTTPServer's own asks DNS for this host's name, which may take half a minute.
+        server_bind = socketserver.TCPServer.server_bind
 
     try:
         server = Server((address, port), Handler)

@@ -121,6 +121,16 @@ def test_a_bug_in_an_answer_is_logged_and_the_next_is_given(
     assert capfd.readouterr().err == ""
 
 
+def test_the_start_does_not_wait_for_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object) -> str:
+        raise AssertionError("asked DNS")
+
+    monkeypatch.setattr(socket, "getfqdn", ask)
+    monkeypatch.setattr(socket, "gethostbyaddr", ask)
+    with serve_health("127.0.0.1", 0, Readiness(), expose) as port:
+        assert get(port, "/healthz")[0] == 200
+
+
 def test_the_status_socket_lies_beside_subnet_env() -> None:
     assert status_path(Path("/run/flannel/subnet.env")) == Path("/run/flannel/subnet.sock")
 
