@@ -102,7 +102,8 @@ def _reconciler(namespace: Namespace) -> Iterator[Reconciler]:
     try:
         with Pump(config) as pump:
             pump.start()
-            routes, held = RouteSet(CONFIG, OWN_SUBNET, OWN_IP), HeldLeases(OWN_IP, 0)
+            routes = RouteSet(CONFIG, OWN_SUBNET, OWN_IP)
+            held = HeldLeases(OWN_IP, 0, routes.is_sound)
             yield Reconciler(routes, pump, held, print)
     finally:
         os.close(tun_fd)

@@ -117,7 +117,7 @@ def _serve(
     pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
     through_tunnel = netdev.through_tunnel(tunnel.device)
     routes = RouteSet(config, own.subnet, overlay.public_ip, through_tunnel)
-    held = HeldLeases(overlay.public_ip, options.stale_hold)
+    held = HeldLeases(overlay.public_ip, options.stale_hold, routes.is_sound)
     reconciler = Reconciler(routes, pump, held, shutdown.fail)
     control.callback(reconciler.close)
     if taken:

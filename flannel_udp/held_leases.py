@@ -7,7 +7,7 @@ is the last good word on where its containers are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import groupby
@@ -52,11 +52,13 @@ class HeldLeases:
     more than they do.
     """
 
-    def __init__(self, own_public_ip: IPv4Address, hold: float) -> None:
-        """``hold`` in seconds, 0 to hold nothing."""
-        self._own_public_ip, self._hold = own_public_ip, hold
+    def __init__(
+        self, own_public_ip: IPv4Address, hold: float, is_sound: Callable[[Lease], bool]
+    ) -> None:
+        """``hold`` in seconds, 0 to hold nothing. Only a lease that ``is_sound`` says anything
+        about others: one that gets no route does not take theirs away either."""
+        self._own_public_ip, self._hold, self._is_sound = own_public_ip, hold, is_sound
         self._leases: dict[str, Lease] = {}  # in etcd, by key
-        self._former: dict[str, IPv4Address] = {}  # who had a key before it was given up
         self._held: dict[str, Held] = {}  # by key; the first one ends first
         self._peers: dict[IPv4Address, _Peer] = {}  # of the held ones
         self._keys: dict[int, dict[IPv4Network, set[str]]] = {}  # by length, then by subnet
@@ -94,11 +96,10 @@ class HeldLeases:
         ended: list[Ended] = []
         for event in change.events:
             if isinstance(event, LeaseAdded):
-                self._give_up(event.lease.key)
                 self._leases[event.lease.key] = event.lease
                 ended += self._refuted_by(event.lease)
             else:
-                self._give_up(event.key)
+                self._leases.pop(event.key, None)
                 if event.key in self._held:  # a value that nobody can read
                     ended.append(Ended(self._held[event.key].lease, "its key holds no lease now"))
                     self._drop(event.key)
@@ -127,14 +128,13 @@ class HeldLeases:
                 if key not in self._leases and lease.public_ip != self._own_public_ip
             ]
             self._begin(begun, before, now + self._hold)
-        if not snapshot.history_lost:
-            gone = before.keys() - self._leases.keys()
-            self._former |= {key: before[key].public_ip for key in gone}
+        # What replaced data brings may be older than all we knew: it does not tell where its host
+        # is now. What the host writes from here on does.
         ended = [
             each
             for lease in snapshot.leases
             for each in self._refuted_by(
-                lease, is_news=not (snapshot.history_lost and self._is_old(lease, before))
+                lease, is_news=not snapshot.history_lost and before.get(lease.key) != lease
             )
         ]
         refuted = {each.lease.key for each in ended}
@@ -159,23 +159,11 @@ class HeldLeases:
             subnet = lease.subnet
             self._keys.setdefault(subnet.prefixlen, {}).setdefault(subnet, set()).add(lease.key)
 
-    def _give_up(self, key: str) -> None:
-        if key in self._leases:
-            self._former[key] = self._leases.pop(key).public_ip
-
-    def _is_old(self, lease: Lease, before: dict[str, Lease]) -> bool:
-        """Whether a lease in replaced data is from a time before the one we knew: its host had
-        given it up, or another one had it by then. It says nothing about where its host is now."""
-        holder = before[lease.key].public_ip if lease.key in before else lease.public_ip
-        return holder != lease.public_ip or self._former.get(lease.key) == lease.public_ip
-
     def _refuted_by(self, lease: Lease, *, is_news: bool = True) -> list[Ended]:
         """End the holds that this lease, now in etcd, confirms or refutes."""
         if not self._held:
             return []
         ended: dict[str, Ended] = {}
-        if lease.key in self._held and self._held[lease.key].lease.public_ip == lease.public_ip:
-            ended[lease.key] = Ended(self._held[lease.key].lease, "it is in etcd again")
         for key in self._overlapping(lease.subnet):
             held = self._held[key].lease
             if held.public_ip != lease.public_ip:
@@ -185,6 +173,13 @@ class HeldLeases:
             for key in peer.held:
                 held = self._held[key].lease
                 ended[key] = Ended(held, f"its host leases {lease.subnet} now")
+        if ended and not self._is_sound(lease):
+            ended.clear()
+        if lease.key in self._held:  # whatever it is worth: two leases cannot have one key
+            held = self._held[lease.key].lease
+            is_same = held.public_ip == lease.public_ip
+            reason = "it is in etcd again" if is_same else f"{lease.public_ip} has its key now"
+            ended[lease.key] = Ended(held, reason)
         for each in ended.values():
             self._drop(each.lease.key)
         return list(ended.values())

@@ -64,6 +64,10 @@ class RouteSet:
         """A live read-only view: the next hop of each subnet."""
         return MappingProxyType(self._routes)
 
+    def is_sound(self, lease: Lease) -> bool:
+        """Whether the lease is good by itself: our own, or one that may have a route."""
+        return self._is_own(lease) or not self._fault(lease)
+
     def replace(self, leases: Iterable[Lease]) -> Changes:
         """Make ``leases`` the whole set."""
         added = [LeaseAdded(lease) for lease in leases]
@@ -98,7 +102,7 @@ class RouteSet:
                     del self._fragments[parent]
 
     def _claim(self, lease: Lease, touched: dict[IPv4Network, None]) -> None:
-        if lease.subnet == self._own_subnet and lease.public_ip == self._own_public_ip:
+        if self._is_own(lease):
             self._reported.pop(lease.key, None)
             return
         touched[lease.subnet] = None
@@ -107,6 +111,9 @@ class RouteSet:
         parent = self._parent(lease.subnet)
         if parent is not None:
             self._fragments.setdefault(parent, set()).add(lease.subnet)
+
+    def _is_own(self, lease: Lease) -> bool:
+        return lease.subnet == self._own_subnet and lease.public_ip == self._own_public_ip
 
     def _parent(self, subnet: IPv4Network) -> IPv4Network | None:
         """The subnet of a host's size around this longer one."""

@@ -44,12 +44,9 @@ def pump(namespace: Namespace) -> Iterator[Pump]:
 def reconciler(pump: Pump, caplog: pytest.LogCaptureFixture) -> Iterator[Reconciler]:
     caplog.set_level(logging.INFO)
     fatal: list[BaseException] = []
-    reconciler = Reconciler(
-        RouteSet(CONFIG, OWN_SUBNET, OWN_IP),
-        pump,
-        HeldLeases(OWN_IP, HOLD),
-        fatal.append,
-    )
+    routes = RouteSet(CONFIG, OWN_SUBNET, OWN_IP)
+    held = HeldLeases(OWN_IP, HOLD, routes.is_sound)
+    reconciler = Reconciler(routes, pump, held, fatal.append)
     yield reconciler
     reconciler.close()
     assert fatal == []
@@ -162,6 +159,14 @@ def test_the_route_of_a_lost_lease_stays_for_its_time_and_goes_then(
         "lease 10.1.7.0-24 of 172.30.0.3 is held no longer: its host did not come back in time",
         "route 10.1.7.0/24 removed",
     ]
+
+
+def test_garbage_in_etcd_takes_no_route_of_a_lost_lease(reconciler: Reconciler, pump: Pump) -> None:
+    reconciler.apply(Snapshot((lease(6, "172.30.0.2"),), 10))
+    reconciler.apply(Snapshot((), 1, history_lost=True))
+    everywhere = Lease("0.0.0.0-0", IPv4Network("0.0.0.0/0"), IPv4Address("172.30.0.66"))
+    reconciler.apply(Events((LeaseAdded(everywhere), LeaseAdded(lease(5, "172.30.0.2"))), 2))
+    assert hop(pump, "10.1.6.9") == "172.30.0.2"
 
 
 def test_holds_of_different_ends_each_end_in_time(reconciler: Reconciler, pump: Pump) -> None:
