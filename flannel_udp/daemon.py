@@ -131,6 +131,8 @@ def _serve(
     margin = options.subnet_lease_renew_margin * 60.0
     keeper = LeaseKeeper(registry, own, margin, shutdown.fail, shutdown.fail)
     control.callback(_give_back_if_moved, shutdown, keeper, options)
+    if taken:
+        keeper.observe(snapshot)  # the last process may have seen more of our key than it settled
 
     def on_change(change: Snapshot | Events) -> None:
         keeper.observe(change)
@@ -139,7 +141,7 @@ def _serve(
 
     follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
     memory = taken.memory if taken else data_plane.enter_context(MemoryFile.create())
-    state = StateReport(overlay, keeper, follower, reconciler)
+    state = StateReport(overlay, keeper, reconciler)
     successor = HandoverKeeper(
         tunnel, memory, state.encoded, shutdown.fail, is_stored=taken is not None
     )

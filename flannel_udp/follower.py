@@ -52,7 +52,9 @@ class Follower:
         self._registry, self._on_change, self._on_fatal = registry, on_change, on_fatal
         self._own_key = own.key
         self._folder, _, self._own_name = own.key.rpartition("/")
-        self._own_version = version_of(own)  # of its key as last seen
+        # Of its key as last seen: written after ``start``, or as it was then.
+        is_newer = own.mod_revision > start.revision
+        self._own_version = version_of(own) if is_newer else self._own_in(start)
         self._revision = start.revision
         self._newest = self._newest_of(start)
         self._identity: Identity | None = None
@@ -83,11 +85,6 @@ class Follower:
     def resyncs(self) -> int:
         """How often all leases were read anew because the history was gone."""
         return self._resyncs
-
-    @property
-    def own_version(self) -> Version:
-        """Of our key as last delivered."""
-        return self._own_version
 
     @property
     def last_contact(self) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flannel_udp import handover
-from flannel_udp.follower import Follower
 from flannel_udp.handover import Head
 from flannel_udp.lease_keeper import LeaseKeeper
 from flannel_udp.overlay import Overlay
@@ -21,22 +20,17 @@ class StateReport:
 
     overlay: Overlay
     keeper: LeaseKeeper
-    follower: Follower
     reconciler: Reconciler
 
     def encoded(self) -> bytes:
         """For ``handover.decode``."""
         overlay = self.overlay
         snapshot, held, routes = self.reconciler.known()
-        # Read after the snapshot: with a key older than it, its history would seem to be replaced.
-        own, seen = self.keeper.own, self.follower.own_version
-        if seen.mod_revision:
-            own = replace(own, mod_revision=seen.mod_revision, etcd_lease=seen.lease)
         head = Head(
             place=here(),
             prefix=overlay.options.etcd_prefix,
             config=overlay.config,
-            own=own,
+            own=self.keeper.own,
             address=overlay.external.address,
             device=overlay.tunnel.device,
             vnet_header=wants_vnet_header(overlay.options.offload),

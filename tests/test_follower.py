@@ -327,6 +327,23 @@ def test_data_wiped_before_our_own_key_was_reported_is_read_again(
     assert set(here.listener.table) == {"10.1.9.0-24"}
 
 
+def test_our_key_deleted_before_a_handover_is_no_lost_history(
+    setting: tuple[Setting, TcpProxy],
+) -> None:
+    """The last process had heard of it, and left the lease as it was before."""
+    here, _ = setting
+    (lease,) = here.registry.snapshot().leases
+    key = here.folder + lease.key
+    here.server.delete(key)
+    here.put("10.1.2.0-24", "172.30.0.2")
+    own = OwnLease(lease.subnet, US, key, 0, lease.mod_revision, None)
+    start = here.registry.snapshot()
+    here.follower = Follower(here.registry, own, start, here.listener, here.listener.fatal.append)
+    here.begin()
+    assert here.listener.snapshots == []
+    assert here.follower.history_losses == 0
+
+
 def test_our_key_deleted_while_cut_off_is_no_lost_history(
     setting: tuple[Setting, TcpProxy],
 ) -> None:

@@ -343,6 +343,42 @@ def test_a_lost_lease_is_not_handed_over(running: Lab) -> None:
     assert unreachable(running) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [(("del",), "was revoked"), (("put", lease_value("172.30.0.99")), "was taken over by")],
+    ids=["revoked", "stolen"],
+)
+def test_a_lease_that_was_lost_before_the_restart_is_lost_after_it(
+    running: Lab, change: tuple[str, ...], sentence: str
+) -> None:
+    """The last process heard of it and could not look into it: its calls were refused by then."""
+    host = running.hosts[0]
+    key = f"{running.prefix}/subnets/{str(host.subnet).replace('/', '-')}"
+    root = "--user=root:secret"
+    running.etcdctl("user", "add", "root:secret")
+    running.etcdctl("user", "grant-role", "root", "root")
+    running.etcdctl("auth", "enable")
+    try:
+        running.etcdctl(root, change[0], key, *change[1:])
+        wait_until(lambda: log_lines(host, "cannot be kept up", "asks for a login"), "the refusal")
+        terminate(host)
+        host.start_daemon()
+        assert went_on(host) == 1
+    finally:
+        running.etcdctl(root, "auth", "disable")
+        running.etcdctl("user", "delete", "root")
+    assert host.daemon
+    assert host.daemon.wait(EXIT_WITHIN) == 1
+    assert log_lines(host, sentence)
+    assert not log_lines(host, "its data was lost or restored")
+    assert stored(host) == []
+    left = running.etcdctl("get", "--print-value-only", key).strip()
+    assert left == "".join(change[1:]), "it wrote over somebody else's key"
+    running.etcdctl("del", key)
+    host.start_daemon()
+    assert unreachable(running) == []
+
+
 def test_a_device_deleted_in_between_means_a_fresh_start(running: Lab) -> None:
     host = running.hosts[0]
     terminate(host)
