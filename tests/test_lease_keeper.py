@@ -30,22 +30,35 @@ BINARIES = {"path": find_binary("etcd"), "distro": distro_binary("etcd")}
 
 
 class Clock:
-    """CLOCK_BOOTTIME as a test wants it."""
+    """CLOCK_BOOTTIME as a test wants it: ``ahead`` of the real one, or standing still at ``at``."""
 
-    def __init__(self) -> None:
-        self.ahead = 0.0
+    def __init__(self, at: float | None = None) -> None:
+        self.ahead, self.at = 0.0, at
+        self.looks = 0  # how often it was read
 
     def __call__(self) -> float:
-        return boottime() + self.ahead
+        self.looks += 1
+        return boottime() + self.ahead if self.at is None else self.at
+
+    def await_looks(self) -> None:
+        """Until somebody who reads it now and then has done so at its present time."""
+        before = self.looks
+        wait_until(lambda: self.looks >= before + 3, "looks at the clock")
 
 
 class Host:
     """What a daemon makes of registry, follower and keeper, behind a connection to cut."""
 
     def __init__(
-        self, server: EtcdServer, proxy: TcpProxy, *, ttl: int = LEASE_TTL, margin: float = 3600
+        self,
+        server: EtcdServer,
+        proxy: TcpProxy,
+        *,
+        ttl: int = LEASE_TTL,
+        margin: float = 3600,
+        clock: Clock | None = None,
     ) -> None:
-        self.server, self.proxy, self.clock = server, proxy, Clock()
+        self.server, self.proxy, self.clock = server, proxy, clock or Clock()
         self.lost: list[LeaseLostError] = []
         self.fatal: list[BaseException] = []
         prefix = f"/{uuid.uuid4().hex[:6]}"
@@ -99,11 +112,14 @@ class Host:
         return str(self.lost[0])
 
     def await_settled(self) -> None:
-        """Until the keeper knows the key as etcd has it."""
-        wait_until(
-            lambda: (self.keeper.own.mod_revision, self.keeper.own.etcd_lease) == self.fields(),
-            "the keeper's view being etcd's",
-        )
+        """Until the keeper knows the key as etcd has it, and has looked into all it was told."""
+
+        def is_settled() -> bool:
+            own, keeper = self.keeper.own, self.keeper
+            looked_into_all = keeper._settled == keeper._suspicions
+            return looked_into_all and (own.mod_revision, own.etcd_lease) == self.fields()
+
+        wait_until(is_settled, "the keeper's view being etcd's")
 
     def end(self) -> None:
         self.follower.stop()
@@ -132,9 +148,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
 
 
 @contextlib.contextmanager
-def host_on(server: EtcdServer, *, ttl: int = LEASE_TTL, margin: float = 3600) -> Iterator[Host]:
+def host_on(
+    server: EtcdServer,
+    *,
+    ttl: int = LEASE_TTL,
+    margin: float = 3600,
+    clock: Clock | None = None,
+) -> Iterator[Host]:
     with TcpProxy(server.port) as proxy:
-        host = Host(server, proxy, ttl=ttl, margin=margin)
+        host = Host(server, proxy, ttl=ttl, margin=margin, clock=clock)
         yield host
         host.end()
 
@@ -165,33 +187,44 @@ def server_alone(tmp_path: Path) -> Iterator[Host]:
         yield host
 
 
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keeper looks at its clock again and again, as a clock that stands still needs it."""
+    monkeypatch.setattr("flannel_udp.lease_keeper._LONGEST_SLEEP", 0.02)
+
+
 def test_a_lease_outlives_its_ttl_under_the_same_etcd_lease(server: EtcdServer) -> None:
-    with host_on(server, ttl=2, margin=1) as host:
-        end = time.monotonic() + 4
-        while time.monotonic() < end:
+    """Renewed after a third of its life, it has three seconds to spare."""
+    with host_on(server, ttl=5, margin=4) as host:
+        first = host.first.deadline
+        assert first
+        while boottime() < first + 1:
             assert host.value() == VALUE
             time.sleep(0.2)
         assert host.fields()[1] == host.first.etcd_lease
         assert host.fields()[0] > host.first.mod_revision, "a renewal writes the key too"
         deadline = host.keeper.own.deadline
         assert deadline
-        assert boottime() < deadline <= boottime() + 2
+        assert first < deadline <= boottime() + 5
 
 
-def test_renewal_comes_at_deadline_minus_margin(server: EtcdServer) -> None:
-    with host_on(server, ttl=5, margin=3) as host:
-        first = host.first.deadline
-        assert first
-        wait_until(lambda: host.keeper.own.deadline != first, "the renewal")
-        assert first - 3 <= boottime() < first - 2
-
-
-def test_a_margin_longer_than_the_ttl_renews_after_a_third(server: EtcdServer) -> None:
-    with host_on(server, ttl=3, margin=3600) as host:
-        first = host.first.deadline
-        assert first
-        wait_until(lambda: host.keeper.own.deadline != first, "the renewal")
-        assert first - 2.1 <= boottime() < first - 1
+@pytest.mark.parametrize(
+    ("ttl", "margin", "after"),
+    [(600, 60, 540), (90, 3600, 30), (600, 3600, 60)],
+    ids=["deadline minus margin", "a third of a life shorter than the margin", "a minute at most"],
+)
+def test_renewal_comes_neither_early_nor_late(
+    server: EtcdServer, restless: None, ttl: int, margin: int, after: int
+) -> None:
+    start = boottime()
+    clock = Clock(at=start)
+    with host_on(server, ttl=ttl, margin=margin, clock=clock) as host:
+        assert host.first.deadline == start + ttl
+        clock.at = start + after - 0.001
+        clock.await_looks()
+        assert host.keeper.own.deadline == start + ttl, "renewed early"
+        clock.at = start + after
+        wait_until(lambda: host.keeper.own.deadline == start + after + ttl, "the renewal")
 
 
 def test_the_key_is_written_once_more_after_ready_and_stays_the_same(on_both: Host) -> None:
@@ -255,10 +288,9 @@ def test_a_key_deleted_after_a_rewrite_is_a_revoked_lease(host: Host) -> None:
 
 
 def test_a_machine_that_slept_until_the_renewal_was_due_renews_by_itself(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    host: Host, restless: None
 ) -> None:
     """The clock of a waiting thread stands still meanwhile: the keeper looks up in between."""
-    monkeypatch.setattr("flannel_udp.lease_keeper._LONGEST_SLEEP", 0.1)
     host.keeper.observe(Events((LeaseRemoved("10.1.5.0-24"),), 1))  # wakes it, to sleep less
     host.await_settled()
     before = host.keeper.own.deadline
@@ -329,15 +361,21 @@ def test_a_deleted_reservation_is_a_revoked_lease(host: Host) -> None:
 
 
 def test_an_etcd_lease_attached_by_an_operator_is_kept_alive_from_then_on(host: Host) -> None:
-    mine = host.server.grant(2)
+    mine = host.server.grant(600)
     host.server.put(host.key, VALUE, lease=mine)
     wait_until(lambda: host.keeper.own.etcd_lease == int(mine, 16), "the keeper following")
+    host.await_settled()
     deadline = host.keeper.own.deadline
     assert deadline
-    assert deadline < boottime() + 3
+    assert deadline <= boottime() + 600, "not the life of the new etcd lease"
+    host.clock.ahead = 61
+    host.keeper.mark_ready()  # wakes it
     wait_until(lambda: host.keeper.own.deadline != deadline, "its renewal")
-    time.sleep(2.5)
-    assert host.fields()[1] == int(mine, 16), "it ran out"
+    renewed = host.keeper.own.deadline
+    assert renewed
+    assert deadline + 60 < renewed <= host.clock() + 600
+    host.await_settled()
+    assert host.fields()[1] == int(mine, 16)
     assert host.lost == []
 
 
@@ -404,14 +442,14 @@ def test_a_claim_in_replaced_data_that_is_withdrawn_is_no_theft(alone: Host) -> 
 @pytest.mark.parametrize("claim", ["10.1.5.0-24", "10.1.4.0-23"])
 def test_a_claim_in_replaced_data_that_survives_is_a_theft(server_alone: Host, claim: str) -> None:
     host = server_alone
+    began = host.clock.at = boottime()
     replace_data(host, {host.folder + claim: OTHER_VALUE})
     host.await_watching()
-    time.sleep(1)  # some looks at it
-    assert host.lost == []
-    host.clock.ahead = CONTEST_GRACE - 5
-    time.sleep(1)
-    assert host.lost == []
-    host.clock.ahead = CONTEST_GRACE
+    for passed in (0, CONTEST_GRACE - 1):
+        host.clock.at = began + passed
+        host.clock.await_looks()
+        assert host.lost == []
+    host.clock.at = began + CONTEST_GRACE
     assert "forwarding stops" in host.await_lost()
     assert host.server.get(host.folder + claim) == OTHER_VALUE
 
@@ -488,10 +526,9 @@ def test_changes_of_other_keys_are_not_looked_into(host: Host) -> None:
 
 
 def test_stop_ends_the_thread_and_leaves_the_lease(host: Host) -> None:
-    started = time.monotonic()
+    """It does not sleep until its next look at the clock, which is half a minute away."""
     host.keeper.stop()
-    assert host.keeper.join(5)
-    assert time.monotonic() - started < 1
+    assert host.keeper.join(10)
     assert host.value() == VALUE
 
 
@@ -511,13 +548,26 @@ def test_a_fault_of_our_own_is_told_to_the_daemon(server: EtcdServer) -> None:
         host.end()
 
 
-def test_observing_returns_at_once_while_etcd_hangs(alone: Host) -> None:
+def test_observing_returns_at_once_while_etcd_hangs(
+    alone: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = alone
+    monkeypatch.setattr("flannel_udp.etcd.DEADLINE", 600.0)
+    calls: list[str] = []
+
+    class Hanging(Registry):
+        def keep_alive(self, own: OwnLease) -> OwnLease | None:
+            calls.append("begun")
+            held = super().keep_alive(own)
+            calls.append("ended")
+            return held
+
+    host.keeper._registry = Hanging(host.etcd, host.folder.removesuffix("/subnets/"))
     host.server.pause()
     host.clock.ahead = LEASE_TTL - 3600
     host.keeper.mark_ready()
-    time.sleep(0.3)  # the keeper is inside a call now
-    started = time.monotonic()
+    wait_until(lambda: calls, "the renewal's call")
     host.keeper.observe(Events((), 1))
-    assert time.monotonic() - started < 0.1
+    assert calls == ["begun"], "it waited for etcd's answer"
     host.server.resume()
+    wait_until(lambda: calls == ["begun", "ended"], "etcd's answer")
