@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import socket
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import TracebackType
 
 import pytest
+from continuity import traffic
 from etcd_server import wait_until
 from instruments import (
-    connect,
     devices,
     lease_value,
     leases,
-    listen,
     log_lines,
     routes,
     unreachable,
 )
 
-from flannel_udp.lab import Container, Host, Lab
+from flannel_udp.lab import Host, Lab
 
-LONGEST_DELAY = 1.0  # seconds, as the contract says
 STORED = ["tun", "udp", "state"]
 EXIT_WITHIN = 10.0  # seconds
 
@@ -59,90 +51,6 @@ def running(stored_lab: Lab) -> Iterator[Lab]:
         assert devices(host) == []
 
 
-class Traffic:
-    """A busy TCP connection and 150 pings in three seconds, from one container to another."""
-
-    def __init__(self, source: Container, target: Container) -> None:
-        with listen(target, socket.SOCK_STREAM) as listener:
-            self._client = connect(source, target.address, listener.getsockname()[1])
-            self._server, _ = listener.accept()
-        self._client.settimeout(30)
-        self._server.settimeout(30)
-        self._ping = source.netns.popen(
-            ["ping", "-n", "-q", "-c", "150", "-i", "0.02", str(target.address)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._exchanges = 0
-        self._longest_wait = 0.0  # seconds, for an answer over TCP
-        self._fault: OSError | None = None
-        self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=run) for run in (self._ask, self._answer)]
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        self.wait_for_more()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
-        self._client.close()
-        self._server.close()
-        self._ping.kill()
-        self._ping.communicate()
-
-    def wait_for_more(self) -> None:
-        """Until the connection has carried a good deal after this moment, or broke."""
-        enough = self._exchanges + 20
-        wait_until(lambda: self._fault or self._exchanges >= enough, "more traffic", 30)
-
-    def assert_unharmed(self, *, lost: int = 0) -> None:
-        """The connection lives, nothing was late, and of the pings ``lost`` are lost at most."""
-        self.wait_for_more()
-        assert self._fault is None
-        report = self._ping.communicate(timeout=30)[0]
-        sent, received = map(int, re.findall(r"(\d+) (?:packets|received)", report))
-        (longest_ping,) = re.findall(r"= [\d.]+/[\d.]+/([\d.]+)/", report)
-        assert sent == 150
-        assert sent - received <= lost, report
-        assert float(longest_ping) / 1000 < LONGEST_DELAY, report
-        assert self._longest_wait < LONGEST_DELAY
-
-    def _ask(self) -> None:
-        try:
-            while not self._stopping.wait(0.005):
-                began = time.monotonic()
-                self._client.sendall(b"x")
-                if self._client.recv(1) != b"x":
-                    raise ConnectionError("the connection has ended")
-                self._longest_wait = max(self._longest_wait, time.monotonic() - began)
-                self._exchanges += 1
-            self._client.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            self._fault = error
-
-    def _answer(self) -> None:
-        try:
-            while data := self._server.recv(100):
-                self._server.sendall(data)
-        except OSError as error:
-            self._fault = error
-
-
-def traffic(lab: Lab) -> Traffic:
-    """Into the first host and out of it."""
-    first, second = lab.hosts
-    return Traffic(first.containers[0], second.containers[0])
-
-
 def device_index(host: Host) -> str:
     """It tells whether flannel0 is the same device as before."""
     return host.run(["cat", "/sys/class/net/flannel0/ifindex"], check=True).stdout
@@ -164,7 +72,7 @@ def went_on(host: Host) -> int:
 @pytest.mark.parametrize(
     ("end", "lost"),
     # A packet that the worker holds at the moment of kill -9 dies with it.
-    [(terminate, 0), (Host.kill_daemon, 64)],
+    [(terminate, 0), (Host.kill_daemon, 2)],
     ids=["stopped", "killed"],
 )
 def test_restart_loses_no_connection(running: Lab, end: Callable[[Host], None], lost: int) -> None:
@@ -176,7 +84,7 @@ def test_restart_loses_no_connection(running: Lab, end: Callable[[Host], None], 
             assert stored(host) == STORED
             host.start_daemon()
             assert went_on(host) == number
-        flow.assert_unharmed(lost=lost)
+        flow.assert_unharmed(lost=number * lost)
     assert device_index(host) == before
     assert host.subnet_file.read_text() == env
     assert routes(host) == known

@@ -1,0 +1,119 @@
+"""Traffic that must go on while daemons are exchanged: nothing breaks, is lost or is late."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from types import TracebackType
+
+from etcd_server import wait_until
+from instruments import connect, listen
+from starvation import Starvation
+
+from flannel_udp.lab import Container, Lab
+
+LONGEST_DELAY = 1.0  # seconds, as the contract says
+
+Times = tuple[float, float]  # of a packet and its answer: time.monotonic()
+
+
+class Traffic:
+    """A busy TCP connection and fifty pings a second, from one container to another."""
+
+    def __init__(self, source: Container, target: Container, starvation: Starvation) -> None:
+        with listen(target, socket.SOCK_STREAM) as listener:
+            self._client = connect(source, target.address, listener.getsockname()[1])
+            self._server, _ = listener.accept()
+        self._client.settimeout(30)
+        self._server.settimeout(30)
+        self._ping = source.netns.popen(
+            ["ping", "-n", "-D", "-i", "0.02", str(target.address)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._starvation = starvation
+        self._exchanges: list[Times] = []  # over TCP
+        self._fault: OSError | None = None
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=run) for run in (self._ask, self._answer)]
+
+    def __enter__(self) -> Traffic:
+        self._starvation.__enter__()
+        for thread in self._threads:
+            thread.start()
+        self.wait_for_more()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        self._client.close()
+        self._server.close()
+        self._ping.kill()
+        self._ping.communicate()
+        self._starvation.__exit__(kind, error, trace)
+
+    def wait_for_more(self) -> None:
+        """Until the connection has carried a good deal after this moment, or broke."""
+        enough = len(self._exchanges) + 20
+        wait_until(lambda: self._fault or len(self._exchanges) >= enough, "more traffic", 30)
+
+    def assert_unharmed(self, *, lost: int = 0) -> None:
+        """The connection lives, nothing was late, and of the pings ``lost`` are lost at most."""
+        self.wait_for_more()
+        assert self._fault is None
+        pings = self._stop_pinging()
+        missing = sorted(set(range(1, max(pings) + 1)) - set(pings))
+        print(f"{len(missing)} of {max(pings)} pings lost")
+        assert len(missing) <= lost, missing
+        for what, times in (("ping", pings.values()), ("answer over TCP", self._exchanges)):
+            longest = max(ended - began for began, ended in times)
+            net = max(self._starvation.net(*each) for each in times)
+            print(f"longest {what} {longest:.3f} s, {net:.3f} s of it not for want of a processor")
+            assert net < LONGEST_DELAY
+
+    def _stop_pinging(self) -> dict[int, Times]:
+        """Those answered, by number. A ping after the last answer is no loss: it is on its way."""
+        self._ping.send_signal(signal.SIGINT)
+        report = self._ping.communicate(timeout=30)[0]
+        replies = re.findall(r"\[([\d.]+)\] .* icmp_seq=(\d+) .* time=([\d.]+) ms", report)
+        epoch = time.time() - time.monotonic()
+        return {
+            int(number): (float(at) - epoch - float(ms) / 1000, float(at) - epoch)
+            for at, number, ms in replies
+        }
+
+    def _ask(self) -> None:
+        try:
+            while not self._stopping.wait(0.005):
+                began = time.monotonic()
+                self._client.sendall(b"x")
+                if self._client.recv(1) != b"x":
+                    raise ConnectionError("the connection has ended")
+                self._exchanges.append((began, time.monotonic()))
+            self._client.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._fault = error
+
+    def _answer(self) -> None:
+        try:
+            while data := self._server.recv(100):
+                self._server.sendall(data)
+        except OSError as error:
+            self._fault = error
+
+
+def traffic(lab: Lab) -> Traffic:
+    """Into the first host and out of it."""
+    first, second = lab.hosts
+    return Traffic(first.containers[0], second.containers[0], Starvation(first, second))
