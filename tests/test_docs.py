@@ -16,7 +16,7 @@ import pytest
 
 from bench import compare
 from bench.report import Digest, page
-from flannel_udp import commands, lab_demo, subnet_env
+from flannel_udp import __version__, commands, lab_demo, subnet_env
 from flannel_udp.cli import parse_options
 from flannel_udp.config import NetworkConfig
 from flannel_udp.flags import FlagParser
@@ -28,6 +28,7 @@ README = ROOT / "README.md"
 OPERATIONS = ROOT / "docs/operations.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 INSTALLED = "/opt/flannel-udp"
+KINDS_OF_CHANGE = ("Added\n", "Changed\n", "Deprecated\n", "Removed\n", "Fixed\n", "Security\n")
 
 # Commands of the system, whose arguments only the reader's machine can judge.
 _SYSTEM = {"apt-get", "cat", "etcdctl", "install", "ip", "iptables", "sysctl", "systemctl"}
@@ -228,6 +229,20 @@ def test_the_sample_output_is_what_the_demo_prints(network_rights: None) -> None
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr
     assert without_figures(sample) == without_figures(result.stdout)
+
+
+def test_the_changelog_has_the_form_it_names() -> None:
+    """Versions with their day, newest first; under each, kinds of change with one list."""
+    _, *versions = (ROOT / "CHANGELOG.md").read_text().split("\n## ")
+    assert versions[0].startswith("[Unreleased]\n")
+    for version in versions[1:]:
+        assert re.match(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d\n", version)
+    names = [version.partition("]")[0][1:] for version in versions[1:]]
+    assert names == sorted(names, key=lambda name: tuple(map(int, name.split("."))), reverse=True)
+    assert __version__ not in names[1:]
+    for kind in (kind for version in versions for kind in version.split("\n### ")[1:]):
+        assert kind.startswith(KINDS_OF_CHANGE)
+        assert kind.count("\n\n- ") == 1
 
 
 def test_migration_has_a_row_for_every_flag() -> None:
