@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from flannel_udp import commands
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, SHOWN_CHARACTERS, FlagParser
-from flannel_udp.logs import start_logging
+from flannel_udp.logs import complain, start_logging
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except FlannelError as error:
-        print(f"flannel-udp: {error}", file=sys.stderr)
+        complain("flannel-udp", error)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -49,17 +50,41 @@ def _run(arguments: list[str]) -> int:
         start_logging(os.environ, "text")
         logging.getLogger("flannel_udp").setLevel(logging.WARNING)  # they speak for themselves
         return commands.run(arguments, os.environ)
-    values = _parse(arguments, os.environ)
-    start_logging(os.environ, values.get("log_format", Options().log_format))
-    options = _options(values)
-    if options.verbosity > 0:
-        logging.getLogger("flannel_udp").setLevel(logging.DEBUG)
-    from flannel_udp import systemd, takeover
+    return _run_daemon(arguments)
 
-    taken = takeover.take_over(options, systemd.inherited_descriptors())
-    from flannel_udp import daemon  # takes a quarter of a second, in which packets flow already
 
-    return daemon.run(options, taken)
+def _run_daemon(arguments: list[str]) -> int:
+    try:
+        values = _parse(arguments, os.environ)
+    except UsageError as error:
+        return _end(error, _likely_log_format(arguments, os.environ))
+    log_format = values.get("log_format", Options().log_format)
+    start_logging(os.environ, log_format, values.get("verbosity", 0))
+    try:
+        options = _options(values)
+        from flannel_udp import systemd, takeover
+
+        taken = takeover.take_over(options, systemd.inherited_descriptors())
+        from flannel_udp import daemon  # takes a quarter of a second, in which packets flow already
+
+        return daemon.run(options, taken)
+    except FlannelError as error:
+        return _end(error, log_format)
+
+
+def _end(error: FlannelError, log_format: str) -> int:
+    """Say why: whoever reads a log of JSON objects reads of the end in the last one."""
+    if log_format != "json":
+        raise error
+    start_logging(os.environ, log_format)
+    log.error("%s", error)
+    return 1
+
+
+def _likely_log_format(words: Sequence[str], environ: Mapping[str, str]) -> str:
+    """What was asked for, among words that cannot be parsed."""
+    asked = re.findall(r"(?:^| )--?log-format[= ](\w+)", " ".join(words))
+    return asked[-1] if asked else environ.get("FLANNELD_LOG_FORMAT", "")
 
 
 def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:

@@ -1,25 +1,45 @@
-"""How log lines look on stderr: for people, and as JSON for programs."""
+"""How log lines look on stderr: for people, for the journal, as JSON for programs; and which."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import time
 from collections.abc import Mapping
 
+DETAIL = logging.DEBUG - 5  # of --v=2: each call of etcd, each look, whatever came of it
 
-def start_logging(environ: Mapping[str, str], log_format: str) -> None:
+_PRIORITIES = {  # <N> at the start of a line, as sd-daemon(3) says
+    **{DETAIL: 7, logging.DEBUG: 7, logging.INFO: 6},
+    **{logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2},
+}
+
+
+def start_logging(environ: Mapping[str, str], log_format: str, verbosity: int = 0) -> None:
     """Log to stderr, as one of config.LOG_FORMATS.
 
-    Text carries no time where systemd says (JOURNAL_STREAM) that journald adds it.
+    ``verbosity`` 1 adds what our own modules decide, 2 also each of their looks and calls, and
+    what the libraries say. Lines that go to the journal carry a priority and no time.
     """
-    handler = logging.StreamHandler()
+    logging.addLevelName(DETAIL, "DETAIL")
+    in_journal = _is_journal(environ)
+    stamp = "" if in_journal else "%(asctime)s "
+    formatter = logging.Formatter(f"{stamp}%(levelname)s %(message)s")
     if log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        stamp = "" if "JOURNAL_STREAM" in environ else "%(asctime)s "
-        handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(message)s"))
-    logging.basicConfig(handlers=(handler,), level=logging.INFO)
+        formatter = JsonFormatter()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_ForJournal(formatter) if in_journal else formatter)
+    logging.basicConfig(handlers=(handler,), level=logging.INFO if verbosity < 2 else logging.DEBUG)
+    own = {0: logging.INFO, 1: logging.DEBUG}.get(verbosity, DETAIL)
+    logging.getLogger("flannel_udp").setLevel(own)
+
+
+def complain(program: str, error: Exception) -> None:
+    """Why a program ends, in one line on stderr."""
+    mark = _mark(logging.ERROR) if _is_journal(os.environ) else ""
+    print(f"{mark}{program}: {error}", file=sys.stderr)
 
 
 class JsonFormatter(logging.Formatter):
@@ -37,3 +57,31 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields)
+
+
+class _ForJournal(logging.Formatter):
+    """Every line begins with its priority: the journal takes each for an entry of its own."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = _mark(record.levelno)
+        return "\n".join(mark + line for line in self._inner.format(record).splitlines())
+
+
+def _mark(level: int) -> str:
+    return f"<{_PRIORITIES.get(level, 5)}>"
+
+
+def _is_journal(environ: Mapping[str, str]) -> bool:
+    """Whether our stderr is what JOURNAL_STREAM names, see systemd.exec(5).
+
+    The variable alone says only that somebody above us had the journal for it.
+    """
+    try:
+        stderr = os.fstat(2)
+    except OSError:  # it is closed
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flannel_udp.errors import FlannelError, SubnetFileError, UsageError
+from flannel_udp.logs import complain
 
 _T = TypeVar("_T")
 _FLAGS = {"true": True, "false": False}
@@ -66,7 +66,7 @@ def mk_docker_opts_main(argv: Sequence[str] | None = None) -> int:
     try:
         _mk_docker_opts(_parse_arguments(argv))
     except FlannelError as error:
-        print(f"mk-docker-opts: {error}", file=sys.stderr)
+        complain("mk-docker-opts", error)
         return 1
     except SystemExit as stop:  # argparse has printed its help or its complaint
         return 1 if stop.code else 0

@@ -295,12 +295,3 @@ def test_the_command_line_answers_without_loading_the_rest() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(("environ", "stamped"), [({}, True), ({"JOURNAL_STREAM": "8:1"}, False)])
-def test_log_lines_carry_the_time_only_where_journald_does_not(
-    environ: dict[str, str], stamped: bool
-) -> None:
-    result = program("--kube-api-url=x", "--kube-subnet-mgr", **environ)
-    assert result.stderr.startswith("WARNING --kube-api-url") is not stamped
-    assert "--kube-api-url has no effect" in result.stderr

@@ -1,14 +1,20 @@
-"""Log lines as JSON: whole objects, one a line, from the first on."""
+"""Log lines: whole objects in JSON from the first to the last, and priorities in the journal."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+import tempfile
+
+import pytest
 
 from flannel_udp.logs import JsonFormatter
+
+PROGRAM = ("-m", "flannel_udp")
 
 
 def test_a_line_is_one_object_whatever_it_says() -> None:
@@ -34,16 +40,79 @@ def test_an_exception_stays_on_its_line() -> None:
     assert json.loads(line)["exception"].endswith("ValueError: odd")
 
 
-def test_the_program_speaks_json_from_the_first_line_on() -> None:
+def program(*argv: str, **environ: str) -> list[str]:
+    """What a daemon with these flags says on stderr; it cannot start."""
     result = subprocess.run(
-        [sys.executable, "-m", "flannel_udp", "--kube-api-url=x", "--etcd-cafile=/none"],
+        [sys.executable, *PROGRAM, *argv],
         capture_output=True,
         text=True,
         timeout=30,
-        env={"FLANNELD_LOG_FORMAT": "json"},
+        env=environ,
     )
-    first, last = result.stderr.splitlines()
-    told = json.loads(first)
-    assert "--kube-api-url has no effect" in told["message"]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told["time"])
-    assert last.startswith("flannel-udp: ")  # why it ended, for whoever started it
+    assert result.returncode == 1
+    return result.stderr.splitlines()
+
+
+def test_the_program_speaks_json_from_the_first_line_to_the_last() -> None:
+    first, last = map(
+        json.loads,
+        program("--kube-api-url=x", "--etcd-cafile=/none", FLANNELD_LOG_FORMAT="json"),
+    )
+    assert "--kube-api-url has no effect" in first["message"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+    assert (first["level"], last["level"]) == ("warning", "error")
+    assert "/none" in last["message"]
+
+
+@pytest.mark.parametrize("words", [["--log-format=json"], ["-log-format", "json"], []])
+def test_a_wrong_flag_is_said_in_json_too(words: list[str]) -> None:
+    environ = {} if words else {"FLANNELD_LOG_FORMAT": "json"}
+    (line,) = program(*words, "--bogus", **environ)
+    assert json.loads(line)["message"].startswith("there is no flag --bogus")
+
+
+def in_journal(*argv: str) -> list[str]:
+    """What Python with these arguments says to a file named by JOURNAL_STREAM."""
+    with tempfile.TemporaryFile() as journal:
+        file = os.fstat(journal.fileno())
+        environ = {"JOURNAL_STREAM": f"{file.st_dev}:{file.st_ino}"}
+        subprocess.run([sys.executable, *argv], stderr=journal, timeout=30, env=environ)
+        journal.seek(0)
+        return journal.read().decode().splitlines()
+
+
+def test_the_journal_gets_priorities_and_no_time() -> None:
+    first, last = in_journal(*PROGRAM, "--kube-api-url=x", "--etcd-cafile=/none")
+    assert first.startswith("<4>WARNING --kube-api-url has no effect")
+    assert last.startswith("<3>flannel-udp: ")
+    first, last = in_journal(
+        *PROGRAM, "--kube-api-url=x", "--etcd-cafile=/none", "--log-format=json"
+    )
+    assert json.loads(first.removeprefix("<4>"))["level"] == "warning"
+    assert json.loads(last.removeprefix("<3>"))["level"] == "error"
+
+
+def test_what_fails_beside_the_daemon_has_a_priority_too() -> None:
+    assert in_journal(*PROGRAM, "status", "--subnet-file=/none/x")[0].startswith(
+        "<3>flannel-udp: no daemon"
+    )
+    assert in_journal(*PROGRAM, "mk-docker-opts", "-k", "a b")[0].startswith(
+        "<3>mk-docker-opts: -k 'a b'"
+    )
+
+
+def test_a_traceback_is_of_one_priority_line_by_line() -> None:
+    code = "import logging, os; from flannel_udp.logs import start_logging\n"
+    code += "start_logging(os.environ, 'text')\n"
+    code += "try:\n 1/0\nexcept ZeroDivisionError:\n logging.exception('odd')"
+    lines = in_journal("-c", code)
+    assert lines[0] == "<3>ERROR odd"
+    assert len(lines) > 3
+    assert all(line.startswith("<3>") for line in lines)
+
+
+def test_lines_carry_the_time_where_stderr_is_not_the_journal() -> None:
+    """Somebody above may have the journal as stderr, and the variable is inherited."""
+    for environ in ({}, {"JOURNAL_STREAM": "8:1"}):
+        first, _ = program("--kube-api-url=x", "--kube-subnet-mgr", **environ)
+        assert re.match(r"\d{4}-\d\d-\d\d .* WARNING --kube-api-url", first)
