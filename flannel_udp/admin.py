@@ -19,6 +19,7 @@ from typing import Any
 
 from flannel_udp import __version__
 from flannel_udp.errors import DeviceError
+from flannel_udp.logs import DETAIL
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def serve_health(
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            log.debug("health: " + format, *args)
+            log.log(DETAIL, "health: " + format, *args)
 
     class Server(_Quiet, http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -64,11 +64,12 @@ class ConfigWatch:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                # The follower of the leases speaks of it.
-                with contextlib.suppress(EtcdError, RevisionError):
+                try:
                     text, revision = self._registry.read_config()
                     self._compare(text)
                     self._follow(revision + 1)
+                except (EtcdError, RevisionError) as error:
+                    log.debug("the network config is not followed: %s", error)  # nor are the leases
                 self._stopping.wait(self._backoff.next())
         except Exception as error:
             log.exception("watching the network config ended")

@@ -363,6 +363,7 @@ def _write_subnet_env(options: Options, overlay: Overlay, readiness: admin.Readi
             log.warning("%s; forwarding, but not ready", error)
         readiness.not_ready(str(error))
         return False
+    log.debug("wrote %s", options.subnet_file)
     return True
 
 

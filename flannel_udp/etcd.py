@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ from flannel_udp.etcd_values import (
     Swap,
     WatchResponse,
 )
+from flannel_udp.logs import DETAIL
 
 log = logging.getLogger(__name__)
 
@@ -198,11 +200,14 @@ class Etcd:
 
     def _call(self, method: Callable[[Member], Callable[..., Any]], request: Any) -> Any:
         faults: dict[str, Fault] = {}
+        name = type(request).__name__.removesuffix("Request")
         for member in self._members:
+            began = time.monotonic()
             try:
                 answer = self._authorized(member, method(member), request)
             except grpc.RpcError as error:
                 fault = _fault(error)
+                log.debug("%s by %s: %s", name, member.url, fault.cause)
                 if fault.kind is Kind.LEASE_GONE:
                     raise LeaseGoneError(fault.cause) from None
                 if fault.kind in (Kind.COMPACTED, Kind.FUTURE_REVISION):
@@ -217,6 +222,8 @@ class Etcd:
                 raise EtcdError("etcd cannot be used: the connection to it was ended") from None
             else:
                 self._members.prefer(member)
+                spent = (time.monotonic() - began) * 1000
+                log.log(DETAIL, "%s by %s: %.1f ms", name, member.url, spent)
                 return answer
         raise self._unusable(faults)
 
@@ -249,6 +256,8 @@ class Etcd:
                     self._token = None
                     raise
                 self._token = ""
+            outcome = "done" if self._token else "not needed"
+            log.debug("login as %s at %s: %s", self._username, member.url, outcome)
             return self._token
 
     def _forget_login(self) -> None:

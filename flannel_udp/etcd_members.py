@@ -102,6 +102,7 @@ class Members:
         with self._lock:
             if self._members[self._preferred] is member:
                 self._preferred = (self._preferred + 1) % len(self._members)
+                log.debug("%s is tried next", self._members[self._preferred].url)
             self._renew_certificates()
 
     def _renew_certificates(self) -> None:

@@ -21,6 +21,7 @@ from flannel_udp import iptables_rules, nftables_rules
 from flannel_udp.errors import FirewallError
 from flannel_udp.firewall_rules import Policy
 from flannel_udp.iptables_rules import Ruleset
+from flannel_udp.logs import DETAIL
 from flannel_udp.retry import ChangeLog
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Iptables:
         change = iptables_rules.change(self.read(), policy)
         if change:
             wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
+            log.debug("iptables-restore: %s", "; ".join(change.splitlines()))
             _run([self._restore, "--noflush", *wait], change)
         return bool(change)
 
@@ -100,7 +102,9 @@ class Nftables:
             return False
         if self._ours() == self._written:
             return False
-        _run([self._nft, "-f", "-"], nftables_rules.replacement(policy, self._port))
+        rules = nftables_rules.replacement(policy, self._port)
+        log.debug("nft: %s", "; ".join(rules.splitlines()))
+        _run([self._nft, "-f", "-"], rules)
         self._written = self._ours()  # in nft's own words, which differ between versions
         return True
 
@@ -250,6 +254,7 @@ class Firewall:
             self._changes.failed("the firewall rules were changed by another program: restored")
         else:
             self._changes.works("the firewall rules are in place again")
+            log.log(DETAIL, "the firewall rules are as they must be")
 
     def _failed(self, error: FirewallError) -> None:
         self._problem = str(error)

@@ -173,7 +173,15 @@ class FlagParser(Flags):
             _number(0, 1_000_000, " microseconds"),
         )
         self._boolean("ip-blackhole-route", "drop what is for no container of our subnet")
-        self._value("v", "N", "log more", _number(0, 99, ""), dest="verbosity", nargs="?", const=1)
+        self._value(
+            "v",
+            "N",
+            "log more: 1 what is decided, 2 also every look and call",
+            _number(0, 99, ""),
+            dest="verbosity",
+            nargs="?",
+            const=1,
+        )
         self._value("log-format", "FORMAT", "text or json, one line each", _log_format)
         self._add("version", "print the version", action="version", version=__version__)
         self.add_help_flags()

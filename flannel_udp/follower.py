@@ -20,6 +20,7 @@ from flannel_udp.errors import EtcdError
 from flannel_udp.etcd import RevisionError, Watch
 from flannel_udp.etcd_values import Identity, Version, WatchResponse
 from flannel_udp.lease import Events, OwnLease, Snapshot
+from flannel_udp.logs import DETAIL
 from flannel_udp.registry import Registry, boottime, version_of
 from flannel_udp.retry import Backoff, ChangeLog
 
@@ -124,7 +125,9 @@ class Follower:
                 except EtcdError as error:
                     self._disconnect(error)
                 if not self._stopping.is_set():
-                    self._stopping.wait(self._backoff.next())
+                    delay = self._backoff.next()
+                    log.debug("asking etcd for the leases again in %.1f s", delay)
+                    self._stopping.wait(delay)
         except Exception as error:
             log.exception("following the leases ended")
             self._on_fatal(error)
@@ -176,6 +179,7 @@ class Follower:
             self._newest = kv.key, version
             if kv.key == self._own_key:
                 self._own_version = version
+        log.log(DETAIL, "%d changes, revision %d", len(response.changes), response.revision)
         if response.changes:
             self._on_change(self._registry.events(response))
         self._revision = max(self._revision, response.revision)
@@ -201,6 +205,10 @@ class Follower:
                     " restored",
                     compacted=False,
                 )
+        log.debug(
+            "etcd has the history that was known: cluster %x, term %d, revision %d",
+            *(identity.cluster, identity.term, self._revision),
+        )
 
     def _lose_history(self, error: RevisionError) -> None:
         log.warning("%s: reading all leases again", error)

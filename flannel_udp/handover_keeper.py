@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from flannel_udp import systemd
+from flannel_udp.logs import DETAIL
 from flannel_udp.memory_file import MemoryFile
 from flannel_udp.takeover import STATE, TUN, UDP
 from flannel_udp.tunnel import Tunnel
@@ -89,7 +90,9 @@ class HandoverKeeper:
 
     def _record(self) -> None:
         try:
-            self._memory.write(self._encode())
+            state = self._encode()
+            self._memory.write(state)
+            log.log(DETAIL, "recorded the state for the next process: %d bytes", len(state))
         except OSError as error:
             log.warning("cannot record the state for the next process: %s", error.strerror)
 

@@ -180,12 +180,24 @@ class LeaseKeeper:
                     self._settled, self._known_at = seen, held.mod_revision
                     self._renew_at = self._renewal_of(held)
                     self._settled_losses, self._contested_since = losses, None
+                    log.debug("lease %s is ours as of revision %d", held.subnet, held.mod_revision)
+                    self._tell_times(held)
                 case _Task.RENEW:
                     self._renew_at, self._rewrite_at = self._renewal_of(held), self._clock()
                     log.info("renewed lease %s", held.subnet)
+                    self._tell_times(held)
                 case _Task.REWRITE:
                     self._known_at = max(self._known_at, held.mod_revision)
                     self._rewrite_at = None
+                    log.debug("wrote lease %s again: revision %d", held.subnet, held.mod_revision)
+
+    def _tell_times(self, own: OwnLease) -> None:
+        if own.deadline is not None and self._renew_at is not None:
+            now = self._clock()
+            log.debug(
+                "lease %s lives for %.0f s and is renewed in %.0f s",
+                *(own.subnet, own.deadline - now, self._renew_at - now),
+            )
 
     def _contest(self, error: LeaseContestedError) -> None:
         """Go on for a while although another host claims our subnet. Raises LeaseLostError."""

@@ -53,6 +53,7 @@ def choose_interface(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     Raises InterfaceError with all that was tried and all that exists; see interface.choose.
     """
     choice, links = _choose(options)
+    log.debug("this host has %s", ", ".join(map(str, links)))
     for reason in choice.passed_over:
         log.warning("passed over while choosing the external interface: %s", reason)
     chosen = choice.interface

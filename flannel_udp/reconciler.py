@@ -61,6 +61,8 @@ class Reconciler:
 
     def apply(self, change: Snapshot | Events) -> None:
         """Make the pump's table what the leases now ask for. Raises OSError if it cannot."""
+        if log.isEnabledFor(logging.DEBUG):
+            _tell(change)
         with self._lock:
             change, held = self._held.take_in(change, boottime())
             if isinstance(change, Snapshot):
@@ -142,11 +144,30 @@ class Reconciler:
         return since
 
 
+def _tell(change: Snapshot | Events) -> None:
+    """What etcd said, event by event."""
+    if isinstance(change, Snapshot):
+        log.debug("revision %d: %d leases in all", change.revision, len(change.leases))
+        return
+    for event in change.events:
+        if isinstance(event, LeaseRemoved):
+            log.debug("revision %d: lease %s is gone", change.revision, event.key)
+            continue
+        lease = event.lease
+        kind = f"under etcd lease {lease.etcd_lease:x}" if lease.etcd_lease else "a reservation"
+        log.debug(
+            *("revision %d: lease %s is of %s, %s", lease.mod_revision),
+            *(lease.key, lease.public_ip, kind),
+        )
+
+
 def _report_held(changes: HoldChanges) -> None:
     if changes.begun:
         log.warning(
             "etcd lost %d leases: their routes stay until their hosts come back", len(changes.begun)
         )
+    for lease in changes.begun:
+        log.debug("lease %s of %s is held", lease.key, lease.public_ip)
     for each in changes.ended if len(changes.ended) <= _MOST_LINES else ():
         lease = each.lease
         log.info("lease %s of %s is held no longer: %s", lease.key, lease.public_ip, each.reason)

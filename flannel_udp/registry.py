@@ -199,6 +199,7 @@ class Registry:
                     subnet = previous
                 else:
                     subnet = allocator.choose(config, taken, self._rng)
+                log.debug("trying %s, %d are taken; earlier: %s", subnet, len(taken), previous)
                 own = self._create(subnet, public_ip)
             if own:
                 return own, snapshot

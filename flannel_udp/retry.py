@@ -38,9 +38,9 @@ class Backoff:
 
 
 class ChangeLog:
-    """Logs a failure only when its words change, and what changes all the time once a minute.
+    """Warns of a failure only when its words change, of what changes all the time once a minute.
 
-    Owned by one thread.
+    The others are for --v=1. Owned by one thread.
     """
 
     def __init__(self, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,6 +56,8 @@ class ChangeLog:
             self._log.warning("%s", message)
             self._last = message
             self._allowed -= 1
+        else:
+            self._log.debug("%s", message)
 
     def works(self, message: str) -> bool:
         """Logs ``message`` if it did not work before; whether it did so."""

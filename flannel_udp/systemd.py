@@ -33,6 +33,7 @@ def notify(*assignments: str, descriptor: int | None = None) -> None:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     message = "\n".join(assignments).encode()
+    log.debug("to the service manager: %s", ", ".join(assignments))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         try:
             channel.connect(address)

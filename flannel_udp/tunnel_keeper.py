@@ -24,6 +24,7 @@ from types import TracebackType
 from flannel_udp import netdev, netdev_watch
 from flannel_udp.errors import AddressChangedError, DeviceError, FlannelError, InterfaceError
 from flannel_udp.interface import ExternalInterface
+from flannel_udp.logs import DETAIL
 from flannel_udp.netdev_watch import HostChanges, TunnelState
 from flannel_udp.pump import Pump
 from flannel_udp.retry import ChangeLog
@@ -165,6 +166,7 @@ class TunnelKeeper:
             self._count_loss()
         state = self._inspect()
         faults = state.faults
+        log.log(DETAIL, "looked at %s: %s", device, ", ".join(faults) or "it is whole")
         if faults:
             address = plan.subnet.network_address
             netdev.configure_tunnel(device, address, plan.mtu, plan.network, displace=True)
@@ -214,8 +216,7 @@ class TunnelKeeper:
         now = time.monotonic()
         self._repairs.append((now, sentence))
         recent = sum(now - at < _PER_SECONDS and each == sentence for at, each in self._repairs)
-        if recent <= _MOST_LINES:
-            log.warning("%s", sentence)
+        log.log(logging.WARNING if recent <= _MOST_LINES else logging.DEBUG, "%s", sentence)
         if recent == _MOST_LINES:
             log.warning("something undoes this again and again: further repairs are not logged")
 
