@@ -37,15 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     """Import only what the sub-command needs: --help and a wrong flag answer at once."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     if arguments[:1] == ["mk-docker-opts"]:
         from flannel_udp import subnet_env
 
         return subnet_env.mk_docker_opts_main(arguments[1:])
-    if arguments[:1] == ["lab"]:
-        start_logging(os.environ, "text")
-        from flannel_udp import lab
-
-        return lab.main(arguments[1:])
     if arguments and arguments[0] in commands.NAMES:
         start_logging(os.environ, "text")
         logging.getLogger("flannel_udp").setLevel(logging.WARNING)  # they speak for themselves
@@ -128,10 +125,7 @@ def _read_words(
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
-            shown = "a word" if name in _SECRETS else repr(word[:SHOWN_CHARACTERS])
-            boolean = name in flags and flags[name].nargs == "?"
-            hint = f"write --{name}=VALUE" if boolean else "see flannel-udp --help"
-            raise UsageError(f"{shown} stands where a flag should; {hint}")
+            raise UsageError(_misplaced(word, name, flags))
         name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
         if name not in flags:
             close = difflib.get_close_matches(name, flags, n=1)
@@ -147,6 +141,18 @@ def _read_words(
             yield name, rest.pop(0)
         else:
             yield name, None
+
+
+def _misplaced(word: str, name: str, flags: Mapping[str, argparse.Action]) -> str:
+    """What to say of a word behind the flag ``name``, or of the first one (name "")."""
+    shown = "a word" if name in _SECRETS else repr(word[:SHOWN_CHARACTERS])
+    if not name:
+        close = difflib.get_close_matches(word, [*commands.NAMES, "mk-docker-opts"], n=1)
+        hint = f"did you mean flannel-udp {close[0]}?" if close else "see flannel-udp --help"
+        return f"{shown} is neither a flag nor a command; {hint}"
+    boolean = flags[name].nargs == "?"
+    hint = f"write --{name}=VALUE" if boolean else "see flannel-udp --help"
+    return f"{shown} stands where a flag should; {hint}"
 
 
 def _options(values: Mapping[str, Any]) -> Options:

@@ -138,13 +138,14 @@ def _cleanup(values: argparse.Namespace, options: Options) -> int:
 
 
 def _declare_etcd(flags: Flags) -> None:
-    flags.add_iface()
+    flags.add_iface("where it listens, address or name (default: the default route's)")
     flags.add_argument(
         "--network",
         metavar="NETWORK",
         type=_network,
         default=None,
-        help="the containers' network, if etcd holds none yet, such as 10.44.0.0/16",
+        help="the containers' network, such as 10.44.0.0/16, needed where etcd holds no network"
+        " config yet (default: none)",
     )
     flags.add_argument(
         "--data-dir",
@@ -240,6 +241,50 @@ def _lease(values: argparse.Namespace, options: Options) -> int:
     return 0
 
 
+def _declare_lab(flags: Flags) -> None:
+    for name, default, text in (("hosts", 3, "how many"), ("containers", 1, "on each host")):
+        flags.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=_count,
+            default=default,
+            help=f"{text} (default: {default})",
+        )
+    flags.add_argument(
+        "--underlay",
+        choices=("direct", "wire"),
+        metavar="direct|wire",
+        default="direct",
+        help="direct: hosts exchange superpackets, as fast as the kernel can; wire: frames of 1500"
+        " bytes, as between real network cards (default: direct)",
+    )
+    flags.add_argument(
+        "--network",
+        metavar="NETWORK",
+        type=_network,
+        default=IPv4Network("10.1.0.0/16"),
+        help="of the overlay (default: 10.1.0.0/16)",
+    )
+    flags.add_argument(
+        "--keep", action="store_true", default=False, help="leave it up until Ctrl-C"
+    )
+    flags.add_argument(
+        "--no-iperf", action="store_true", default=False, help="do not measure throughput"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= 100:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number from 1 to 100")
+    return int(text)
+
+
+def _lab(values: argparse.Namespace, options: Options) -> int:
+    from flannel_udp import lab_demo
+
+    return lab_demo.run(values)
+
+
 def _declare_completion(flags: Flags) -> None:
     flags.add_argument("shell", choices=("bash", "zsh"), help="whose words to print")
 
@@ -269,6 +314,11 @@ _COMMANDS = {
     "config": _Command(
         "The network config in etcd: show it, set it, see whether it is valid.",
         *(_declare_config, _config),
+    ),
+    "lab": _Command(
+        "Hosts and containers in network namespaces, with a real etcd and real daemons: ping all"
+        " pairs, measure, clean up.",
+        *(_declare_lab, _lab),
     ),
     "lease": _Command("The leases of all hosts in etcd.", _declare_lease, _lease),
     "status": _Command("What the running daemon says of itself.", _declare_status, _status),

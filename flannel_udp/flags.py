@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import textwrap
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -75,8 +76,7 @@ class Flags(argparse.ArgumentParser):
     def add_etcd_prefix(self) -> None:
         self._value("etcd-prefix", "KEY", "where the config and the leases are", _prefix)
 
-    def add_iface(self) -> None:
-        text = "address or name; may be given again"
+    def add_iface(self, text: str) -> None:
         self._value("iface", "IFACE", text, str, action="append")
 
     def add_subnet_file(self, text: str) -> None:
@@ -89,19 +89,14 @@ class Flags(argparse.ArgumentParser):
     def _value(
         self, name: str, metavar: str, text: str, convert: Callable[[str], object], **more: Any
     ) -> None:
-        default = _default(more.get("dest", name))
-        if (
-            "(default: " not in text
-            and default not in (None, "", ())
-            and not isinstance(default, bool)
-        ):
+        if "(default: " not in text:
+            default = _default(more.get("dest", name))
             shown = ",".join(default) if isinstance(default, tuple) else default
-            text += f" (default: {shown})"
+            text += f" (default: {'none' if shown in (None, '') else shown})"
         self._add(name, text, metavar=metavar, type=convert, **more)
 
     def _boolean(self, name: str, text: str) -> None:
-        if _default(name):
-            text += " (default: true)"
+        text += f" (default: {str(_default(name)).lower()})"
         self._add(name, text, type=_boolean, nargs="?", const=True, metavar="")
 
     def _hidden(self, name: str, *, boolean: bool = False) -> None:
@@ -123,6 +118,8 @@ class FlagParser(Flags):
     def __init__(self) -> None:
         super().__init__(prog="flannel-udp", usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG)
         self.add_etcd_flags()
+
+        self._group = self.add_argument_group("leases")
         self._value(
             "subnet-lease-renew-margin",
             "MINUTES",
@@ -137,9 +134,11 @@ class FlagParser(Flags):
             _seconds,
         )
 
-        self._group = self.add_argument_group("external interface (default: the default route's)")
+        self._group = self.add_argument_group(
+            "external interface (the default route's if none of these is given)"
+        )
         again = "; may be given again"
-        self.add_iface()
+        self.add_iface("address or name" + again)
         self._value(
             "iface-regex", "REGEX", "for addresses, else names" + again, _regex, action="append"
         )
@@ -149,7 +148,9 @@ class FlagParser(Flags):
 
         self._group = self.add_argument_group("running")
         self.add_subnet_file("tells docker and others the subnet")
-        self._value("healthz-ip", "ADDR", "where /healthz and /readyz listen", _listen_address)
+        self._value(
+            "healthz-ip", "ADDR", "where /healthz, /readyz and /metrics listen", _listen_address
+        )
         self._value("healthz-port", "PORT", "their port; 0 is off", _number(0, 65535, ""))
         self._value(
             "source-check",
@@ -210,6 +211,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         return "  ".join(action.option_strings) + (f"={action.metavar}" if action.metavar else "")
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def _default(flag: str) -> object:

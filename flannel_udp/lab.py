@@ -31,7 +31,7 @@ from flannel_udp.lab_host import ANYWHERE, Container, DaemonSetup, Host
 from flannel_udp.lab_record import LabRecord
 from flannel_udp.netns import Namespace, settle, uninterrupted
 
-__all__ = ["Container", "Host", "Lab", "Node", "main"]
+__all__ = ["Container", "Host", "Lab", "Node"]
 
 Node = Host | Container
 
@@ -284,10 +284,3 @@ def require_machine(further_programs: Sequence[str] = ()) -> None:
 def _routed(host: Host) -> set[str]:
     """The subnets that the host's daemon has routes to."""
     return {subnet for peer in host.status()["peers"] for subnet in peer["subnets"]}
-
-
-def main(argv: Sequence[str]) -> int:
-    """``flannel-udp lab ...``; returns the exit code."""
-    from flannel_udp import lab_demo  # rich, and the demo, are not for daemons and tests
-
-    return lab_demo.main(argv)

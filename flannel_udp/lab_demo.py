@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Network
 from types import FrameType
 from typing import Any
 
@@ -23,48 +22,14 @@ from flannel_udp.lab import Lab, require_machine
 REFRESH = 1.0  # seconds between two looks at the counters
 
 
-def main(argv: Sequence[str]) -> int:
-    """0 if every pair was reached, 1 if not. Raises LabError; KeyboardInterrupt on a signal."""
-    arguments = _parser().parse_args(argv)
+def run(arguments: argparse.Namespace) -> int:
+    """0 if every pair was reached, 1 if not; ``arguments`` are those that commands.py declares.
+
+    Raises LabError; KeyboardInterrupt on a signal.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     return _run(arguments, Console())
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="flannel-udp lab",
-        description="Hosts and containers in network namespaces, with a real etcd and real daemons:"
-        " ping all pairs, measure, clean up.",
-    )
-    parser.add_argument("--hosts", type=_count, default=3, help="how many (default 3)")
-    parser.add_argument("--containers", type=_count, default=1, help="per host (default 1)")
-    parser.add_argument(
-        "--underlay",
-        choices=("direct", "wire"),
-        default="direct",
-        help="direct: hosts exchange superpackets, as fast as the kernel can; wire: frames of 1500"
-        " bytes, as between real network cards",
-    )
-    parser.add_argument(
-        "--network", type=_network, default=IPv4Network("10.1.0.0/16"), help="of the overlay"
-    )
-    parser.add_argument("--keep", action="store_true", help="leave it up until Ctrl-C")
-    parser.add_argument("--no-iperf", action="store_true", help="do not measure throughput")
-    return parser
-
-
-def _count(word: str) -> int:
-    if not word.isdecimal() or not 1 <= int(word) <= 100:
-        raise argparse.ArgumentTypeError(f"{word} is not a number from 1 to 100")
-    return int(word)
-
-
-def _network(word: str) -> IPv4Network:
-    try:
-        return IPv4Network(word)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 
 import shtab
 
-from flannel_udp.flags import FlagParser, Flags
+from flannel_udp import subnet_env
+from flannel_udp.flags import FlagParser
 
-_ELSEWHERE = {
-    "lab": "Hosts and containers in network namespaces, to try it out.",
-    "mk-docker-opts": "Write docker's options from subnet.env.",
-}
+_COMPLETED_AS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}  # what a flag's value is called
 
 
-def whole_parser(commands: Mapping[str, Flags]) -> argparse.ArgumentParser:
+def whole_parser(commands: Mapping[str, argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The daemon's flags and every sub-command with its own; not for parsing."""
     whole = FlagParser()
     whole.usage = "flannel-udp [FLAG]... | COMMAND [FLAG]..."
@@ -25,7 +23,7 @@ def whole_parser(commands: Mapping[str, Flags]) -> argparse.ArgumentParser:
         metavar="COMMAND",
         parser_class=argparse.ArgumentParser,
     )
-    for name, part in sorted(commands.items()):
+    for name, part in sorted({**commands, "mk-docker-opts": subnet_env.parser()}.items()):
         names.add_parser(
             name,
             help=part.description,
@@ -33,15 +31,17 @@ def whole_parser(commands: Mapping[str, Flags]) -> argparse.ArgumentParser:
             parents=[part],
             add_help=False,
         )
-    for name, text in _ELSEWHERE.items():
-        names.add_parser(name, help=text, description=text)
+        _complete_values(part)
+    _complete_values(whole)
     return whole
 
 
-def completion(shell: str, commands: Mapping[str, Flags]) -> str:
+def completion(shell: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
     """The script that teaches bash or zsh our words."""
-    whole = whole_parser(commands)
-    for action in whole._actions:
-        if action.metavar == "FILE":
-            action.complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told
-    return str(shtab.complete(whole, shell))
+    return str(shtab.complete(whole_parser(commands), shell))
+
+
+def _complete_values(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        if isinstance(action.metavar, str) and action.metavar in _COMPLETED_AS:
+            action.complete = _COMPLETED_AS[action.metavar]  # type: ignore[attr-defined]  # how shtab is told

@@ -137,7 +137,8 @@ def _refuse_gateway_route(subnet: IPv4Network, network: IPv4Network | None) -> N
         )
 
 
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """The flags of mk-docker-opts, which are flannel's."""
     parser = argparse.ArgumentParser(
         prog="mk-docker-opts", description="Write docker's options for the subnet in subnet.env."
     )
@@ -165,7 +166,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="name of the variable for all (default: %(default)s)",
     )
     add("-m", action="store_true", help="leave --ip-masq out, for old docker versions")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments = parser().parse_args(argv)
     if not _NAME.fullmatch(arguments.k):
         raise UsageError(f"-k {arguments.k!r} is not the name of an environment variable")
     return arguments

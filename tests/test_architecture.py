@@ -20,7 +20,7 @@ PURE = {
 }  # fmt: skip
 PURE_IMPORTS = {
     "__future__", "argparse", "collections", "dataclasses", "enum", "functools", "ipaddress",
-    "itertools", "json", "pathlib", "posixpath", "random", "re", "types", "typing",
+    "itertools", "json", "pathlib", "posixpath", "random", "re", "textwrap", "types", "typing",
 }  # fmt: skip
 
 DOORS = {
@@ -37,7 +37,7 @@ HOUSES = {"etcd", "lab", "netdev"}
 IMPORTERS = {
     "cli": {"__main__"},
     "daemon": {"cli"},
-    "lab": {"cli"},
+    "lab_demo": {"commands"},
     "commands": {"cli"},
     "flags": {"cli", "commands", "reference"},
 }

@@ -189,8 +189,10 @@ def test_kubernetes_flags_are_ignored_with_a_line_each(caplog: pytest.LogCapture
         (["-v2"], "no flag --v2"),
         (["--"], "no flag"),
         (["--" + "x" * 5000], "no flag"),
-        (["x" * 5000], "stands where a flag should"),
-        (["eth0"], "'eth0' stands where a flag should"),
+        (["x" * 5000], "is neither a flag nor a command"),
+        (["eth0"], "'eth0' is neither a flag nor a command; see flannel-udp --help"),
+        (["statsu"], "did you mean flannel-udp status?"),
+        (["mk-docker-opt", "-c"], "did you mean flannel-udp mk-docker-opts?"),
         (["--iface=eth0", "eth1"], "'eth1' stands where a flag should"),
         (["--iface"], "--iface needs a value"),
         (["-public-ip=999.1.1.1"], "--public-ip: '999.1.1.1' is not an IPv4 address"),
@@ -273,6 +275,13 @@ def test_help_names_every_flag_that_has_a_meaning_here() -> None:
         assert f"--{name}" in result.stdout
     assert "kube" not in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("words", [["help"], ["help", "status"], ["help", "mk-docker-opts"]])
+def test_help_is_a_word_too(words: list[str]) -> None:
+    result = program(*words)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == program(*words[1:], "--help").stdout
 
 
 def test_a_usage_error_exits_with_1_and_one_line() -> None:

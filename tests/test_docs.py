@@ -16,7 +16,7 @@ import pytest
 
 from bench import compare
 from bench.report import Digest, page
-from flannel_udp import __version__, commands, lab_demo, subnet_env
+from flannel_udp import __version__, commands, subnet_env
 from flannel_udp.cli import parse_options
 from flannel_udp.config import NetworkConfig
 from flannel_udp.flags import FlagParser
@@ -57,9 +57,7 @@ def test_every_command_is_one_that_exists(command: str) -> None:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(arguments) <= set(targets)
     elif program.endswith("/flannel-udp"):
-        if arguments[:1] == ["lab"]:
-            lab_demo._parser().parse_args(arguments[1:])
-        elif arguments[0] in commands.NAMES:
+        if arguments[0] in commands.NAMES:
             commands.parser(arguments[0]).parse_args(arguments[1:])
         else:
             parse_options(arguments, {})
@@ -88,7 +86,6 @@ def test_every_flag_and_path_exists(document: Path) -> None:
         known |= {
             word for action in commands.parser(command)._actions for word in action.option_strings
         }
-    known |= {word for action in lab_demo._parser()._actions for word in action.option_strings}
     known |= {word for action in compare.parser()._actions for word in action.option_strings}
     known |= {"--now", "--ip-masq", "--endpoints", "--prefix"}  # systemctl's, docker's, etcdctl's
     known |= {"--noflush"}  # iptables-restore's
