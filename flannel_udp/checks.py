@@ -12,11 +12,24 @@ from flannel_udp.lease import Lease
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, whether it is well, and a sentence for people."""
+    """What was looked at, whether it is well, and a sentence for people.
 
+    ``code`` names the case for programs and never changes its meaning: "ok", or what is wrong. A
+    finding that is good and has another code than "ok" is worth knowing and breaks nothing.
+    """
+
+    code: str
     subject: str
     is_good: bool
     text: str
+
+
+def good(subject: str, text: str) -> Finding:
+    return Finding("ok", subject, True, text)
+
+
+def bad(code: str, subject: str, text: str) -> Finding:
+    return Finding(code, subject, False, text)
 
 
 def host_findings(
@@ -24,26 +37,26 @@ def host_findings(
 ) -> Iterator[Finding]:
     """``docker_addresses`` are those of docker0, None where there is none."""
     yield (
-        Finding("ip_forward", True, "on")
+        good("ip_forward", "on")
         if ip_forward
-        else Finding(
-            *("ip_forward", False),
+        else bad(
+            *("ip-forward-off", "ip_forward"),
             "off: this host drops its containers' packets; run sysctl -w net.ipv4.ip_forward=1",
         )
     )
     for problem in status["firewall"]["problems"]:
-        yield Finding("firewall", False, problem)
+        yield bad("firewall-rule", "firewall", problem)
     if not status["firewall"]["problems"]:
-        yield Finding("firewall", True, "no rule is known to harm the overlay")
+        yield good("firewall", "no rule is known to harm the overlay")
     if docker_addresses is None:
         return
     subnet = IPv4Network(status["subnet"])
     shown = ", ".join(map(str, docker_addresses)) or "no address"
     yield (
-        Finding("docker0", True, f"{shown} lies in our subnet")
+        good("docker0", f"{shown} lies in our subnet")
         if any(address in subnet for address in docker_addresses)
-        else Finding(
-            *("docker0", False),
+        else bad(
+            *("docker-subnet", "docker0"),
             f"{shown} is not in our subnet {subnet}: docker did not read its options; write them"
             " with mk-docker-opts and restart docker",
         )
@@ -62,23 +75,23 @@ def lease_findings(status: Mapping[str, Any], leases: Iterable[Lease]) -> Iterat
     wrong = False
     if own not in held:
         wrong = True
-        yield Finding(
-            *("our lease", False),
+        yield bad(
+            *("own-lease-missing", "our lease"),
             f"missing in etcd: no key gives {own[0]} to {own[1]}, so no other host can send to us;"
             " start the daemon again to get one",
         )
     for subnet, public_ip in sorted(held - routed - {own}, key=str):
         wrong = True
-        yield Finding(
-            *(f"{public_ip} ({subnet})", False),
+        yield bad(
+            *("lease-without-route", f"{public_ip} ({subnet})"),
             "its lease is in etcd but has no route here; the log says why",
         )
     for subnet, public_ip in sorted(routed - held, key=str):
         wrong = True
-        yield Finding(
-            *(f"{public_ip} ({subnet})", False),
+        yield bad(
+            *("route-without-lease", f"{public_ip} ({subnet})"),
             "missing in etcd: the route here is all that is left of its lease; start its daemon"
             " again",
         )
     if not wrong:
-        yield Finding("leases", True, f"the {len(held)} in etcd are those in use")
+        yield good("leases", f"the {len(held)} in etcd are those in use")

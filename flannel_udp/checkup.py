@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flannel_udp import netdev
 from flannel_udp.admin import Status
-from flannel_udp.checks import Finding, host_findings, lease_findings
+from flannel_udp.checks import Finding, bad, host_findings, lease_findings
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError
 from flannel_udp.etcd import Etcd
@@ -19,7 +19,7 @@ from flannel_udp.registry import Registry
 def check(status: Status, read: Callable[[], Status]) -> Iterator[Finding]:
     """``read`` asks for the status again. Needs root."""
     if "stats" not in status:
-        yield Finding("daemon", False, f"it is not ready: {status['reason']}")
+        yield bad("not-ready", "daemon", f"it is not ready: {status['reason']}")
         return
     yield from host_findings(
         status,
@@ -38,7 +38,7 @@ def _check_leases(status: Status) -> Iterator[Finding]:
         finally:
             etcd.close()
     except FlannelError as error:
-        yield Finding("etcd", False, f"the leases cannot be compared: {error}")
+        yield bad("etcd-unusable", "etcd", f"the leases cannot be compared: {error}")
         return
     yield from lease_findings(status, snapshot.leases)
 

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 import icmplib
 
 from flannel_udp.admin import Status
-from flannel_udp.checks import Finding
+from flannel_udp.checks import Finding, bad, good
 
 PATIENCE = 1.0  # seconds for an answer
 _AT_ONCE = 32  # peers
@@ -46,11 +46,11 @@ def check_peers(status: Status, read: Callable[[], Status]) -> Iterator[Finding]
     for peer in peers:
         name = f"{peer.public_ip} ({peer.inside})"
         if peer.inside in large:
-            yield Finding(name, True, f"answers in {small[peer.inside]:.1f} ms")
+            yield good(name, f"answers in {small[peer.inside]:.1f} ms")
         elif peer.inside in small:
-            yield Finding(name, False, _black_hole(peer, status["mtu"]))
+            yield bad("mtu-black-hole", name, _black_hole(peer, status["mtu"]))
         else:
-            yield Finding(name, False, _silence(peer, status, outside, refused))
+            yield _silence(name, peer, status, outside, refused)
 
 
 def _ping(
@@ -88,26 +88,32 @@ def _black_hole(peer: _Peer, mtu: int) -> str:
 
 
 def _silence(
-    peer: _Peer, status: Status, outside: dict[IPv4Address, float], refused: set[str]
-) -> str:
-    """The sentence for a peer that does not answer at all."""
+    name: str, peer: _Peer, status: Status, outside: dict[IPv4Address, float], refused: set[str]
+) -> Finding:
+    """Why a peer does not answer at all."""
     port = status["port"]
     if str(peer.public_ip) in refused:
-        return (
+        return bad(
+            *("send-refused", name),
             f"this host refuses to send to it: its firewall (OUTPUT, UDP {port}) or its routes;"
-            " the drops of the status name which"
+            " the drops of the status name which",
         )
     if _port_is_closed(status, peer):
-        return (
+        return bad(
+            *("port-closed", name),
             f"UDP port {port} is closed there: no daemon runs, or a firewall rejects; look there"
-            " with flannel-udp status"
+            " with flannel-udp status",
         )
     if peer.public_ip in outside:
-        return (
+        return bad(
+            *("port-blocked", name),
             f"its host answers, but nothing comes back through UDP port {port}: a firewall drops"
-            " it, here or there or in between; allow UDP to and from that port"
+            " it, here or there or in between; allow UDP to and from that port",
         )
-    return "neither the tunnel nor its host answers: the host is down, or cut off"
+    return bad(
+        *("host-down", name),
+        "neither the tunnel nor its host answers: the host is down, or cut off",
+    )
 
 
 def _refused(before: Status, after: Status) -> set[str]:

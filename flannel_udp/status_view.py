@@ -60,10 +60,15 @@ def show_findings(findings: Iterable[Finding]) -> bool:
     """One line for each as it comes; whether all is good."""
     console, good = Console(highlight=False), True
     for finding in findings:
-        mark = Text("ok  ", "green") if finding.is_good else Text("bad ", "red")
-        console.print(mark + Text(f"{finding.subject}: {finding.text}"), soft_wrap=True)
+        console.print(_mark(finding) + Text(f"{finding.subject}: {finding.text}"), soft_wrap=True)
         good = good and finding.is_good
     return good
+
+
+def _mark(finding: Finding) -> Text:
+    if not finding.is_good:
+        return Text("bad  ", "red")
+    return Text("ok   ", "green") if finding.code == "ok" else Text("note ", "yellow")
 
 
 def show_json_findings(findings: Iterable[Finding]) -> bool:

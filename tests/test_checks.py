@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from flannel_udp.checks import Finding, host_findings, lease_findings
+from flannel_udp.checks import Finding, good, host_findings, lease_findings
 from flannel_udp.lease import Lease, encode_key
 
 STATUS: dict[str, Any] = {
@@ -30,7 +30,7 @@ def bad(findings: list[Finding]) -> list[str]:
 
 def test_leases_that_are_all_in_use_are_good() -> None:
     findings = list(lease_findings(STATUS, [OURS, THEIRS]))
-    assert findings == [Finding("leases", True, "the 2 in etcd are those in use")]
+    assert findings == [good("leases", "the 2 in etcd are those in use")]
 
 
 def test_our_lease_missing_in_etcd_is_told_also_when_another_host_has_it() -> None:

@@ -124,6 +124,23 @@ def test_every_counter_is_explained_and_every_explained_one_exists() -> None:
     assert {name for name in named if name.startswith(("drop_", "tun_", "udp_"))} <= set(STAT_NAMES)
 
 
+def finding_codes() -> set[str]:
+    """The first argument of every ``bad`` and ``note`` in the modules that check."""
+    calls = (
+        node
+        for module in ("checks", "checkup", "path_check")
+        for node in ast.walk(ast.parse((ROOT / f"flannel_udp/{module}.py").read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("bad", "note")
+    )
+    return {next(re.finditer(r"'([a-z-]+)'", ast.unparse(call)))[1] for call in calls}
+
+
+def test_operations_has_a_row_for_every_code_of_a_finding_and_no_other() -> None:
+    section = OPERATIONS.read_text().partition("## The way to each peer")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE)
+    assert sorted(rows) == sorted(finding_codes() | {"ok"})
+
+
 def log_lines() -> Iterator[tuple[str, str]]:
     """Module and fixed part of every line that a daemon can log at its default level."""
     for path in sorted((ROOT / "flannel_udp").glob("*.py")):

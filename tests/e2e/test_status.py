@@ -61,10 +61,12 @@ def firewall(host: Host, hook: str, rule: str) -> contextlib.AbstractContextMana
 
 
 def findings(host: Host) -> dict[str, str]:
-    """What is bad, by subject; the exit code must agree."""
+    """What is bad, by subject: code and sentence. The exit code must agree."""
     result = status(host, "--check", "--json")
     found = json.loads(result.stdout)
-    bad = {each["subject"]: each["text"] for each in found if not each["is_good"]}
+    bad = {
+        each["subject"]: f"{each['code']}: {each['text']}" for each in found if not each["is_good"]
+    }
     assert result.returncode == (1 if bad else 0), result.stderr
     return bad
 
@@ -183,9 +185,9 @@ def test_what_keeps_a_peer_from_answering_is_told_apart(lab: Lab) -> None:
         found = findings(host)
     assert set(found) == {peer_subject(second), peer_subject(third)}
     assert found[peer_subject(second)].startswith(
-        "its host answers, but nothing comes back through UDP port 8285: a firewall drops it"
+        "port-blocked: its host answers, but nothing comes back through UDP port 8285: a firewall"
     )
-    assert found[peer_subject(third)].startswith("this host refuses to send to it")
+    assert found[peer_subject(third)].startswith("send-refused: this host refuses to send to it")
 
     second.kill_daemon()
     third.netns.set_link("eth0", state="down")
@@ -194,8 +196,10 @@ def test_what_keeps_a_peer_from_answering_is_told_apart(lab: Lab) -> None:
     finally:
         third.netns.set_link("eth0", state="up")
         second.start_daemon()
-    assert found[peer_subject(second)].startswith("UDP port 8285 is closed there")
-    assert found[peer_subject(third)].startswith("neither the tunnel nor its host answers")
+    assert found[peer_subject(second)].startswith("port-closed: UDP port 8285 is closed there")
+    assert found[peer_subject(third)].startswith(
+        "host-down: neither the tunnel nor its host answers"
+    )
     assert None not in lab.ping_matrix().values()
 
 
@@ -204,6 +208,7 @@ def test_a_black_hole_for_large_packets_is_measured(lab: Lab) -> None:
     with firewall(second, "input", "udp dport 8285 meta length > 1328 drop"):
         found = findings(host)
     assert set(found) == {peer_subject(second)}
+    assert found[peer_subject(second)].startswith("mtu-black-hole: MTU black hole")
     assert "packets of 1472 bytes are lost, those of 1300 arrive" in found[peer_subject(second)]
     assert '"MTU": 1300' in found[peer_subject(second)]
 
@@ -217,7 +222,9 @@ def test_leases_and_routes_that_differ_are_told(lab: Lab) -> None:
     finally:
         lab.etcdctl("del", outside)
     assert found == {
-        "172.30.0.77 (10.9.9.0/24)": "its lease is in etcd but has no route here; the log says why"
+        "172.30.0.77 (10.9.9.0/24)": (
+            "lease-without-route: its lease is in etcd but has no route here; the log says why"
+        )
     }
 
 
