@@ -58,16 +58,3 @@ size_t icmp_net_unreachable(uint8_t reply[ICMP_REPLY_MAX], uint32_t source, cons
     memcpy(icmp + 2, &sum, sizeof sum);
     return length;
 }
-
-bool icmp_limiter_allow(struct icmp_limiter *limiter, uint64_t now_ns)
-{
-    const uint64_t cost = UINT64_C(1000000000) / ICMP_RATE;
-    const uint64_t full = cost * ICMP_BURST;
-    uint64_t waited = limiter->updated_ns == 0 ? full : now_ns - limiter->updated_ns;
-    limiter->updated_ns = now_ns;
-    limiter->tokens = waited >= full - limiter->tokens ? full : limiter->tokens + waited;
-    if (limiter->tokens < cost)
-        return false;
-    limiter->tokens -= cost;
-    return true;
-}

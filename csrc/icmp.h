@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "limiter.h"
 #include "packet.h"
 
 enum { ICMP_REPLY_MAX = 576 }; /* RFC 1812 4.3.2.3: as much of the packet as fits 576 bytes */
@@ -19,15 +20,12 @@ bool icmp_may_answer(const struct packet *packet);
 /* Writes a "network unreachable" from `source` (host byte order) about the packet. The length of the reply. */
 size_t icmp_net_unreachable(uint8_t reply[ICMP_REPLY_MAX], uint32_t source, const struct packet *packet);
 
-/* A token bucket: at most ICMP_RATE replies a second after a burst of ICMP_BURST. */
-enum { ICMP_RATE = 1000, ICMP_BURST = 50 };
-
-struct icmp_limiter {
-    uint64_t tokens;     /* in nanoseconds of waiting */
-    uint64_t updated_ns; /* CLOCK_MONOTONIC; 0 before the first use */
-};
+enum { ICMP_RATE = 1000, ICMP_BURST = 50 }; /* replies a second, after a burst */
 
 /* Whether one more reply may leave now. */
-bool icmp_limiter_allow(struct icmp_limiter *limiter, uint64_t now_ns);
+static inline bool icmp_limiter_allow(struct limiter *limiter, uint64_t now_ns)
+{
+    return limiter_allow(limiter, ICMP_RATE, ICMP_BURST, now_ns);
+}
 
 #endif

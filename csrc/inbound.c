@@ -8,24 +8,6 @@
 /* The TUN refused a superpacket: it is asked again after this long. */
 #define SUPERPACKET_RETRY_NS UINT64_C(10000000000)
 
-/* Tells Python once per outer source; a collision of two sources in the small table only costs a repeat. */
-static void report_refusal(struct worker *worker, const struct refusal *refusal)
-{
-    uint32_t *seen = &worker->refusal_seen[(refusal->outer_source * UINT32_C(2654435761)) >> 24];
-    if (*seen == refusal->outer_source)
-        return;
-    /* relaxed: only this thread writes it; acquire: the reader is done with the places it has given back */
-    unsigned written = atomic_load_explicit(&worker->refusals_written, memory_order_relaxed);
-    unsigned read = atomic_load_explicit(&worker->refusals_read, memory_order_acquire);
-    if (written - read == REFUSAL_RING)
-        return; /* the reader is behind: this source will be reported at a later refusal */
-    *seen = refusal->outer_source;
-    worker->refusals[written % REFUSAL_RING] = *refusal;
-    /* release: the entry is written before the reader may see it */
-    atomic_store_explicit(&worker->refusals_written, written + 1, memory_order_release);
-    worker_signal_event(worker);
-}
-
 /* Decides about one datagram's packet. Whether it goes to the TUN. */
 static bool admit(struct worker *worker, const uint8_t *bytes, size_t length, uint32_t outer_source,
                   struct packet *packet)
@@ -42,7 +24,8 @@ static bool admit(struct worker *worker, const uint8_t *bytes, size_t length, ui
     if (drop != DROP_NONE) {
         count_drop(worker, drop);
         refusal.reason = drop;
-        report_refusal(worker, &refusal);
+        if (refusal_add(&worker->refusals, &refusal, worker->now_ns))
+            worker_signal_event(worker);
         return false;
     }
     if (sender != NULL) {

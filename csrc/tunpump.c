@@ -398,7 +398,7 @@ int pump_event_fd(const struct pump *pump)
 int pump_next_refusal(struct pump *pump, struct refusal *refusal)
 {
     pthread_mutex_lock(&pump->lock);
-    bool taken = worker_next_refusal(&pump->worker, refusal);
+    bool taken = refusal_take(&pump->worker.refusals, refusal); /* one at a time takes */
     pthread_mutex_unlock(&pump->lock);
     return taken ? 1 : 0;
 }

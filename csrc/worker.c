@@ -24,17 +24,6 @@ void worker_signal_event(const struct worker *worker)
     (void)n; /* EAGAIN: the counter is full, so the reader is awake already */
 }
 
-bool worker_next_refusal(struct worker *worker, struct refusal *refusal)
-{
-    /* the mirror image of report_refusal in inbound.c */
-    unsigned read = atomic_load_explicit(&worker->refusals_read, memory_order_relaxed);
-    if (read == atomic_load_explicit(&worker->refusals_written, memory_order_acquire))
-        return false;
-    *refusal = worker->refusals[read % REFUSAL_RING];
-    atomic_store_explicit(&worker->refusals_read, read + 1, memory_order_release);
-    return true;
-}
-
 /* ---- what a wake-up asks for ---- */
 
 /* While the socket is full the TUN is left alone; its queue fills and the loss shows there, at no cost to us. */

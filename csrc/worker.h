@@ -13,6 +13,7 @@
 #include "filter.h"
 #include "icmp.h"
 #include "peer_table.h"
+#include "refusal.h"
 #include "route_table.h"
 #include "tun_device.h"
 
@@ -45,14 +46,6 @@ struct worker_counters {
     counter drops[DROP_COUNT];
 };
 
-/* The first refusal of an outer source, for the log. */
-struct refusal {
-    uint32_t outer_source, inner_source, inner_destination; /* host byte order; inner ones 0 if not parsed */
-    uint32_t reason;                                        /* enum filter_drop */
-};
-
-enum { REFUSAL_RING = 64, REFUSAL_SEEN = 256 };
-
 struct worker_buffers;
 
 struct worker {
@@ -77,20 +70,18 @@ struct worker {
     atomic_bool stop;
     atomic_int failure;     /* -errno that ended the worker, 0 while it is well */
     atomic_uint_fast64_t passes; /* odd while the worker may hold pointers into the tables */
-    struct refusal refusals[REFUSAL_RING]; /* single producer, single consumer */
-    atomic_uint refusals_written, refusals_read;
+    struct refusal_queue refusals;
     struct worker_counters counters;
     counter past_cpu_ns; /* of threads that have ended */
 
     /* the worker's own */
-    struct icmp_limiter limiter;
+    struct limiter limiter;         /* of ICMP replies */
     uint64_t now_ns;                /* CLOCK_MONOTONIC at this turn */
     uint64_t moved_ns;              /* at the last one that moved packets */
     unsigned poll_streak;           /* turns for which busy polling would have paid */
     uint64_t tcp_single_until_ns;   /* the TUN refused a TCP superpacket */
     uint64_t udp_single_until_ns;
-    uint32_t refusal_seen[REFUSAL_SEEN]; /* outer sources reported, by hash */
-    bool paused;                         /* TUN reads wait for the socket */
+    bool paused; /* TUN reads wait for the socket */
 };
 
 /* Probes the offloads, sets up the epoll set, the eventfds and the buffers. 0 or -errno; on error nothing is left behind. */
@@ -108,8 +99,5 @@ void worker_stop(struct worker *worker);
 
 /* Frees what worker_init made; the thread must be stopped. */
 void worker_destroy(struct worker *worker);
-
-/* Takes the oldest unread refusal. Whether there was one. One consumer at a time. */
-bool worker_next_refusal(struct worker *worker, struct refusal *refusal);
 
 #endif

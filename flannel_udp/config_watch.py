@@ -6,7 +6,6 @@ operator hears of it, in the log once for each change and in the status for as l
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable

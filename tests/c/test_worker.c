@@ -100,10 +100,12 @@ static void each_source_is_reported_once_and_a_full_ring_forgets_nobody(void)
 {
     struct pump *pump = rig_carrying(&rig);
     struct refusal refusal;
+    uint64_t events;
     CHECK_EQ(pump_next_refusal(pump, &refusal), 0);
     CHECK(!event_is_set(pump));
     speak_as_strangers(pump, REFUSAL_RING + 20);
-    CHECK(event_is_set(pump));
+    CHECK_EQ(read(pump_event_fd(pump), &events, sizeof events), 8);
+    CHECK_EQ(events, 1);
     for (uint32_t i = 0; i < REFUSAL_RING; i++) {
         CHECK_EQ(pump_next_refusal(pump, &refusal), 1);
         CHECK_EQ(refusal.outer_source, address("127.1.0.1") + i);
@@ -111,18 +113,22 @@ static void each_source_is_reported_once_and_a_full_ring_forgets_nobody(void)
         CHECK_EQ(refusal.inner_source, 0);
     }
     CHECK_EQ(pump_next_refusal(pump, &refusal), 0);
-    /* The twenty that found the ring full are reported now, the others are known. */
-    speak_as_strangers(pump, REFUSAL_RING + 20);
-    uint32_t late = 0;
-    while (pump_next_refusal(pump, &refusal) == 1)
-        late += refusal.outer_source > address("127.1.0.0") + REFUSAL_RING;
-    CHECK_EQ(late, 20);
-    speak_as_strangers(pump, REFUSAL_RING + 20);
-    uint64_t events;
+    /* The twenty that found the ring full are reported as the rate allows, the others are known. */
+    uint32_t late = 0, rounds = 1;
+    for (int64_t begin = rig_now_ms(); late < 20; rounds++) {
+        CHECK(rig_now_ms() - begin < RIG_PATIENCE_MS);
+        speak_as_strangers(pump, REFUSAL_RING + 20);
+        while (pump_next_refusal(pump, &refusal) == 1) {
+            CHECK(refusal.outer_source > address("127.1.0.0") + REFUSAL_RING);
+            late++;
+        }
+    }
     CHECK_EQ(read(pump_event_fd(pump), &events, sizeof events), 8);
+    speak_as_strangers(pump, REFUSAL_RING + 20);
     CHECK(!event_is_set(pump));
     pump_stop(pump);
-    CHECK_EQ(rig_stat(pump, rig_drop(DROP_UDP_BAD_HEADER)), 3 * (REFUSAL_RING + 20));
+    CHECK_EQ(late, 20);
+    CHECK_EQ(rig_stat(pump, rig_drop(DROP_UDP_BAD_HEADER)), (rounds + 1) * (REFUSAL_RING + 20));
     rig_check_balance(pump);
     pump_free(pump);
 }

@@ -1,0 +1,16 @@
+/* limiter.h - a token bucket: so many a second, after a burst (pure). */
+#ifndef FLANNEL_UDP_LIMITER_H
+#define FLANNEL_UDP_LIMITER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct limiter {
+    uint64_t tokens;     /* in nanoseconds of waiting */
+    uint64_t updated_ns; /* CLOCK_MONOTONIC; 0 before the first use */
+};
+
+/* Whether one more may pass now: at most `rate` a second after a burst of `burst`. */
+bool limiter_allow(struct limiter *limiter, uint32_t rate, uint32_t burst, uint64_t now_ns);
+
+#endif
