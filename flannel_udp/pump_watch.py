@@ -17,8 +17,32 @@ log = logging.getLogger(__name__)
 
 # A host that joins may send before its lease has reached us: that is not worth a line.
 _GRACE = 3.0  # seconds
-_MOST_SOURCES = 256  # reported over the life of the daemon: forged sources do not fill the log
+# What was said of a source stays said until nothing was heard of it for so long. The worker
+# repeats a refusal once a minute at most.
+_QUIET = 3600.0  # seconds
+_MOST_HEARD = 256  # remembered: forged sources do not fill the log
+_Key = tuple[IPv4Address, str]  # outer source and reason
 _SOURCE_CHECK = ("drop_udp_unknown_peer", "drop_udp_spoofed_source")
+
+
+class Heard:
+    """Which refusals the log has had, as far as it is remembered. Times are CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self._last: dict[_Key, float] = {}
+
+    def is_new(self, key: _Key, now: float) -> bool:
+        """Whether this one, heard now, is worth a line."""
+        self._last = {key: at for key, at in self._last.items() if now - at < _QUIET}
+        if key not in self._last and len(self._last) >= _MOST_HEARD:
+            return False
+        is_new = key not in self._last
+        self._last[key] = now
+        return is_new
+
+    def forget(self, key: _Key) -> None:
+        """It turned out not to be worth a line."""
+        self._last.pop(key, None)
 
 
 class PumpWatch:
@@ -34,8 +58,8 @@ class PumpWatch:
         then, and is listened to further. ``on_fatal`` hears of an error of our own, and the thread
         ends."""
         self._pump, self._on_failure, self._on_fatal = pump, on_failure, on_fatal
-        self._waiting: dict[IPv4Address, tuple[float, Refusal]] = {}
-        self._reported: set[IPv4Address] = set()
+        self._waiting: dict[_Key, tuple[float, Refusal]] = {}
+        self._heard = Heard()
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="pump-watch", daemon=True)
 
@@ -76,11 +100,10 @@ class PumpWatch:
             self._report()
 
     def _hear(self) -> None:
+        now = time.monotonic()
         for refusal in self._pump.refusals():
-            source = refusal.outer_source
-            if source not in self._reported and len(self._reported) < _MOST_SOURCES:
-                self._reported.add(source)
-                self._waiting[source] = (time.monotonic() + _GRACE, refusal)
+            if self._heard.is_new(_key(refusal), now):
+                self._waiting[_key(refusal)] = (now + _GRACE, refusal)
 
     def _report(self) -> None:
         now = time.monotonic()
@@ -89,11 +112,15 @@ class PumpWatch:
             return
         peers = {peer.public_ip for peer in self._pump.peers()}
         for refusal in due:
-            del self._waiting[refusal.outer_source]
+            del self._waiting[_key(refusal)]
             if refusal.reason == "drop_udp_unknown_peer" and refusal.outer_source in peers:
-                self._reported.discard(refusal.outer_source)  # it had only just joined
+                self._heard.forget(_key(refusal))  # it had only just joined
                 continue
             log.warning("%s", _sentence(refusal))
+
+
+def _key(refusal: Refusal) -> _Key:
+    return refusal.outer_source, refusal.reason
 
 
 def _sentence(refusal: Refusal) -> str:
@@ -106,5 +133,5 @@ def _sentence(refusal: Refusal) -> str:
     return (
         f"refused a packet from {refusal.outer_source}, inner {refusal.inner_source} to"
         f" {refusal.inner_destination}: {refusal.reason.removeprefix('drop_')};"
-        f" further ones from there are only counted{advice}"
+        f" further such packets from there are only counted{advice}"
     )

@@ -16,8 +16,8 @@ import pytest
 
 from flannel_udp import netdev, pump_watch
 from flannel_udp.netns import Namespace
-from flannel_udp.pump import Pump, PumpConfig, Refusal, open_tun, open_udp
-from flannel_udp.pump_watch import PumpWatch
+from flannel_udp.pump import STAT_NAMES, Pump, PumpConfig, Refusal, open_tun, open_udp
+from flannel_udp.pump_watch import Heard, PumpWatch
 
 NETWORK = IPv4Network("10.1.0.0/16")
 OWN_SUBNET = IPv4Network("10.1.5.0/24")
@@ -93,16 +93,20 @@ def test_a_stranger_is_named_once_with_the_way_out(
         rig.send(STRANGER, packet("10.1.6.2"))
     assert caplog.messages == [
         f"refused a packet from {STRANGER}, inner 10.1.6.2 to 10.1.5.2: udp_unknown_peer;"
-        " further ones from there are only counted; if a host of this network sends from another"
-        " address than its PublicIP, start this daemon with --source-check off"
+        " further such packets from there are only counted; if a host of this network sends from"
+        " another address than its PublicIP, start this daemon with --source-check off"
     ]
 
 
 def test_two_strangers_who_share_a_slot_of_the_workers_memory_are_named_once_each(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def slot(address: IPv4Address) -> int:  # as report_refusal in worker.c
-        return (int(address) * 2654435761 & 0xFFFFFFFF) >> 24
+    reason = [name for name in STAT_NAMES if name.startswith("drop_")].index(
+        "drop_udp_unknown_peer"
+    )
+
+    def slot(address: IPv4Address) -> int:  # as place_of in refusal.c
+        return ((int(address) ^ reason << 27) * 2654435761 & 0xFFFFFFFF) >> 24
 
     stranger = IPv4Address(STRANGER)
     twin = next(a for a in IPv4Network("172.31.0.0/16") if slot(a) == slot(stranger))
@@ -144,10 +148,43 @@ def test_a_host_that_sends_before_its_lease_has_arrived_is_not_worth_a_line(
     assert "172.30.0.67" in caplog.messages[0]
 
 
+def test_a_host_that_has_joined_is_named_when_it_sends_from_others_subnets(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        rig.send(STRANGER, packet("10.1.6.2"))
+        rig.pump.update({IPv4Network("10.1.6.0/24"): IPv4Address(STRANGER)})
+        rig.send(STRANGER, packet("10.1.7.2"))
+        eventually(lambda: bool(caplog.messages))
+    assert len(caplog.messages) == 1
+    assert "inner 10.1.7.2 to 10.1.5.2: udp_spoofed_source;" in caplog.messages[0]
+    assert "--source-check off" in caplog.messages[0]
+
+
+def test_a_source_that_goes_on_is_named_once_and_again_after_an_hour_of_quiet() -> None:
+    heard, stranger = Heard(), (IPv4Address(STRANGER), "drop_udp_unknown_peer")
+    assert [at for at in range(0, 100_000, 60) if heard.is_new(stranger, at)] == [0]
+    assert heard.is_new((IPv4Address(STRANGER), "drop_udp_not_ip"), 100_000)
+    assert not heard.is_new(stranger, 103_000)
+    assert heard.is_new(stranger, 106_600)
+
+
+def test_after_a_flood_of_forged_sources_new_ones_are_named_again() -> None:
+    heard = Heard()
+    forged = [
+        (IPv4Address("172.31.0.0") + number, "drop_udp_unknown_peer") for number in range(9999)
+    ]
+    named = [key for at, key in enumerate(forged) if heard.is_new(key, at / 100)]
+    assert len(named) == 256
+    later = (IPv4Address(STRANGER), "drop_udp_unknown_peer")
+    assert not heard.is_new(later, 101)
+    assert heard.is_new(later, 3601)
+
+
 def test_forged_sources_do_not_fill_the_log(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pump_watch, "_MOST_SOURCES", 3)
+    monkeypatch.setattr(pump_watch, "_MOST_HEARD", 3)
     for number in range(8):
         rig.namespace.add_address("lo", IPv4Interface(f"172.31.0.{number}/32"))
     with rig.watch():

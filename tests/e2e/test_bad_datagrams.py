@@ -355,7 +355,7 @@ def test_each_bad_source_is_told_once_with_the_way_out(field: Field) -> None:
         words = f"refused a packet from {source},"
         wait_until(partial(log_lines, field.target, words), f"a line about {source}")
         (line,) = log_lines(field.target, words)
-        assert "further ones from there are only counted" in line
+        assert "further such packets from there are only counted" in line
 
 
 def test_line_about_a_stranger_names_the_switch_for_other_sources(field: Field) -> None:
