@@ -142,7 +142,7 @@ def serve_health(
 
 def status_path(subnet_file: Path) -> Path:
     """Where the daemon that writes this subnet.env answers: ``/run/flannel/subnet.sock``."""
-    return subnet_file.with_suffix(".sock")
+    return subnet_file.with_name(subnet_file.name.removesuffix(".env") + ".sock")
 
 
 @contextlib.contextmanager

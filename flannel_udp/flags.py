@@ -265,7 +265,10 @@ def _seconds(text: str) -> int:
 
 
 def _path(text: str) -> Path | None:
-    return Path(text) if text else None
+    path = Path(text)
+    if text and path.name in ("", ".."):
+        raise _wrong(text, "does not name a file")
+    return path if text else None
 
 
 def _ipv4(text: str) -> IPv4Address | None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -211,12 +212,20 @@ def _write_file(path: Path, text: str) -> None:
     A device or pipe (``-d /dev/stdout``) is written to instead.
     """
     try:
-        if path.exists() and not path.is_file():
+        if _is_no_file(path):
             path.write_text(text, encoding="utf-8")
         else:
             _replace_file(path.resolve(), text)
     except OSError as error:
         raise SubnetFileError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether something is there, and is no regular file. Raises OSError."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _replace_file(path: Path, text: str) -> None:

@@ -131,8 +131,12 @@ def test_the_start_does_not_wait_for_dns(monkeypatch: pytest.MonkeyPatch) -> Non
         assert get(port, "/healthz")[0] == 200
 
 
-def test_the_status_socket_lies_beside_subnet_env() -> None:
-    assert status_path(Path("/run/flannel/subnet.env")) == Path("/run/flannel/subnet.sock")
+def test_each_subnet_env_has_a_status_socket_of_its_own_beside_it() -> None:
+    folder = Path("/run/flannel")
+    assert status_path(folder / "subnet.env") == folder / "subnet.sock"
+    names = ("subnet.env", "subnet.a", "subnet.b", "x.sock", ".env")
+    sockets = {status_path(folder / name) for name in names}
+    assert len(sockets - {folder / name for name in names}) == len(names)
 
 
 def test_status_is_one_json_line_for_root_alone(tmp_path: Path) -> None:

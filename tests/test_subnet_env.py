@@ -136,6 +136,16 @@ def test_an_unwritable_place_is_a_sentence_and_leaves_nothing(tmp_path: Path) ->
     assert sorted(os.listdir(tmp_path)) == ["file", "subnet.env"]
 
 
+def test_links_in_a_circle_are_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    path.symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(path)
+    with pytest.raises(SubnetFileError, match=f"cannot write {path}: Too many levels of symbolic"):
+        write(path, ENV)
+    with pytest.raises(SubnetFileError, match=f"cannot read {path}: Too many levels of symbolic"):
+        read(path)
+
+
 def test_an_unreadable_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SubnetFileError, match="cannot read"):
         read(tmp_path)
