@@ -117,15 +117,15 @@ class Etcd:
     def identity(self, key: str) -> Identity:
         """The cluster that answers, by a read of a key that we may read."""
         request = etcdrpc.RangeRequest(key=key.encode(), count_only=True)
-        header = self._call(lambda member: member.kv.Range, request).header
-        return Identity(header.cluster_id, header.raft_term)
+        return _identity(self._call(lambda member: member.kv.Range, request).header)
 
     def range(self, prefix: str) -> KeyRange:
         """Every key that begins with ``prefix``, in one consistent read."""
         start = prefix.encode()
         request = etcdrpc.RangeRequest(key=start, range_end=prefix_end(start))
         answer = self._call(lambda member: member.kv.Range, request)
-        return KeyRange(tuple(map(_key_value, answer.kvs)), answer.header.revision)
+        kvs, header = tuple(map(_key_value, answer.kvs)), answer.header
+        return KeyRange(kvs, header.revision, _identity(header))
 
     def put_if_unchanged(self, key: str, value: bytes, *, lease: int, mod_revision: int) -> Swap:
         """Put the key under an etcd lease if it still is as of ``mod_revision`` (0: absent).
@@ -352,6 +352,10 @@ def prefix_end(prefix: bytes) -> bytes:
 
 def _key_value(kv: Any) -> KeyValue:
     return KeyValue(kv.key.decode(errors="backslashreplace"), kv.value, kv.mod_revision, kv.lease)
+
+
+def _identity(header: Any) -> Identity:
+    return Identity(header.cluster_id, header.raft_term)
 
 
 def _unchanged(key: bytes, mod_revision: int) -> Any:

@@ -30,11 +30,24 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Which data a cluster serves: its id, and the raft term, which only grows."""
+
+    cluster: int
+    term: int
+
+    def continues(self, before: Identity | None) -> bool:
+        """Whether it may be the data of ``before``; None: nothing is known of that."""
+        return before is None or (self.cluster == before.cluster and self.term >= before.term)
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRange:
     """The keys below a prefix as of ``revision``."""
 
     kvs: tuple[KeyValue, ...]
     revision: int
+    identity: Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +77,3 @@ class WatchResponse:
     revision: int
     changes: tuple[KeyChange, ...] = ()
     created: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which data a cluster serves: another id, or a term that went back, is another history."""
-
-    cluster: int
-    term: int

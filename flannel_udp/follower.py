@@ -18,7 +18,7 @@ from enum import Enum
 
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd import RevisionError, Watch
-from flannel_udp.etcd_values import Identity, Version, WatchResponse
+from flannel_udp.etcd_values import Version, WatchResponse
 from flannel_udp.lease import Events, OwnLease, Snapshot
 from flannel_udp.logs import DETAIL
 from flannel_udp.registry import Registry, boottime, version_of
@@ -58,7 +58,7 @@ class Follower:
         self._own_version = version_of(own) if is_newer else self._own_in(start)
         self._revision = start.revision
         self._newest = self._newest_of(start)
-        self._identity: Identity | None = None
+        self._identity = own.identity
         self._state = FollowState.CONNECTING
         self._last_contact = boottime()
         self._resyncs = 0
@@ -190,9 +190,8 @@ class Follower:
         It is the data we knew if it remembers our own key and the last change as we saw them.
         Done before the watch, these reads also find the member to use and renew the login.
         """
-        identity = self._registry.identity()
-        before, self._identity = self._identity or identity, identity
-        if identity.cluster != before.cluster or identity.term < before.term:
+        before, self._identity = self._identity, self._registry.identity()
+        if not self._identity.continues(before):
             raise RevisionError("etcd is another cluster than before", compacted=False)
         own_at = max(self._revision, self._own_version.mod_revision)
         for (key, version), known_at in (

@@ -16,6 +16,7 @@ from typing import Any
 
 from flannel_udp.config import NetworkConfig
 from flannel_udp.errors import HandoverError, LeaseDecodeError
+from flannel_udp.etcd_values import Identity
 from flannel_udp.held_leases import Held
 from flannel_udp.lease import Lease, OwnLease, Snapshot, decode_key
 
@@ -113,6 +114,7 @@ def _lease(
 
 def _head(fields: dict[str, Any]) -> Head:
     config, own = fields["config"], fields["own"]
+    identity = own.get("identity")  # which an older version does not leave
     return Head(
         place=Place(**fields["place"]),
         prefix=fields["prefix"],
@@ -129,6 +131,7 @@ def _head(fields: dict[str, Any]) -> Head:
             | {
                 "subnet": IPv4Network(own["subnet"]),
                 "public_ip": IPv4Address(own["public_ip"]),
+                "identity": Identity(**identity) if identity else None,
             }
         ),
         address=IPv4Address(fields["address"]),

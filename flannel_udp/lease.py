@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from flannel_udp import gojson
 from flannel_udp.errors import LeaseDecodeError
+from flannel_udp.etcd_values import Identity
 
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _ADDRESS = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
@@ -44,7 +45,8 @@ class OwnLease:
     """The subnet this host holds.
 
     ``key`` is the full etcd key. ``etcd_lease`` is 0 for a reservation, which has no ``deadline``.
-    ``deadline`` (CLOCK_BOOTTIME seconds) is never later than etcd's own.
+    ``deadline`` (CLOCK_BOOTTIME seconds) is never later than etcd's own. ``identity`` is that of
+    the data in which it was last looked into.
     """
 
     subnet: IPv4Network
@@ -53,6 +55,7 @@ class OwnLease:
     etcd_lease: int
     mod_revision: int
     deadline: float | None
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True, slots=True)

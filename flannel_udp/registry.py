@@ -202,7 +202,7 @@ class Registry:
                 log.debug("trying %s, %d are taken; earlier: %s", subnet, len(taken), previous)
                 own = self._create(subnet, public_ip)
             if own:
-                return own, snapshot
+                return replace(own, identity=found.identity), snapshot
         raise EtcdError(
             f"{_TRIES} attempts to take a subnet were overtaken by other writes to etcd: check"
             f" what else writes below {self._folder}"
@@ -318,6 +318,9 @@ class Registry:
         it was revoked or another host has it, LeaseContestedError when another host has it in
         data that replaced the data we knew.
         """
+        identity = self.identity()
+        # Told by this even where a compaction has removed what the data held at ``known_at``.
+        history_lost = history_lost or not identity.continues(own.identity)
         for _ in range(_TRIES):
             kv = self._etcd.get(own.key)
             if kv:
@@ -325,7 +328,7 @@ class Registry:
             else:
                 held = self._create_again(own, known_at, history_lost)
             if held:
-                return held
+                return replace(held, identity=identity)
         raise EtcdError(
             f"the key {own.key} changes faster than it can be read: check who writes it"
         )

@@ -252,6 +252,48 @@ def test_wiped_data_whose_revision_overtook_ours_is_read_again(
     here.await_watching()
 
 
+def wipe_and_compact(server: EtcdServer) -> None:
+    """New data, whose revision has overtaken ours, and whose history does not reach back to it."""
+    server.kill()
+    server.wipe()
+    server.start()
+    for number in range(8):
+        server.put("/elsewhere", str(number))
+    server.compact()
+
+
+def test_wiped_and_compacted_data_is_recognised_by_its_term(
+    both: tuple[Setting, TcpProxy],
+) -> None:
+    here, proxy = both
+    here.server.restart()  # each start is another election
+    here.begin()
+    proxy.cut()
+    here.await_loss()
+    wipe_and_compact(here.server)
+    proxy.restore()
+    wait_until(lambda: here.listener.snapshots, "a snapshot")
+    assert here.listener.snapshots[0].history_lost
+    assert here.follower.history_losses == 1
+
+
+def test_data_replaced_between_two_processes_is_recognised_by_what_the_first_knew(
+    setting: tuple[Setting, TcpProxy],
+) -> None:
+    here, _ = setting
+    here.server.restart()
+    start = here.registry.snapshot()
+    (lease,) = start.leases
+    own = OwnLease(
+        *(lease.subnet, US, here.folder + lease.key, 0, lease.mod_revision, None),
+        identity=here.registry.identity(),
+    )
+    here.follower = Follower(here.registry, own, start, here.listener, here.listener.fatal.append)
+    wipe_and_compact(here.server)
+    here.begin()
+    assert here.listener.snapshots[0].history_lost
+
+
 def backup(server: EtcdServer) -> Path:
     """Of a member that is not running."""
     copy = server.folder / "backup"

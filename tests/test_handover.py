@@ -10,6 +10,7 @@ import pytest
 from flannel_udp import handover
 from flannel_udp.config import NetworkConfig
 from flannel_udp.errors import HandoverError
+from flannel_udp.etcd_values import Identity
 from flannel_udp.handover import Head, Place
 from flannel_udp.held_leases import Held
 from flannel_udp.lease import Lease, OwnLease, Snapshot, decode_key
@@ -27,6 +28,7 @@ HEAD = Head(
         etcd_lease=0x7FFFFFFFFFFFFFFF,
         mod_revision=12,
         deadline=86400.25,
+        identity=Identity(cluster=0xFFFFFFFFFFFFFFFF, term=7),
     ),
     address=IPv4Address("172.30.0.11"),
     device="flannel0",
@@ -44,6 +46,14 @@ LEASES = (
     lease("10.1.7.0-24&fd00:0:0:7::-64", "172.30.0.3", "vxlan"),
 )
 TABLE = b"\n\n{} any bytes \x00\xff\n"
+
+
+def test_what_an_older_version_left_lacks_nothing_that_is_needed() -> None:
+    own = dataclasses.replace(HEAD.own, identity=None)
+    content = handover.encode(dataclasses.replace(HEAD, own=own), TABLE, Snapshot((), 1))
+    older = content.replace(b', "identity": null', b"", 1)
+    assert older != content
+    assert handover.decode(older).head.own == own
 
 
 def test_everything_comes_back() -> None:

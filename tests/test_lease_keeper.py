@@ -387,7 +387,9 @@ def test_a_value_nobody_can_read_is_repaired(host: Host) -> None:
     assert host.lost == []
 
 
-def replace_data(host: Host, values: dict[str, str], *, leased: bool = False) -> None:
+def replace_data(
+    host: Host, values: dict[str, str], *, leased: bool = False, compact: bool = False
+) -> None:
     """Etcd comes back with these values and a revision beyond the one we knew."""
     host.cut()
     host.server.kill()
@@ -397,6 +399,8 @@ def replace_data(host: Host, values: dict[str, str], *, leased: bool = False) ->
         host.server.put(key, value, lease=host.server.grant(600) if leased else None)
     for number in range(12):
         host.server.put("/elsewhere", str(number))
+    if compact:
+        host.server.compact()
     host.proxy.restore()
 
 
@@ -499,6 +503,28 @@ def test_a_renewal_that_meets_wiped_data_first_is_no_revocation(alone: Host) -> 
     host.keeper.mark_ready()
     wait_until(lambda: host.value() == VALUE, "the key coming back")
     assert host.lost == []
+
+
+@pytest.mark.parametrize("claim", [None, OTHER_VALUE], ids=["our key gone", "another's claim"])
+def test_wiped_and_compacted_data_is_neither_revocation_nor_theft(
+    tmp_path: Path, claim: str | None
+) -> None:
+    """Nothing is left to compare with: it is known by its raft term, also before the follower
+    has told of it."""
+    with EtcdServer(tmp_path) as server:
+        server.restart()  # each start is another election
+        with host_on(server) as host:
+            host.cut()
+            host.follower.stop()
+            assert host.follower.join(5)
+            replace_data(host, {host.key: claim} if claim else {}, compact=True)
+            host.clock.ahead = LEASE_TTL - 3600
+            host.keeper.mark_ready()
+            if claim:
+                wait_until(lambda: host.keeper._contested_since is not None, "the contest")
+                host.server.delete(host.key)
+            wait_until(lambda: host.value() == VALUE, "the key coming back")
+            assert host.lost == []
 
 
 def test_failing_renewals_are_told_once_and_made_up_for(
