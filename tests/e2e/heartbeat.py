@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from etcd_server import wait_until
 from instruments import connect, listen
@@ -14,6 +15,15 @@ from instruments import connect, listen
 from flannel_udp.lab import Container
 
 INTERVAL = 0.005  # seconds between two beats
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """From the first lost beat to the return of the first after the last lost one."""
+
+    began: float  # CLOCK_MONOTONIC
+    ended: float
+    lost: int
 
 
 class Heartbeat:
@@ -51,11 +61,15 @@ class Heartbeat:
         wait_until(returns, "a heartbeat", patience)
         return min(returns()) - since
 
-    @property
-    def lost(self) -> int:
-        """Beats of which none came back although later ones did."""
+    def outage(self) -> Outage | None:
+        """When beats were lost so far, if any were: those that did not return although later ones
+        did. To be asked when beats return again."""
         returned = dict(self._returned)
-        return max(returned, default=-1) + 1 - len(returned)
+        lost = sorted(set(range(max(returned))) - set(returned))
+        if not lost:
+            return None
+        first_after = min(number for number in returned if number > lost[-1])
+        return Outage(self._sent[lost[0]], returned[first_after], len(lost))
 
     def _send(self) -> None:
         while not self._stop.wait(INTERVAL):
