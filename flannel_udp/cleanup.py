@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
 
-from flannel_udp import firewall, hostlock, netdev
+from flannel_udp import firewall, flanneld, hostlock, netdev
 
 
 def run() -> None:
     """Remove it and print what it was. Raises DeviceError and FirewallError."""
+    neighbour = flanneld.process()
+    kept: list[IPv4Network] = []
+
+    def is_served(network: IPv4Network) -> bool:
+        """Some of flannel's backends, as host-gw, have no device that would tell their network."""
+        if netdev.is_served(network):
+            return True
+        if neighbour is not None:
+            kept.append(network)
+        return neighbour is not None
+
     removed = False
-    for what in remove_left():
+    for what in _remove_left(is_served):
         print(f"removed {what}")
         removed = True
-    if not removed:
+    if kept:
+        print(
+            f"kept what is for {', '.join(map(str, kept))}: it may belong to flanneld, which runs"
+            f" here as process {neighbour}; stop that to have it removed"
+        )
+    elif not removed:
         print("nothing was left")
 
 
-def remove_left() -> Iterator[str]:
+def _remove_left(is_served: Callable[[IPv4Network], bool]) -> Iterator[str]:
     """Removes one thing after the other and tells what it was.
 
     A device without a daemon is there when a service manager keeps its descriptor for the next
@@ -28,7 +45,7 @@ def remove_left() -> Iterator[str]:
             netdev.delete_tunnel(device)
             yield f"the device {device}"
     for subnet in netdev.blackholes():
-        if not netdev.is_served(subnet):
+        if not is_served(subnet):
             netdev.remove_blackhole(subnet)
             yield f"the blackhole route for {subnet}"
-    yield from firewall.remove_dead(netdev.is_served, hostlock.is_held)
+    yield from firewall.remove_dead(is_served, hostlock.is_held)

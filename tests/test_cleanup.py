@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
 
 from flannel_udp import hostlock, netdev
 from flannel_udp.firewall import Firewall
@@ -11,6 +15,7 @@ from flannel_udp.firewall_rules import Policy
 from flannel_udp.netns import Namespace
 from flannel_udp.pump import open_tun
 
+PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
 PROGRAM = (sys.executable, "-m", "flannel_udp", "cleanup")
 
 
@@ -48,6 +53,43 @@ def test_cleanup_removes_what_is_left_and_nothing_of_a_running_daemon(namespace:
     assert [number for number in range(1, 5) if f"10.{number}.5.0/24" in left] == [3, 4]
     assert namespace.run(PROGRAM, check=True).stdout == "nothing was left\n"
     lock.__exit__(None, None, None)
+
+
+def test_rules_that_a_flanneld_without_a_device_may_need_stay(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    """Its backend host-gw routes through eth0: only the process tells that it lives."""
+    namespace.call(Firewall(policy(1), 8285, nftables=False, resync=3600).__enter__)
+    namespace.call(netdev.add_blackhole, policy(1).subnet)
+    rules, routes = namespace.run(["iptables-save"]).stdout, namespace.run(["ip", "route"]).stdout
+    program = str(tmp_path / "flanneld")
+    shutil.copy(shutil.which("cat") or "", program)
+    with namespace.popen([program], **PIPES) as flanneld:
+        answered(flanneld)
+        printed = namespace.run(PROGRAM, check=True).stdout
+    assert printed == (
+        "kept what is for 10.1.5.0/24, 10.1.0.0/16: it may belong to flanneld, which runs here as"
+        f" process {flanneld.pid}; stop that to have it removed\n"
+    )
+    assert without_counters(namespace.run(["iptables-save"]).stdout) == without_counters(rules)
+    assert namespace.run(["ip", "route"]).stdout == routes
+    with subprocess.Popen([program], **PIPES) as elsewhere:  # in another network namespace
+        answered(elsewhere)
+        printed = namespace.run(PROGRAM, check=True).stdout
+    assert "removed the iptables rules of 10.1.0.0/16" in printed
+    assert "FLANNEL" not in namespace.run(["iptables-save"]).stdout
+
+
+def answered(cat: subprocess.Popen[bytes]) -> None:
+    """Return when it really runs."""
+    assert cat.stdin
+    assert cat.stdout
+    cat.stdin.write(b"?\n")
+    assert cat.stdout.readline() == b"?\n"
+
+
+def without_counters(saved: str) -> list[str]:
+    return [re.sub(r"\[.*\]", "", line) for line in saved.splitlines() if line[:1] != "#"]
 
 
 def test_cleanup_deletes_a_device_that_nobody_serves(namespace: Namespace) -> None:
