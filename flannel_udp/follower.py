@@ -206,7 +206,7 @@ class Follower:
                 )
         log.debug(
             "etcd has the history that was known: cluster %x, term %d, revision %d",
-            *(identity.cluster, identity.term, self._revision),
+            *(self._identity.cluster, self._identity.term, self._revision),
         )
 
     def _lose_history(self, error: RevisionError) -> None:

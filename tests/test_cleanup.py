@@ -59,7 +59,7 @@ def test_rules_that_a_flanneld_without_a_device_may_need_stay(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     """Its backend host-gw routes through eth0: only the process tells that it lives."""
-    namespace.call(Firewall(policy(1), 8285, nftables=False, resync=3600).__enter__)
+    namespace.call(Firewall(policy(1), 8285, never, nftables=False, resync=3600).__enter__)
     namespace.call(netdev.add_blackhole, policy(1).subnet)
     rules, routes = namespace.run(["iptables-save"]).stdout, namespace.run(["ip", "route"]).stdout
     program = str(tmp_path / "flanneld")
