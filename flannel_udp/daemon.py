@@ -19,6 +19,7 @@ from flannel_udp.errors import (
     EtcdError,
     FlannelError,
     HandoverError,
+    InterfaceError,
     SubnetFileError,
 )
 from flannel_udp.etcd import Etcd
@@ -35,7 +36,7 @@ from flannel_udp.pump_watch import PumpWatch
 from flannel_udp.reconciler import Reconciler
 from flannel_udp.registry import Registry
 from flannel_udp.retry import retry_until
-from flannel_udp.routes import RouteSet
+from flannel_udp.routes import RouteSet, flaw_of_public_ip
 from flannel_udp.shutdown import Shutdown, obey_signals
 from flannel_udp.state_report import StateReport
 from flannel_udp.status_report import StatusReport
@@ -221,6 +222,11 @@ def _claim(
     if config is None:
         return None
     external, public_ip = netdev.choose_interface(options)
+    if flaw := flaw_of_public_ip(public_ip, config.network):
+        raise InterfaceError(
+            f"the PublicIP {public_ip} is {flaw}, and the other hosts would refuse it: give this"
+            " host's address with --public-ip, or choose another Network in the etcd config"
+        )
 
     # Everything that can fail on this host comes before the lease: a start that fails claims none.
     data_plane.enter_context(hostlock.hold(config.port))

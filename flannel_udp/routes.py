@@ -14,6 +14,19 @@ _THIS_NETWORK = IPv4Network("0.0.0.0/8")  # RFC 1122 3.2.1.3: never a destinatio
 _BROADCAST = IPv4Address("255.255.255.255")
 
 
+def flaw_of_public_ip(address: IPv4Address, network: IPv4Network) -> str:
+    """Why no host of the overlay can be there, as in "inside Network 10.1.0.0/16"; or ""."""
+    if address in network:
+        return f"inside Network {network}"
+    if address.is_loopback:
+        return "a loopback address"
+    if address.is_multicast:
+        return "a multicast address"
+    if address == _BROADCAST or address in _THIS_NETWORK:
+        return "not the address of a host"
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A lease that gets no route; the reason is a clause: "its PublicIP is a loopback address"."""
@@ -171,14 +184,8 @@ class RouteSet:
             return f"its subnet lies in this host's own, {self._own_subnet}"
         if public_ip == self._own_public_ip:
             return "its PublicIP is this host's own"
-        if public_ip in network:
-            return f"its PublicIP is inside Network {network}"
-        if public_ip.is_loopback:
-            return "its PublicIP is a loopback address"
-        if public_ip.is_multicast:
-            return "its PublicIP is a multicast address"
-        if public_ip == _BROADCAST or public_ip in _THIS_NETWORK:
-            return "its PublicIP is not the address of a host"
+        if flaw := flaw_of_public_ip(public_ip, network):
+            return f"its PublicIP is {flaw}"
         if self._through_tunnel(public_ip):
             return "this host reaches its PublicIP through the tunnel itself"
         return ""

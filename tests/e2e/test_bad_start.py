@@ -85,6 +85,12 @@ FLAGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown flag": (["-etcd-endpoint=x"], ("--etcd-endpoint;", "--etcd-endpoints?")),
     "flag without value": (["--public-ip"], ("--public-ip", "value")),
     "public IP": (["-public-ip=999.1.1.1"], ("public-ip", "999.1.1.1")),
+    "public IP of nobody": (["-public-ip=0.0.0.0"], ("0.0.0.0", "not the address of a host")),
+    "loopback public IP": (["-public-ip=127.0.0.1"], ("127.0.0.1", "a loopback address")),
+    "public IP inside Network": (
+        ["-public-ip=10.1.5.9"],
+        ("10.1.5.9", "inside Network 10.1.0.0/16", "--public-ip", "another Network"),
+    ),
     "Kubernetes": (["-kube-subnet-mgr"], ("--kube-subnet-mgr",)),
     "endpoint": (["-etcd-endpoints=ftp://127.0.0.1:1"], ("--etcd-endpoints", "ftp")),
     "CA file": (["-etcd-cafile=/nowhere/ca.pem"], ("/nowhere/ca.pem", "No such file")),
