@@ -30,6 +30,7 @@ from flannel_udp.held_leases import Held, HeldLeases
 from flannel_udp.lease import Events, Snapshot
 from flannel_udp.lease_keeper import LeaseKeeper
 from flannel_udp.memory_file import MemoryFile
+from flannel_udp.netdev_ways import judge_ways
 from flannel_udp.overlay import Overlay
 from flannel_udp.pump import Pump
 from flannel_udp.pump_watch import PumpWatch
@@ -116,8 +117,8 @@ def _serve(
     firewall = _prepare_host(overlay, made, shutdown)
 
     pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
-    through_tunnel = netdev.through_tunnel(tunnel.device)
-    routes = RouteSet(config, own.subnet, overlay.public_ip, through_tunnel)
+    flaw_of_way = judge_ways(tunnel.device)
+    routes = RouteSet(config, own.subnet, overlay.public_ip, flaw_of_way)
     held = HeldLeases(overlay.public_ip, options.stale_hold, routes.is_sound)
     reconciler = Reconciler(routes, pump, held, shutdown.fail)
     control.callback(reconciler.close)

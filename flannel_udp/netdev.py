@@ -37,7 +37,7 @@ BLACKHOLE_METRIC = 0xFFFFFFFF
 _MARK = "flannel-udp port "  # in the alias that "ip link" shows
 
 _INTERRUPTED_DUMP_TRIES = 8
-MAIN_TABLE, _LOCAL_TABLE = 254, 255
+MAIN_TABLE = 254
 _SCOPE_LINK = 253
 _TYPE_UNICAST, _TYPE_BLACKHOLE = 1, 6
 IFF_UP = 0x1
@@ -263,7 +263,11 @@ class Route:
     metric: int
     devices: tuple[int, ...]
     gateway: str | None
-    is_unicast: bool
+    type: int
+
+    @property
+    def is_unicast(self) -> bool:
+        return self.type == _TYPE_UNICAST
 
     @property
     def is_main(self) -> bool:
@@ -272,44 +276,6 @@ class Route:
     def text(self, names: dict[int, str]) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
         return f"{self.dst}{via}" + "".join(f" dev {names.get(i, i)}" for i in self.devices)
-
-
-def through_tunnel(name: str) -> Callable[[IPv4Address], bool]:
-    """A test whether the kernel would send to an address through this device.
-
-    It judges by the routes of this moment (tables local and main, longest prefix, lowest metric),
-    so that tens of thousands of addresses cost one route dump. Raises DeviceError if there is no
-    such device.
-    """
-    with netlink(f"read the routes through {name}") as ip:
-        tunnel = index_of(ip, name)
-        routes = read_routes(ip)
-    tables = [
-        _longest_prefix_table([r for r in routes if r.table == table], tunnel)
-        for table in (_LOCAL_TABLE, MAIN_TABLE)
-    ]
-
-    def is_through_tunnel(address: IPv4Address) -> bool:
-        number = int(address)
-        for table in tables:
-            for shift, answers in table:
-                answer = answers.get(number >> shift)
-                if answer is not None:
-                    return answer
-        return False
-
-    return is_through_tunnel
-
-
-def _longest_prefix_table(routes: list[Route], tunnel: int) -> list[tuple[int, dict[int, bool]]]:
-    """Per prefix length, longest first: the host bits to shift out, and network -> in tunnel?"""
-    by_shift: dict[int, dict[int, bool]] = {}
-    for route in sorted(routes, key=lambda route: route.metric):
-        shift = 32 - route.dst.prefixlen
-        answers = by_shift.setdefault(shift, {})
-        through = route.is_unicast and tunnel in route.devices
-        answers.setdefault(int(route.dst.network_address) >> shift, through)
-    return sorted(by_shift.items())
 
 
 def gateway_route_covering(subnet: IPv4Network, network: IPv4Network | None = None) -> str | None:
@@ -347,7 +313,7 @@ def _route(message: Message) -> Route:
         metric=message.get("priority") or 0,
         devices=tuple(index for index in devices if index),
         gateway=next((gateway for gateway in gateways if gateway), None),
-        is_unicast=message["type"] == _TYPE_UNICAST,
+        type=message["type"],
     )
 
 

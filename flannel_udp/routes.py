@@ -11,6 +11,7 @@ from flannel_udp.config import NetworkConfig
 from flannel_udp.lease import Lease, LeaseAdded, LeaseEvent, LeaseRemoved
 
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")  # RFC 1122 3.2.1.3: never a destination
+_RESERVED = IPv4Network("240.0.0.0/4")  # RFC 1112 4; some underlays use it all the same
 _BROADCAST = IPv4Address("255.255.255.255")
 
 
@@ -58,14 +59,14 @@ class RouteSet:
         config: NetworkConfig,
         own_subnet: IPv4Network,
         own_public_ip: IPv4Address,
-        through_tunnel: Callable[[IPv4Address], bool] = lambda _: False,
+        flaw_of_way: Callable[[IPv4Address], str] = lambda _: "",
     ) -> None:
-        """``through_tunnel`` tells whether this host would send to an address through its tunnel
-        device; addresses inside Network are refused without asking it."""
+        """``flaw_of_way`` tells what is wrong with an address as the PublicIP of another host, by
+        this host's routes, as a clause; addresses inside Network are refused without asking it."""
         self._config = config
         self._own_subnet = own_subnet
         self._own_public_ip = own_public_ip
-        self._through_tunnel = through_tunnel
+        self._flaw_of_way = flaw_of_way
         self._routes: dict[IPv4Network, IPv4Address] = {}
         self._subnets: dict[str, IPv4Network] = {}  # by key
         self._claims: dict[IPv4Network, dict[str, Lease]] = {}  # by subnet, then by key
@@ -186,9 +187,9 @@ class RouteSet:
             return "its PublicIP is this host's own"
         if flaw := flaw_of_public_ip(public_ip, network):
             return f"its PublicIP is {flaw}"
-        if self._through_tunnel(public_ip):
-            return "this host reaches its PublicIP through the tunnel itself"
-        return ""
+        if public_ip in _RESERVED and self._own_public_ip not in _RESERVED:
+            return "its PublicIP is not the address of a host"
+        return self._flaw_of_way(public_ip)
 
     def _theft(self, lease: Lease) -> str:
         """Whether the lease would cut a piece out of a subnet that another host rightly holds.

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
 
 from flannel_udp import netdev
@@ -290,52 +288,6 @@ def test_blackhole_yields_to_the_bridge_and_stops_the_rest(host: Namespace) -> N
 
 
 # --- routes
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    routes=st.lists(
-        st.tuples(
-            st.integers(0, 255),
-            st.integers(10, 32),
-            st.sampled_from(["flannel0", "eth0", "docker0"]),
-            st.integers(0, 2),
-        ),
-        max_size=12,
-    ),
-    tails=st.lists(st.integers(0, 2**20 - 1), min_size=10, max_size=20),
-)
-def test_through_tunnel_agrees_with_the_kernel(
-    host: Namespace, tun: BinaryIO, routes: list[tuple[int, int, str, int]], tails: list[int]
-) -> None:
-    if not ip(host, "link", "show", "dev", "docker0"):
-        host.add_bridge("docker0")
-        host.add_address("docker0", IPv4Interface("10.1.5.1/24"))
-        configure(host)
-    ip(host, "route", "flush", "proto", "77")
-    for tail, length, device, metric in routes:
-        network = IPv4Network((f"10.1.{tail}.{tail}", length), strict=False)
-        extra = ("proto", "77", "metric", str(metric))
-        host.run(["ip", "route", "add", str(network), "dev", device, *extra])
-    is_through = host.call(netdev.through_tunnel, "flannel0")
-    addresses = [IPv4Address(0x0A000000 + tail) for tail in tails]
-    addresses += [IPv4Address(a) for a in ("10.1.5.0", "10.1.5.1", "10.1.5.2", "172.30.0.1")]
-    batch = "".join(f"route get {address}\n" for address in addresses)
-    answers = host.run(["ip", "-o", "-force", "-batch", "-"], input=batch).stdout
-    through = {line.split()[0] for line in answers.splitlines() if " dev flannel0 " in line}
-    assert {str(a) for a in addresses if is_through(a)} == through - {"local", "broadcast"}
-
-
-def test_through_tunnel_sees_gateways_and_multipath(host: Namespace, tun: BinaryIO) -> None:
-    configure(host)
-    ip(host, "route", "add", "192.0.2.0/24", "via", "10.1.9.9")
-    hops = ("nexthop", "via", "172.30.0.9", "nexthop", "dev", "flannel0")
-    ip(host, "route", "add", "198.51.100.0/24", *hops)
-    is_through = host.call(netdev.through_tunnel, "flannel0")
-    assert is_through(IPv4Address("192.0.2.1"))
-    assert is_through(IPv4Address("198.51.100.1"))
-    assert not is_through(IPv4Address("172.30.0.9"))
-    assert not is_through(IPv4Address("8.8.8.8"))
 
 
 @pytest.mark.parametrize(

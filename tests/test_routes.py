@@ -26,8 +26,12 @@ def lease(key: str, public_ip: str = PEER, backend_type: str = "") -> Lease:
     return Lease(key, subnet, IPv4Address(public_ip), backend_type, subnet_v6)
 
 
+def flaw_of_way(address: IPv4Address) -> str:
+    return "its PublicIP is behind the tunnel" if address == TUNNELLED else ""
+
+
 def route_set() -> RouteSet:
-    return RouteSet(CONFIG, OWN_SUBNET, OWN_IP, lambda address: address == TUNNELLED)
+    return RouteSet(CONFIG, OWN_SUBNET, OWN_IP, flaw_of_way)
 
 
 def added(*leases: Lease) -> list[LeaseEvent]:
@@ -41,6 +45,15 @@ def test_a_lease_becomes_a_route_and_goes_with_it() -> None:
     assert dict(routes.routes) == {subnet: peer}
     assert routes.apply([LeaseRemoved("10.1.6.0-24")]) == Changes(removed=(subnet,))
     assert dict(routes.routes) == {}
+
+
+def test_an_underlay_of_reserved_addresses_is_one_like_any_other() -> None:
+    routes = RouteSet(CONFIG, OWN_SUBNET, IPv4Address("240.0.0.5"))
+    peer = IPv4Address("240.0.0.9")
+    changes = routes.apply(added(lease("10.1.6.0-24", str(peer))))
+    assert changes == Changes({IPv4Network("10.1.6.0/24"): peer})
+    for nowhere in ("255.255.255.255", "0.0.0.0"):
+        assert routes.apply(added(lease("10.1.7.0-24", nowhere))).refused
 
 
 def test_a_changed_public_ip_is_a_change_by_event_and_by_resync() -> None:
@@ -94,7 +107,8 @@ def test_an_unknown_key_may_be_removed() -> None:
         (lease("10.1.6.0-24", "255.255.255.255"), "not the address of a host"),
         (lease("10.1.6.0-24", "0.0.0.0"), "not the address of a host"),
         (lease("10.1.6.0-24", "0.1.2.3"), "not the address of a host"),
-        (lease("10.1.6.0-24", str(TUNNELLED)), "through the tunnel"),
+        (lease("10.1.6.0-24", str(TUNNELLED)), "behind the tunnel"),
+        (lease("10.1.6.0-24", "240.0.0.1"), "not the address of a host"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -198,7 +212,7 @@ BATCHES = st.lists(st.lists(st.tuples(LEASES, st.booleans()), max_size=8), max_s
 def small_route_set() -> RouteSet:
     own_subnet = IPv4Network("10.1.0.64/27")
     own_ip = IPv4Address("172.30.0.1")
-    return RouteSet(SMALL, own_subnet, own_ip, lambda address: address == TUNNELLED)
+    return RouteSet(SMALL, own_subnet, own_ip, flaw_of_way)
 
 
 def plain_routes(leases: list[Lease]) -> dict[IPv4Network, IPv4Address]:

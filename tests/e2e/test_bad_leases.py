@@ -53,6 +53,8 @@ def garbage(lab: Lab) -> dict[str, tuple[str, str]]:
         "10.1.182.0-24": (lease_value("224.0.0.1"), "multicast"),
         "10.1.183.0-24": (lease_value("255.255.255.255"), "not the address of a host"),
         "10.1.184.0-24": (lease_value("0.0.0.0"), "not the address of a host"),
+        "10.1.186.0-24": (lease_value("240.0.0.1"), "not the address of a host"),
+        "10.1.187.0-24": (lease_value("172.30.0.255"), "a broadcast address"),
         "10.1.185.0-24": (
             '{"PublicIP":"172.30.0.50","BackendType":"vxlan","BackendData":{"VNI":1}}',
             "vxlan",
