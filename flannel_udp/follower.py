@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from enum import Enum
 
@@ -57,7 +57,8 @@ class Follower:
         is_newer = own.mod_revision > start.revision
         self._own_version = version_of(own) if is_newer else self._own_in(start)
         self._revision = start.revision
-        self._newest = self._newest_of(start)
+        self._newest = self._newest_of(start)  # key and version of what changed last
+        self._deleted_at: int | None = None  # its revision if that was a deletion
         self._identity = own.identity
         self._state = FollowState.CONNECTING
         self._last_contact = boottime()
@@ -139,7 +140,7 @@ class Follower:
             "read all leases again: %d at revision %d", len(snapshot.leases), snapshot.revision
         )
         self._revision, self._own_version = snapshot.revision, self._own_in(snapshot)
-        self._newest = self._newest_of(snapshot)
+        self._newest, self._deleted_at = self._newest_of(snapshot), None
         self._resync, self._history_lost, self._fresh = False, False, True
         self._told = False
         self._resyncs += 1
@@ -177,6 +178,7 @@ class Follower:
             kv = change.kv
             version = Version() if change.deleted else Version(kv.mod_revision, kv.lease)
             self._newest = kv.key, version
+            self._deleted_at = kv.mod_revision if change.deleted else None
             if kv.key == self._own_key:
                 self._own_version = version
         log.log(DETAIL, "%d changes, revision %d", len(response.changes), response.revision)
@@ -193,11 +195,7 @@ class Follower:
         before, self._identity = self._identity, self._registry.identity()
         if not self._identity.continues(before):
             raise RevisionError("etcd is another cluster than before", compacted=False)
-        own_at = max(self._revision, self._own_version.mod_revision)
-        for (key, version), known_at in (
-            ((self._own_key, self._own_version), own_at),
-            (self._newest, self._revision),
-        ):
+        for key, version, known_at in self._remembered():
             if not self._registry.same_history(key, version, known_at):
                 raise RevisionError(
                     f"etcd does not know what it held at revision {known_at}: its data was lost or"
@@ -208,6 +206,15 @@ class Follower:
             "etcd has the history that was known: cluster %x, term %d, revision %d",
             *(self._identity.cluster, self._identity.term, self._revision),
         )
+
+    def _remembered(self) -> Iterator[tuple[str, Version | None, int]]:
+        """What etcd must know: a key, its version (None: whichever) and at which revision."""
+        own_at = max(self._revision, self._own_version.mod_revision)
+        yield self._own_key, self._own_version, own_at
+        key, version = self._newest
+        yield key, version, self._revision
+        if self._deleted_at is not None:  # data that never had the key is without it, too
+            yield key, None, self._deleted_at - 1
 
     def _lose_history(self, error: RevisionError) -> None:
         log.warning("%s: reading all leases again", error)

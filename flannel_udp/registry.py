@@ -128,8 +128,8 @@ class Registry:
         """Which data etcd serves."""
         return self._etcd.identity(self.config_key)
 
-    def same_history(self, key: str, version: Version, at: int) -> bool:
-        """Whether etcd remembers this version of ``key`` as of revision ``at``.
+    def same_history(self, key: str, version: Version | None, at: int) -> bool:
+        """Whether etcd remembers this version of ``key``, or any for None, as of revision ``at``.
 
         If not, its data is not the data we knew: wiped or restored, even if its revision has
         overtaken ours since. True as well when that part of the history is compacted.
@@ -138,6 +138,8 @@ class Registry:
             found = self._etcd.get(key, revision=at)
         except RevisionError as error:
             return error.compacted
+        if version is None:
+            return found is not None
         return version == (Version(found.mod_revision, found.lease) if found else Version())
 
     def _name(self, kv: KeyValue) -> str:

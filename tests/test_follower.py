@@ -301,8 +301,9 @@ def backup(server: EtcdServer) -> Path:
     return copy
 
 
+@pytest.mark.parametrize("is_last_change_a_deletion", [False, True], ids=["put", "deletion"])
 def test_an_old_backup_whose_revision_overtook_ours_is_read_again(
-    setting: tuple[Setting, TcpProxy],
+    setting: tuple[Setting, TcpProxy], is_last_change_a_deletion: bool
 ) -> None:
     """It holds our own key as we know it: what came after it was taken is what is missing."""
     here, proxy = setting
@@ -312,6 +313,9 @@ def test_an_old_backup_whose_revision_overtook_ours_is_read_again(
     here.begin()
     here.put("10.1.2.0-24", "172.30.0.2")
     here.await_lease("10.1.2.0-24")
+    if is_last_change_a_deletion:
+        here.server.delete(here.folder + "10.1.2.0-24")
+        wait_until(lambda: "10.1.2.0-24" not in here.listener.table, "the removal")
     proxy.cut()
     here.await_loss()
     here.server.kill()

@@ -398,6 +398,8 @@ def test_history_tells_a_deleted_key_from_lost_data(server: EtcdServer, registry
     assert not registry.same_history(own.key, Version(at, own.etcd_lease + 1), at)
     assert not registry.same_history(own.key, version_of(own), at + 1)
     assert registry.same_history(own.key, Version(), at + 1)
+    assert registry.same_history(own.key, None, at)
+    assert not registry.same_history(own.key, None, at + 1)
     assert not registry.same_history(own.key, version_of(own), at + 1000)
     server.etcdctl("compact", str(at + 1))
     assert registry.same_history(own.key, version_of(own), at), "the compacted past is unknown"
