@@ -27,7 +27,7 @@ from flannel_udp.certificates import Certificates
 from flannel_udp.config import Options
 from flannel_udp.endpoints import parse_endpoints
 from flannel_udp.errors import EtcdError
-from flannel_udp.etcd_faults import CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
+from flannel_udp.etcd_faults import BEHIND, CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
 from flannel_udp.etcd_members import Member, Members, Metadata
 from flannel_udp.etcd_values import (
     Identity,
@@ -295,8 +295,8 @@ class Watch:
     def __iter__(self) -> Iterator[WatchResponse]:
         """Yields until cancelled.
 
-        Raises RevisionError when the start is compacted or not reached yet (etcd lost its data),
-        EtcdError for all else, the end of the stream included.
+        Raises RevisionError when the start is compacted, EtcdError for all else: when the member
+        has not reached the start yet, and at the end of the stream.
         """
         timer = threading.Timer(DEADLINE, self._give_up)
         timer.daemon = True
@@ -325,12 +325,10 @@ class Watch:
             raise self._failed(fault_of("CANCELLED", answer.cancel_reason.split(" desc = ")[-1]))
         at = answer.header.revision
         if answer.created:
+            # This is one member's word, which a failover may find behind: a read tells whether the
+            # data was lost.
             if at < self._start - 1:
-                raise RevisionError(
-                    f"etcd is at revision {at} although {self._start - 1} had been seen: its data"
-                    " was lost or restored",
-                    compacted=False,
-                )
+                raise self._failed(BEHIND)
             return WatchResponse(at, created=True)
         changes = tuple(
             KeyChange(_key_value(event.kv), event.type == event.DELETE) for event in answer.events

@@ -42,6 +42,11 @@ CLOSED = Fault(
     "the connection was closed",
     "check that it runs and whether it wants https:// in --etcd-endpoints",
 )
+BEHIND = Fault(
+    Kind.UNREACHABLE,
+    "it has not caught up with the cluster",
+    "check its disk and its connection to the other members",
+)
 NO_ANSWER = Fault(Kind.UNREACHABLE, "no answer", _RUNNING)
 _NO_CLIENT_CERTIFICATE = Fault(
     Kind.UNREACHABLE,

@@ -565,6 +565,20 @@ def try_put(member: EtcdServer, key: str) -> bool:
     return True
 
 
+def test_a_member_that_lags_behind_at_a_failover_is_no_lost_history(
+    setting: tuple[Setting, TcpProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = setting
+    watch, ahead = here.registry.watch, iter([100])  # the server seems to lag once
+    monkeypatch.setattr(here.registry, "watch", lambda first: watch(first + next(ahead, 0)))
+    here.begin()
+    assert next(ahead, None) is None
+    here.put("10.1.2.0-24", "172.30.0.2")
+    here.await_lease("10.1.2.0-24")
+    assert here.follower.history_losses == 0
+    assert here.listener.snapshots == []
+
+
 def test_an_unreachable_etcd_at_the_start_is_waited_for(tmp_path: Path) -> None:
     with following(tmp_path) as (here, proxy):
         proxy.cut()
