@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("busy machine")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--starts", type=int, default=20, help="how often two daemons start at the same moment"
+        "--starts", type=int, default=50, help="how often two daemons start at the same moment"
     )
     parser.addoption(
         "--faults-seconds", type=float, default=45.0, help="how long the random fault run lasts"

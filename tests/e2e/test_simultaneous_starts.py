@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from instruments import delete_leases, unreachable
+from preloaded import Preloaded
 
 from flannel_udp.lab import Lab
 
 
-@pytest.fixture(scope="module")
-def pair_lab(network_rights: None) -> Iterator[Lab]:
-    with Lab(hosts=2, start_daemons=False) as lab:
-        yield lab
-
-
 def test_two_daemons_started_at_once_on_an_empty_etcd_always_find_each_other(
-    pair_lab: Lab, pytestconfig: pytest.Config
+    network_rights: None, pytestconfig: pytest.Config
 ) -> None:
-    for _ in range(pytestconfig.getoption("starts")):
-        delete_leases(pair_lab)
-        for host in pair_lab.hosts:
-            host.subnet_file.unlink(missing_ok=True)
-        pair_lab.start_daemons()
-        subnets = {host.subnet for host in pair_lab.hosts}
-        assert len(subnets) == 2
-        assert None not in subnets
-        assert unreachable(pair_lab) == []
-        for host in pair_lab.hosts:
-            assert host.stop_daemon() == 0
+    with Lab(hosts=2, start_daemons=False) as lab, ExitStack() as stack:
+        daemons = [stack.enter_context(Preloaded(host)) for host in lab.hosts]
+        for _ in range(pytestconfig.getoption("starts")):
+            delete_leases(lab)
+            for host in lab.hosts:
+                host.subnet_file.unlink(missing_ok=True)
+            for daemon in daemons:
+                daemon.start()
+            for host in lab.hosts:
+                host.wait_until_ready()
+            subnets = {host.subnet for host in lab.hosts}
+            assert len(subnets) == 2
+            assert None not in subnets
+            assert unreachable(lab) == []
+            for daemon in daemons:
+                daemon.begin_stop()
+            assert [daemon.exit_code() for daemon in daemons] == [0, 0]

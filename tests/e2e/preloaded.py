@@ -1,0 +1,94 @@
+"""Daemons that start at the same moment: their processes wait with everything imported.
+
+Most of a start is the import of modules, during which two processes drift apart. Here a process in
+the host's namespace imports them once and forks for each start a child, which is the daemon.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+from types import TracebackType
+from typing import IO
+
+from flannel_udp.lab import Host
+from flannel_udp.lab_etcd import child_environment
+
+START, STOP = b"start\n", b"stop\n"
+
+
+class Preloaded:
+    """The process for one host, and the child that it has forked."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __enter__(self) -> Preloaded:
+        host = self._host
+        command = [sys.executable, __file__, *host.daemon_command()[3:]]  # the flags
+        with host.log_path.open("ab") as log:
+            host.daemon = host.netns.popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=child_environment(host.manager.environment),
+            )
+        assert host.daemon.stdin
+        assert host.daemon.stdout
+        self._commands: IO[bytes] = host.daemon.stdin
+        self._answers: IO[bytes] = host.daemon.stdout
+        assert self._answers.readline() == b"imported\n"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._commands.close()
+
+    def start(self) -> None:
+        """Returns at once; ``host.wait_until_ready`` waits."""
+        self._tell(START)
+
+    def begin_stop(self) -> None:
+        self._tell(STOP)
+
+    def exit_code(self) -> int:
+        """Of a child that was told to stop, or stopped by itself."""
+        return int(self._answers.readline())
+
+    def _tell(self, command: bytes) -> None:
+        self._commands.write(command)
+        self._commands.flush()
+
+
+def serve() -> None:
+    """What runs in the namespace: commands on stdin, exit codes on stdout."""
+    import flannel_udp
+    from flannel_udp import cli
+
+    for module in pkgutil.iter_modules(flannel_udp.__path__):
+        if not module.name.startswith(("__", "lab")):
+            importlib.import_module(f"flannel_udp.{module.name}")
+    print("imported", flush=True)
+    child = 0
+    for command in sys.stdin.buffer:
+        if command == START:
+            child = os.fork()
+            if not child:
+                os.close(0)
+                os._exit(cli.main(sys.argv[1:]))
+        else:
+            os.kill(child, signal.SIGTERM)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
