@@ -218,7 +218,8 @@ def _claim(
 ) -> _Start | None:
     """Start with nothing: lease a subnet in etcd, and open the tunnel; None if asked to stop."""
     config = retry_until(
-        shutdown.requested, registry.network_config, log, on_failure=readiness.not_ready
+        *(shutdown.requested, registry.network_config, log, registry.lines),
+        on_failure=readiness.not_ready,
     )
     if config is None:
         return None
@@ -241,6 +242,7 @@ def _claim(
         shutdown.requested,
         lambda: registry.acquire(config, public_ip, previous),
         log,
+        registry.lines,
         retry_on=(EtcdError,),
         on_failure=readiness.not_ready,
     )
@@ -295,7 +297,7 @@ def _prepare_host(overlay: Overlay, made: contextlib.ExitStack, shutdown: Shutdo
 
 def _confirm_config(registry: Registry, config: NetworkConfig, shutdown: Shutdown) -> None:
     """Start afresh if etcd's network config is not the one that the last process went by."""
-    found = retry_until(shutdown.requested, registry.network_config, log)
+    found = retry_until(shutdown.requested, registry.network_config, log, registry.lines)
     if found is not None and found != config:
         shutdown.start_afresh("the network config in etcd has changed since the last start")
 

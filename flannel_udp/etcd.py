@@ -38,6 +38,7 @@ from flannel_udp.etcd_values import (
     WatchResponse,
 )
 from flannel_udp.logs import DETAIL
+from flannel_udp.retry import LineBudget
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class Etcd:
         elif certs:
             log.warning("no etcd endpoint is https: the certificate files are not used")
             certs = reread = None
-        self._members = Members(parsed, certs, reread)
+        self.lines = LineBudget()  # for all who warn that etcd cannot be used
+        self._members = Members(parsed, certs, reread, self.lines)
         self._username, self._password = username, password
         self._lock = threading.Lock()
         self._token: str | None = None  # None: log in first; empty: etcd has no authentication

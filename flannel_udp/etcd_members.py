@@ -14,7 +14,7 @@ from flannel_udp.certificates import Certificates
 from flannel_udp.endpoints import Endpoint
 from flannel_udp.errors import CertificateError, EtcdError
 from flannel_udp.etcd_faults import CLOSED, explain
-from flannel_udp.retry import ChangeLog
+from flannel_udp.retry import ChangeLog, LineBudget
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,13 @@ class Members:
         endpoints: Sequence[Endpoint],
         certs: Certificates | None,
         reread: Callable[[], Certificates] | None,
+        lines: LineBudget,
     ) -> None:
-        """``reread`` loads the certificate files anew; it may raise CertificateError."""
+        """``reread`` loads the certificate files anew; it may raise CertificateError. ``lines``
+        is the room for warnings of that."""
         self._endpoints, self._certs, self._reread = endpoints, certs, reread
         self._lock = threading.Lock()
-        self._files = ChangeLog(log)
+        self._files = ChangeLog(log, lines)
         self._preferred = 0
         self._members = self._connect(certs)
 

@@ -68,7 +68,7 @@ class Follower:
         self._history_losses = 0
         self._fresh = False  # a snapshot was read just now
         self._told = False  # that we follow
-        self._backoff, self._faults = Backoff(), ChangeLog(log)
+        self._backoff, self._faults = Backoff(), ChangeLog(log, registry.lines)
         self._stopping = threading.Event()
         self._watch_lock = threading.Lock()
         self._watch: Watch | None = None

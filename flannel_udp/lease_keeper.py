@@ -65,7 +65,7 @@ class LeaseKeeper:
         self._settled_losses = 0  # of these, looked into
         self._contested_since: float | None = None
         self._stopping = False
-        self._backoff, self._faults = Backoff(), ChangeLog(log)
+        self._backoff, self._faults = Backoff(), ChangeLog(log, registry.lines)
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
     @property

@@ -74,6 +74,7 @@ class Registry:
     ) -> None:
         """``prefix`` as config.clean_prefix returns it; ``ttl`` in seconds, of new leases."""
         self._etcd = etcd
+        self.lines = etcd.lines  # for all who warn that etcd cannot be used
         self.config_key = f"{prefix}/config"
         self._folder = f"{prefix}/subnets/"
         self._ttl, self._clock = ttl, clock

@@ -14,7 +14,7 @@ from flannel_udp.errors import EtcdError, NetworkConfigError
 FIRST_DELAY = 0.2  # seconds
 LONGEST_DELAY = 3.0  # seconds
 
-# Of failures in turn, such as those of several endpoints.
+# Of failures in turn, such as those of several endpoints, and what works again in between.
 _MOST_LINES = 10  # at once
 _LINE_EVERY = 60.0  # seconds, from then on
 
@@ -37,25 +37,50 @@ class Backoff:
         self._delay = FIRST_DELAY
 
 
+class LineBudget:
+    """Ten lines at once, then one a minute, for all together who have something to say about the
+    same trouble. Any thread may call."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._left, self._counted_at = float(_MOST_LINES), clock()
+
+    def allows(self) -> bool:
+        """Whether there may be a line now, which is then counted."""
+        with self._lock:
+            self._earn()
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
+
+    def charge(self) -> None:
+        """Count a line that must be: the next ones come later for it."""
+        with self._lock:
+            self._earn()
+            self._left -= 1
+
+    def _earn(self) -> None:
+        now = self._clock()
+        earned = (now - self._counted_at) / _LINE_EVERY
+        self._left, self._counted_at = min(self._left + earned, _MOST_LINES), now
+
+
 class ChangeLog:
-    """Warns of a failure only when its words change, of what changes all the time once a minute.
+    """Warns of a failure only when its words change, and as often as ``lines`` has room for it.
 
     The others are for --v=1. Owned by one thread.
     """
 
-    def __init__(self, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._log, self._clock = log, clock
+    def __init__(self, log: logging.Logger, lines: LineBudget | None = None) -> None:
+        """``lines`` is shared with others who warn of the same trouble."""
+        self._log, self._lines = log, lines or LineBudget()
         self._last: str | None = None
-        self._allowed, self._counted_at = float(_MOST_LINES), clock()
 
     def failed(self, message: str) -> None:
-        now = self._clock()
-        earned = (now - self._counted_at) / _LINE_EVERY
-        self._allowed, self._counted_at = min(self._allowed + earned, _MOST_LINES), now
-        if message != self._last and self._allowed >= 1:
+        if message != self._last and self._lines.allows():
             self._log.warning("%s", message)
             self._last = message
-            self._allowed -= 1
         else:
             self._log.debug("%s", message)
 
@@ -63,6 +88,7 @@ class ChangeLog:
         """Logs ``message`` if it did not work before; whether it did so."""
         if self._last is None:
             return False
+        self._lines.charge()
         self._log.info("%s", message)
         self._last = None
         return True
@@ -72,6 +98,7 @@ def retry_until(
     stop: threading.Event,
     attempt: Callable[[], _T],
     log: logging.Logger,
+    lines: LineBudget | None = None,
     *,
     retry_on: tuple[type[Exception], ...] = (EtcdError, NetworkConfigError),
     works: str = "etcd answers and its data is good",
@@ -79,10 +106,11 @@ def retry_until(
 ) -> _T | None:
     """What ``attempt`` returns once it raises none of ``retry_on``; None when ``stop`` is set.
 
-    Every other exception passes. ``works`` is logged when it succeeds after a logged failure;
-    ``on_failure`` hears the sentence of every failure, for readiness.
+    Every other exception passes. ``lines`` is the room for warnings. ``works`` is logged when it
+    succeeds after a logged failure; ``on_failure`` hears the sentence of every failure, for
+    readiness.
     """
-    backoff, changes = Backoff(), ChangeLog(log)
+    backoff, changes = Backoff(), ChangeLog(log, lines)
     while not stop.is_set():
         try:
             result = attempt()

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import heapq
 import logging
+import random
 import threading
 
 import pytest
 
 from flannel_udp.errors import EtcdError, NetworkConfigError, UsageError
-from flannel_udp.retry import FIRST_DELAY, LONGEST_DELAY, Backoff, ChangeLog, retry_until
+from flannel_udp.retry import (
+    FIRST_DELAY,
+    LONGEST_DELAY,
+    Backoff,
+    ChangeLog,
+    LineBudget,
+    retry_until,
+)
 
 log = logging.getLogger("test")
 
@@ -53,7 +62,7 @@ def test_failures_that_alternate_for_ten_minutes_fill_no_log(
     """At most ten lines, and one a minute from then on."""
     caplog.set_level(logging.INFO)
     now = 0.0
-    changes = ChangeLog(log, clock=lambda: now)
+    changes = ChangeLog(log, LineBudget(clock=lambda: now))
     for second in range(600):
         now = float(second)
         changes.failed("a" if second % 2 else "b")
@@ -62,15 +71,38 @@ def test_failures_that_alternate_for_ten_minutes_fill_no_log(
     assert not changes.works("ok")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_ten_minutes_without_etcd_are_ten_lines_and_one_a_minute_of_the_whole_daemon(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Four who try again and again meet another failure each time, and say what they found."""
+    caplog.set_level(logging.INFO)
+    chance = random.Random(seed)
+    monkeypatch.setattr("flannel_udp.retry.random", chance)
+    now = 0.0
+    lines = LineBudget(clock=lambda: now)
+    parts = [(Backoff(), ChangeLog(log, lines)) for _ in range(4)]
+    due = [(0.0, number) for number in range(len(parts))]
+    told: list[float] = []
+    while due[0][0] < 600:
+        now, number = heapq.heappop(due)
+        backoff, changes = parts[number]
+        changes.failed(f"{number} cannot be done: {chance.choice('abcdef')}")
+        told += [now] * (len(caplog.messages) - len(told))
+        heapq.heappush(due, (now + backoff.next(), number))
+    assert len(told) >= 10 + 8
+    assert all(at >= 60 * minute for minute, at in enumerate(told[10:], start=1))
+
+
 def test_a_server_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     now = 0.0
-    changes = ChangeLog(log, clock=lambda: now)
+    changes = ChangeLog(log, LineBudget(clock=lambda: now))
     for second in range(600):
         now = float(second)
         changes.failed("gone")
         changes.works("back")
-    assert len(caplog.messages) <= 2 * 20
+    assert 10 + 8 <= len(caplog.messages) <= 10 + 10 + 1
     assert caplog.messages[-1] == "back"
 
 
