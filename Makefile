@@ -12,7 +12,7 @@ PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test soak soak-faults test-sanitizers fuzz lint bench bench-gate bench-scale dist man clean
+.PHONY: help deps deps-dev build demo test soak soak-faults test-sanitizers fuzz lint bench bench-gate bench-scale screens dist man clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -88,6 +88,9 @@ bench-gate: deps-dev build ## two minutes of the same; fails if slower than benc
 bench-scale: deps-dev build ## up to 65,536 leases, for five minutes; writes docs/scale.*
 	@$(BIN)/python -m bench.scale docs/scale.json
 	@$(BIN)/python -m bench.scale_report
+
+screens: deps-dev build ## take the pictures of docs/ anew
+	@$(BIN)/python -m pytest --quiet tests/e2e/test_screens.py --write-screens
 
 dist: deps-dev ## source archive and wheel in dist/
 	@rm -f dist/*.whl

@@ -6,8 +6,10 @@ import argparse
 import itertools
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -110,11 +112,18 @@ def _explain(lab: Lab, console: Console) -> None:
         f"  ip netns exec {first.netns.name} ip route",
         f"  ip netns exec {first.netns.name} tcpdump -n -i flannel0",
         f"  ip netns exec {first.containers[0].netns.name} ping {last.containers[0].address}",
-        f"  ip netns exec {lab.switch.name} env ETCDCTL_API=3 etcdctl --endpoints {lab.etcd.url}"
-        f" get --prefix {lab.prefix}",
+        f"  ip netns exec {lab.switch.name} {_program()} lease"
+        f" --etcd-endpoints {lab.etcd.url} list",
         f"  tail -f {first.log_path}",
     )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """What to type to run this program, from here."""
+    program = Path(sys.executable).with_name("flannel-udp")
+    here = Path.cwd()
+    return str(program.relative_to(here) if program.is_relative_to(here) else program)
 
 
 def _watch(lab: Lab, console: Console) -> None:

@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak-seconds", type=float, default=300.0, help="how long memory is watched in the soak"
     )
+    parser.addoption(
+        "--write-screens", action="store_true", help="write docs/*.svg, which make screens does"
+    )
     parser.addoption("--faults-seed", type=int, default=8285, help="what happens in it")
 
 

@@ -5,28 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import time
-from collections.abc import Callable, Iterator
-from fcntl import ioctl
+from collections.abc import Iterator
 from typing import Any
 
-import pyte
 import pytest
 from etcd_server import wait_until
 from instruments import HEALTH_FLAGS, health, lease_value
 from prometheus_client import parser
+from terminal import Terminal
 
 from flannel_udp.lab import Host, Lab
 from flannel_udp.lab_etcd import child_environment
-
-LINES, COLUMNS = 24, 80
 
 
 @pytest.fixture(scope="module")
@@ -238,53 +230,6 @@ def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
 
 
 # top
-
-
-class Terminal:
-    """A program in a terminal of 80 columns and 24 lines, and what stands on its screen."""
-
-    def __init__(self, argv: list[str]) -> None:
-        self.master, slave = pty.openpty()
-        ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-        self.before = termios.tcgetattr(slave)
-        self._slave = slave
-        self._screen = pyte.Screen(COLUMNS, LINES)
-        self._stream = pyte.ByteStream(self._screen)
-        self.output = b""
-        environ = child_environment({"TERM": "xterm-256color"})
-        self.process = subprocess.Popen(
-            argv, stdin=slave, stdout=slave, stderr=slave, env=environ, process_group=0
-        )
-
-    def wait_for(self, shown: Callable[[str], bool], what: str, seconds: float = 20) -> str:
-        end = time.monotonic() + seconds
-        while not shown(text := "\n".join(self._screen.display)):
-            assert time.monotonic() < end, f"{what} did not show:\n{text}"
-            self._read(0.1)
-        return text
-
-    def finish(self) -> int:
-        code = self.process.wait(10)
-        while self._read(0):
-            pass
-        return code
-
-    def after(self) -> list[Any]:
-        return termios.tcgetattr(self._slave)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-        os.close(self._slave)
-
-    def _read(self, seconds: float) -> bool:
-        if not select.select((self.master,), (), (), seconds)[0]:
-            return False
-        data = os.read(self.master, 65536)
-        self.output += data
-        self._stream.feed(data)
-        return True
 
 
 @pytest.fixture
