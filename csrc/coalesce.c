@@ -46,7 +46,9 @@ static bool may_merge(const struct coalescer *coalescer, const struct packet *pa
 {
     const uint8_t *transport = packet->bytes + packet->header_length;
     size_t length = packet->length - packet->header_length;
-    if (packet->bytes[0] != NO_OPTIONS || header == length)
+    /* The kernel's GRO leaves alone what has any flag but DF, the reserved one included. */
+    bool is_plain = (read_u16(packet->bytes + IPV4_FRAGMENT) & ~(unsigned)IPV4_DONT_FRAGMENT) == 0;
+    if (packet->bytes[0] != NO_OPTIONS || !is_plain || header == length)
         return false;
     bool fits = packet->protocol == PROTOCOL_TCP ? coalescer->tcp && tcp_may_merge(transport)
                                                  : coalescer->udp && udp_may_merge(transport, length);

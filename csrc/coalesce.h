@@ -1,7 +1,8 @@
 /* coalesce.h - packets of one flow become superpackets again, so that the kernel handles many at once (pure).
  *
  * It merges only what the kernel's own GRO would (Linux net/ipv4/tcp_offload.c, udp_offload.c) and what cutting
- * would give back byte for byte. Packets are added in the order they arrived; every bundle is one packet or one
+ * would give back byte for byte, but for the IP id of packets with DF set, where it means nothing (RFC 6864) and
+ * cutting numbers anew. Packets are added in the order they arrived; every bundle is one packet or one
  * superpacket, and bundles are written in the order of their first packets. A packet that cannot be merged
  * closes its flow's bundle, so the order inside a flow is kept. Nothing is held from one batch to the next.
  *

@@ -174,6 +174,7 @@ def test_a_pushed_last_packet_pushes_the_superpacket_and_only_its_last_segment()
         {"chksum": 1},
         {"ip_chksum": 1},
         {"ip_flags": "MF"},
+        {"ip_flags": "evil"},
         {"ip_frag": 1},
     ],
     ids=str,
@@ -204,6 +205,12 @@ def test_the_yardstick_of_the_case_above_is_merged() -> None:
 def test_udp_that_differs_is_not_merged(changed: dict[str, Any]) -> None:
     first, second = udp(b"a" * 100), udp(b"b" * 100, **{"id": 8} | changed)
     assert [bundle.data for bundle in coalesce([first, second])] == [first, second]
+
+
+@pytest.mark.parametrize("flags", ["evil", "evil+DF"])
+def test_the_reserved_flag_keeps_packets_alone_also_where_all_have_it(flags: str) -> None:
+    for packets in (stream(3, ip_flags=flags), datagrams(3, flags=flags)):
+        assert [bundle.data for bundle in coalesce(packets)] == packets
 
 
 def test_udp_without_a_checksum_or_with_a_false_length_passes_alone() -> None:
