@@ -24,7 +24,7 @@ static bool is_error_type(uint8_t type)
 bool icmp_may_answer(const struct packet *packet)
 {
     if (packet->later_fragment || !address_is_unicast(packet->source) ||
-        !address_is_unicast(packet->destination))
+        address_is_reserved(packet->source) || !address_is_unicast(packet->destination))
         return false;
     if (packet->protocol != PROTOCOL_ICMP)
         return true;

@@ -61,6 +61,12 @@ static inline bool address_is_loopback(uint32_t address)
     return address >> 24 == 127;
 }
 
+/* Class E, 240.0.0.0/4. Some use it as unicast addresses, which Linux allows; RFC 1122 does not. */
+static inline bool address_is_reserved(uint32_t address)
+{
+    return address >> 28 == 0xf;
+}
+
 /* An address one host may answer to (RFC 1122 3.2.1.3): not this-network, loopback, multicast or broadcast. */
 static inline bool address_is_unicast(uint32_t address)
 {

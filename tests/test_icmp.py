@@ -84,10 +84,12 @@ def test_ordinary_packets_are_answered(packet: Any) -> None:
         udp(src="0.0.0.0"),
         udp(src="127.0.0.1"),
         udp(src="239.1.1.1"),
+        udp(src="240.0.0.1"),
+        udp(src="255.255.255.254"),
         udp(src="255.255.255.255"),
     ],
 )
-def test_errors_fragments_multicast_and_broadcast_are_never_answered(packet: Any) -> None:
+def test_errors_fragments_and_what_no_single_host_sent_are_never_answered(packet: Any) -> None:
     assert not may_answer(packet)
 
 

@@ -113,6 +113,8 @@ static void fragments_and_what_came_from_or_went_to_many_stay_unanswered(void)
         CHECK(!may_answer((struct packet_form){.source = address(many[i])}, -1));
         CHECK(!may_answer((struct packet_form){.destination = address(many[i])}, -1));
     }
+    CHECK(!may_answer((struct packet_form){.source = address("240.0.0.1")}, -1)); /* class E: RFC 1122 3.2.2 */
+    CHECK(may_answer((struct packet_form){.destination = address("240.0.0.1")}, -1));
 }
 
 static void the_checksum_is_the_plain_one(void)
