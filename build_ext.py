@@ -60,7 +60,7 @@ ffi.cdef(
     void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity);
     size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t capacity);
     uint32_t pump_lookup(struct pump *pump, uint32_t address);
-    unsigned pump_offloads(const struct pump *pump);
+    unsigned pump_offloads(struct pump *pump);
     int pump_event_fd(const struct pump *pump);
     int pump_next_refusal(struct pump *pump, struct refusal *refusal);
     int pump_failure(const struct pump *pump);

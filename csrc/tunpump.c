@@ -385,9 +385,12 @@ size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t 
     return count;
 }
 
-unsigned pump_offloads(const struct pump *pump)
+unsigned pump_offloads(struct pump *pump)
 {
-    return pump->worker.offloads;
+    pthread_mutex_lock(&pump->lock); /* a restart probes them anew */
+    unsigned offloads = pump->worker.offloads;
+    pthread_mutex_unlock(&pump->lock);
+    return offloads;
 }
 
 int pump_event_fd(const struct pump *pump)

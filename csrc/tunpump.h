@@ -89,7 +89,7 @@ size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t 
 uint32_t pump_lookup(struct pump *pump, uint32_t address);
 
 /* The offloads in use (enum offload). */
-unsigned pump_offloads(const struct pump *pump);
+unsigned pump_offloads(struct pump *pump);
 
 /* Becomes readable when there is a refusal to log or the worker has failed; reading it (8 bytes) resets it. */
 int pump_event_fd(const struct pump *pump);

@@ -144,6 +144,24 @@ static void a_full_socket_stops_at_once_and_still_receives(void)
     ether_close(&ether);
 }
 
+static void a_restart_ends_a_pause_and_carries_on(void)
+{
+    struct ether_rig ether;
+    struct pump *pump = paused(&ether, 200);
+    uint64_t read = rig_stat(pump, PUMP_STAT_tun_read_packets), sent = rig_stat(pump, PUMP_STAT_udp_sent_packets);
+    CHECK(read < 200);
+    /* As after a lost socket: what waited for the old one is gone with it. */
+    int udp_fd = udp_socket_open(address("172.30.0.1"), RIG_PORT + 1);
+    CHECK(udp_fd >= 0);
+    CHECK_EQ(pump_restart(pump, ether.rig.config.tun_fd, udp_fd), 0);
+    rig_await(pump, PUMP_STAT_tun_read_packets, 200);
+    rig_await(pump, PUMP_STAT_udp_sent_packets, sent + 200 - read);
+    CHECK_EQ(pump_failure(pump), 0);
+    pump_free(pump);
+    close(udp_fd);
+    ether_close(&ether);
+}
+
 int main(void)
 {
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
@@ -152,5 +170,6 @@ int main(void)
         RUN_ON_RIG(a_full_socket_delays_and_loses_nothing, rig_presets[i]);
         RUN_ON_RIG(a_peer_that_goes_during_a_pause_keeps_its_slot, rig_presets[i]);
         RUN_ON_RIG(a_full_socket_stops_at_once_and_still_receives, rig_presets[i]);
+        RUN_ON_RIG(a_restart_ends_a_pause_and_carries_on, rig_presets[i]);
     }
 }

@@ -1,9 +1,9 @@
-/* Table swaps under traffic: nothing of a stable route is lost, duplicated or sent elsewhere.
+/* Table swaps and restarts under traffic: nothing of a stable route is lost, duplicated or sent elsewhere.
  *
  * Three streams of numbered packets run through a real pump. `stable` leaves through a route that every swap
  * keeps; `moving` leaves through one whose next hop every swap changes or uncovers; `inbound` arrives from the
- * stable peer. Meanwhile the main thread swaps tables, and another one reads all there is to read and lets
- * strangers speak. Each stream keeps a window, so no queue of the kernel overflows and every loss is the pump's.
+ * stable peer. Meanwhile the main thread swaps tables, another one joins the pump to the same ends again and
+ * again, and a third reads all there is to read and lets strangers speak. Each stream keeps a window, so no queue of the kernel overflows and every loss is the pump's.
  * Argument: how many seconds (10).
  */
 #include <errno.h>
@@ -34,6 +34,7 @@ static struct pump *pump;
 static int peer_sockets[PEERS];      /* of the hosts 127.0.0.6 to .9 */
 static atomic_bool senders_stop, receivers_stop;
 static unsigned strangers; /* datagrams sent; the reader's own until it ended */
+static atomic_uint restarts;
 
 static uint32_t host(uint32_t number)
 {
@@ -146,6 +147,7 @@ static void *read_all(void *unused)
     struct pump_peer_stats peers[64];
     struct refusal refusal;
     while (!atomic_load(&senders_stop)) {
+        CHECK_EQ(pump_offloads(pump), rig.config.offloads);
         pump_read_stats(pump, values, PUMP_STAT_COUNT);
         CHECK(values[PUMP_STAT_udp_sent_packets] >= last);
         last = values[PUMP_STAT_udp_sent_packets];
@@ -163,6 +165,17 @@ static void *read_all(void *unused)
         close(stranger);
         strangers++;
         usleep(500);
+    }
+    return unused;
+}
+
+/* What waits in the kernel's queues outlives the worker, and between two turns nothing waits elsewhere. */
+static void *restart(void *unused)
+{
+    while (!atomic_load(&senders_stop)) {
+        CHECK_EQ(pump_restart(pump, rig.config.tun_fd, rig.config.udp_fd), 0);
+        atomic_fetch_add(&restarts, 1);
+        usleep(50000);
     }
     return unused;
 }
@@ -217,6 +230,12 @@ static void swap(uint32_t round)
     CHECK_EQ(pump_update(pump, changes, sizeof changes / sizeof *changes), 0);
 }
 
+/* Whether as much has happened as makes the test worth its time, however slow the machine is. */
+static bool has_done_enough(int64_t rounds, int64_t duration)
+{
+    return rounds >= 100 * duration / 1000 && atomic_load(&restarts) >= 5 * duration / 1000;
+}
+
 static void await_all(struct stream *stream)
 {
     int64_t deadline = rig_now_ms() + RIG_PATIENCE_MS;
@@ -266,7 +285,7 @@ int main(int argc, char **argv)
     CHECK_EQ(pump_replace(pump, routes, table_of(0, routes)), 0);
     CHECK_EQ(pump_start(pump), 0);
 
-    void *(*const work[])(void *) = {receive_outward, receive_inward, send_outward, send_inward, read_all};
+    void *(*const work[])(void *) = {receive_outward, receive_inward, send_outward, send_inward, read_all, restart};
     enum { THREADS = sizeof work / sizeof *work, RECEIVERS = 2 };
     pthread_t threads[THREADS];
     for (size_t i = 0; i < THREADS; i++)
@@ -274,10 +293,11 @@ int main(int argc, char **argv)
 
     int64_t begin = rig_now_ms();
     int64_t rounds = 0;
-    for (int64_t elapsed = 0; elapsed < duration; elapsed = rig_now_ms() - begin) {
-        for (; rounds < elapsed * SWAPS_PER_SECOND / 1000; rounds++)
-            swap((uint32_t)rounds);
-        usleep(500);
+    for (int64_t elapsed = 0; elapsed < duration || !has_done_enough(rounds, duration); elapsed = rig_now_ms() - begin) {
+        if (rounds < elapsed * SWAPS_PER_SECOND / 1000)
+            swap((uint32_t)rounds++);
+        else
+            usleep(500);
     }
     atomic_store(&senders_stop, true);
     for (size_t i = RECEIVERS; i < THREADS; i++)
@@ -290,8 +310,8 @@ int main(int argc, char **argv)
         CHECK_EQ(pthread_join(threads[i], NULL), 0);
     pump_stop(pump);
     check_counters();
-    printf("%" PRId64 " swaps in %" PRId64 " ms, %u strangers refused\n", rounds, rig_now_ms() - begin, strangers);
-    CHECK(rounds >= 100 * duration / 1000);
+    printf("%" PRId64 " swaps, %u restarts in %" PRId64 " ms, %u strangers refused\n", rounds, atomic_load(&restarts),
+           rig_now_ms() - begin, strangers);
 
     pump_free(pump);
     rig_close(&rig);
