@@ -90,6 +90,17 @@ void rig_send(int fd, uint32_t to, uint16_t port, const void *bytes, size_t leng
     CHECK_EQ(sendto(fd, bytes, length, 0, (const struct sockaddr *)&target, sizeof target), length);
 }
 
+void rig_send_run(int fd, uint32_t to, uint16_t port, const void *bytes, size_t length, size_t size)
+{
+    struct sockaddr_in target = endpoint(to, port);
+    struct iovec iov = {(void *)(uintptr_t)bytes, length};
+    struct msghdr message = {
+        .msg_name = &target, .msg_namelen = sizeof target, .msg_iov = &iov, .msg_iovlen = 1};
+    uint8_t control[UDP_CONTROL_SIZE] __attribute__((aligned(8))) = {0};
+    udp_socket_set_segment_size(&message, control, size);
+    CHECK_EQ(sendmsg(fd, &message, 0), length);
+}
+
 void rig_open(struct rig *rig, unsigned offloads)
 {
     memset(rig, 0, sizeof *rig);

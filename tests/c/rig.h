@@ -22,6 +22,10 @@ int rig_socket(uint32_t address, uint16_t port);
 /* Sends a datagram whole. */
 void rig_send(int fd, uint32_t to, uint16_t port, const void *bytes, size_t length);
 
+/* Sends datagrams of `size` bytes, the last perhaps shorter, in one go (UDP_SEGMENT): as a superpacket where the
+ * device takes one, and a socket with UDP_GRO receives them whole. */
+void rig_send_run(int fd, uint32_t to, uint16_t port, const void *bytes, size_t length, size_t size);
+
 /* What a pump joins: a TUN device 10.1.5.1/16 and the socket 127.0.0.1:RIG_PORT. */
 struct rig {
     struct pump_config config;

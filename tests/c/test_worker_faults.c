@@ -143,16 +143,9 @@ static size_t build_run(uint8_t *bytes, uint16_t first_id, uint8_t mark)
     return length;
 }
 
-/* Sends the run as one segmented send, which a socket with UDP_GRO receives whole. */
 static void send_run(int peer, const uint8_t *bytes, size_t length)
 {
-    struct sockaddr_in to = {
-        .sin_family = AF_INET, .sin_port = htons(RIG_PORT), .sin_addr.s_addr = htonl(address("127.0.0.1"))};
-    struct iovec iov = {(void *)(uintptr_t)bytes, length};
-    struct msghdr message = {.msg_name = &to, .msg_namelen = sizeof to, .msg_iov = &iov, .msg_iovlen = 1};
-    uint8_t control[UDP_CONTROL_SIZE] __attribute__((aligned(8))) = {0};
-    udp_socket_set_segment_size(&message, control, RUN_SIZE);
-    CHECK_EQ(sendmsg(peer, &message, 0), length);
+    rig_send_run(peer, address("127.0.0.1"), RIG_PORT, bytes, length, RUN_SIZE);
 }
 
 /* The run arrives at the host, each packet once and in order. */

@@ -3,8 +3,9 @@
  * Three streams of numbered packets run through a real pump. `stable` leaves through a route that every swap
  * keeps; `moving` leaves through one whose next hop every swap changes or uncovers; `inbound` arrives from the
  * stable peer. Meanwhile the main thread swaps tables, another one joins the pump to the same ends again and
- * again, and a third reads all there is to read and lets strangers speak. Each stream keeps a window, so no queue of the kernel overflows and every loss is the pump's.
- * Argument: how many seconds (10).
+ * again, and a third reads all there is to read and lets strangers speak. Packets come singly and in bursts, which
+ * are superpackets and runs where the offloads allow it. Each stream keeps a window, so no queue of the kernel
+ * overflows and every loss is the pump's. Argument: how many seconds (10), for all sets of offloads together.
  */
 #include <errno.h>
 #include <poll.h>
@@ -18,7 +19,8 @@
 #include "packets.h"
 #include "rig.h"
 
-enum { STREAM_PORT = 4000, WINDOW = 64, MOST = 1 << 24, NUMBER_AT = 28 };
+enum { STREAM_PORT = 4000, WINDOW = 64, BURST = 8, MOST = 1 << 24 };
+enum { HEADERS = 28, PAYLOAD = 40, PACKET = HEADERS + PAYLOAD }; /* the payload begins with the number */
 enum { SWAPS_PER_SECOND = 500 };
 enum { STABLE_HOST = 6, MOVING_FIRST = 7, MOVING_LAST = 9, PEERS = 4 };
 
@@ -41,28 +43,38 @@ static uint32_t host(uint32_t number)
     return address("127.0.0.0") + number;
 }
 
-/* Waits until the stream has room for one more. False when it is time to stop. */
+/* Waits until the stream has room for one more burst. False when it is time to stop. */
 static bool has_room(struct stream *stream)
 {
     int64_t deadline = rig_now_ms() + RIG_PATIENCE_MS;
-    while (atomic_load(&stream->sent) - atomic_load(&stream->received) >= WINDOW) {
+    while (atomic_load(&stream->sent) - atomic_load(&stream->received) + BURST > WINDOW) {
         if (rig_now_ms() > deadline) {
             check_failed_eq(__FILE__, __LINE__, "patience ended", stream->name, atomic_load(&stream->received),
                             atomic_load(&stream->sent));
         }
         usleep(50);
     }
-    return !atomic_load(&senders_stop) && atomic_load(&stream->sent) < MOST;
+    return !atomic_load(&senders_stop) && atomic_load(&stream->sent) + BURST < MOST;
+}
+
+/* The next `count` packets of an outward stream, in one send. */
+static void send_burst(int from, const char *to, struct stream *stream, uint32_t count)
+{
+    uint8_t burst[BURST * PAYLOAD] = {0};
+    uint32_t first = atomic_fetch_add(&stream->sent, count);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t number = first + i;
+        memcpy(burst + (size_t)i * PAYLOAD, &number, sizeof number);
+    }
+    rig_send_run(from, address(to), STREAM_PORT, burst, (size_t)count * PAYLOAD, PAYLOAD);
 }
 
 static void *send_outward(void *unused)
 {
     int from = rig_socket(address("10.1.5.1"), STREAM_PORT + 1);
-    while (has_room(&stable) && has_room(&moving)) {
-        uint32_t number = atomic_fetch_add(&stable.sent, 1);
-        rig_send(from, address("10.1.6.2"), STREAM_PORT, &number, sizeof number);
-        number = atomic_fetch_add(&moving.sent, 1);
-        rig_send(from, address("10.1.9.2"), STREAM_PORT, &number, sizeof number);
+    for (uint32_t i = 0; has_room(&stable) && has_room(&moving); i++) {
+        send_burst(from, "10.1.6.2", &stable, 1 + i % BURST);
+        send_burst(from, "10.1.9.2", &moving, 1 + i % BURST);
     }
     close(from);
     return unused;
@@ -70,12 +82,19 @@ static void *send_outward(void *unused)
 
 static void *send_inward(void *unused)
 {
-    uint8_t packet[64];
-    while (has_room(&inbound)) {
-        uint32_t number = atomic_fetch_add(&inbound.sent, 1);
-        size_t length = packet_build_udp(packet, address("10.1.6.2"), address("10.1.5.1"), STREAM_PORT, &number,
-                                         sizeof number);
-        rig_send(peer_sockets[0], host(1), RIG_PORT, packet, length);
+    for (uint32_t i = 0; has_room(&inbound); i++) {
+        uint8_t burst[BURST * PACKET], payload[PAYLOAD] = {0};
+        uint32_t count = 1 + i % BURST, first = atomic_fetch_add(&inbound.sent, count);
+        for (uint32_t j = 0; j < count; j++) {
+            uint8_t *packet = burst + (size_t)j * PACKET;
+            uint32_t number = first + j;
+            memcpy(payload, &number, sizeof number);
+            (void)packet_build_udp(packet, address("10.1.6.2"), address("10.1.5.1"), STREAM_PORT, payload, PAYLOAD);
+            packet[4] = (uint8_t)(number >> 8); /* its id: what follows each other may be merged */
+            packet[5] = (uint8_t)number;
+            packet_finish(packet, PACKET);
+        }
+        rig_send_run(peer_sockets[0], host(1), RIG_PORT, burst, (size_t)count * PACKET, PACKET);
     }
     return unused;
 }
@@ -92,9 +111,9 @@ static void arrived(struct stream *stream, uint32_t number)
 static void check_datagram(uint32_t at, const uint8_t *packet, ssize_t length)
 {
     uint32_t number, destination;
-    CHECK_EQ(length, NUMBER_AT + (ssize_t)sizeof number);
+    CHECK_EQ(length, PACKET);
     CHECK_EQ(plain_checksum(packet, 20), 0);
-    memcpy(&number, packet + NUMBER_AT, sizeof number);
+    memcpy(&number, packet + HEADERS, sizeof number);
     destination = (uint32_t)packet[16] << 24 | (uint32_t)packet[17] << 16 | (uint32_t)packet[18] << 8 | packet[19];
     if (destination == address("10.1.6.2")) {
         CHECK_EQ(at, STABLE_HOST);
@@ -130,9 +149,11 @@ static void *receive_inward(void *unused)
     while (!atomic_load(&receivers_stop)) {
         struct pollfd ready = {.fd = at, .events = POLLIN};
         CHECK(poll(&ready, 1, 100) >= 0);
-        uint32_t number;
+        uint8_t payload[2 * PAYLOAD];
         if (ready.revents & POLLIN) {
-            CHECK_EQ(recv(at, &number, sizeof number, 0), sizeof number);
+            uint32_t number;
+            CHECK_EQ(recv(at, payload, sizeof payload, 0), PAYLOAD);
+            memcpy(&number, payload, sizeof number);
             arrived(&inbound, number);
         }
     }
@@ -251,12 +272,18 @@ static void check_counters(void)
     uint64_t v[PUMP_STAT_COUNT];
     pump_read_stats(pump, v, PUMP_STAT_COUNT);
     uint64_t out = (uint64_t)atomic_load(&stable.sent) + atomic_load(&moving.sent), in = atomic_load(&inbound.sent);
-    CHECK_EQ(v[PUMP_STAT_tun_read_packets], out);
     CHECK_EQ(v[PUMP_STAT_udp_sent_packets], out);
     CHECK_EQ(v[PUMP_STAT_tun_written_packets], in);
     CHECK_EQ(v[PUMP_STAT_udp_received_packets], in + strangers);
     CHECK_EQ(v[rig_drop(DROP_UDP_NOT_IP)], strangers);
     CHECK_EQ(v[PUMP_STAT_icmp_replies], 0);
+    unsigned offloads = rig.config.offloads;
+    CHECK_EQ(v[PUMP_STAT_tun_read_superpackets] > 0, (offloads & OFFLOAD_USO) != 0);
+    CHECK_EQ(v[PUMP_STAT_tun_written_superpackets] > 0, (offloads & OFFLOAD_USO) != 0);
+    CHECK_EQ(v[PUMP_STAT_udp_segmented_sends] > 0, (offloads & OFFLOAD_UDP_GSO) != 0);
+    CHECK_EQ(v[PUMP_STAT_udp_merged_receives] > 0, (offloads & OFFLOAD_UDP_GRO) != 0);
+    if (!(offloads & OFFLOAD_USO))
+        CHECK_EQ(v[PUMP_STAT_tun_read_packets], out);
     struct pump_peer_stats peers[64];
     size_t count = pump_read_peers(pump, peers, 64);
     for (size_t i = 0; i < count && i < 64; i++) {
@@ -267,19 +294,37 @@ static void check_counters(void)
     }
 }
 
-int main(int argc, char **argv)
+static void start_anew(struct stream *stream)
 {
-    int64_t duration = 1000 * (argc < 2 ? 10 : strtol(argv[1], NULL, 10));
-    (void)setvbuf(stdout, NULL, _IOLBF, 0);
-    rig_enter_namespace();
-    rig_open(&rig, OFFLOAD_ALL);
-    struct stream *streams[] = {&stable, &moving, &inbound};
-    for (size_t i = 0; i < 3; i++) {
-        streams[i]->seen = calloc(MOST, 1);
-        CHECK(streams[i]->seen != NULL);
+    memset(stream->seen, 0, atomic_load(&stream->sent));
+    atomic_store(&stream->sent, 0);
+    atomic_store(&stream->received, 0);
+}
+
+/* Swaps tables until enough has happened. */
+static void swap_for(int64_t duration)
+{
+    int64_t begin = rig_now_ms(), rounds = 0;
+    for (int64_t elapsed = 0; elapsed < duration || !has_done_enough(rounds, duration); elapsed = rig_now_ms() - begin) {
+        if (rounds < elapsed * SWAPS_PER_SECOND / 1000)
+            swap((uint32_t)rounds++);
+        else
+            usleep(500);
     }
-    for (uint32_t i = 0; i < PEERS; i++)
-        peer_sockets[i] = rig_socket(host(STABLE_HOST + i), RIG_PORT);
+    printf("%" PRId64 " swaps, %u restarts in %" PRId64 " ms\n", rounds, atomic_load(&restarts),
+           rig_now_ms() - begin);
+}
+
+static void nothing_is_lost_or_doubled(unsigned offloads, int64_t duration)
+{
+    struct stream *streams[] = {&stable, &moving, &inbound};
+    rig_open(&rig, offloads);
+    for (size_t i = 0; i < 3; i++)
+        start_anew(streams[i]);
+    strangers = 0;
+    atomic_store(&restarts, 0);
+    atomic_store(&senders_stop, false);
+    atomic_store(&receivers_stop, false);
     CHECK_EQ(pump_create(&rig.config, &pump), 0);
     struct pump_route routes[16];
     CHECK_EQ(pump_replace(pump, routes, table_of(0, routes)), 0);
@@ -290,15 +335,7 @@ int main(int argc, char **argv)
     pthread_t threads[THREADS];
     for (size_t i = 0; i < THREADS; i++)
         CHECK_EQ(pthread_create(&threads[i], NULL, work[i], NULL), 0);
-
-    int64_t begin = rig_now_ms();
-    int64_t rounds = 0;
-    for (int64_t elapsed = 0; elapsed < duration || !has_done_enough(rounds, duration); elapsed = rig_now_ms() - begin) {
-        if (rounds < elapsed * SWAPS_PER_SECOND / 1000)
-            swap((uint32_t)rounds++);
-        else
-            usleep(500);
-    }
+    swap_for(duration);
     atomic_store(&senders_stop, true);
     for (size_t i = RECEIVERS; i < THREADS; i++)
         CHECK_EQ(pthread_join(threads[i], NULL), 0);
@@ -310,11 +347,25 @@ int main(int argc, char **argv)
         CHECK_EQ(pthread_join(threads[i], NULL), 0);
     pump_stop(pump);
     check_counters();
-    printf("%" PRId64 " swaps, %u restarts in %" PRId64 " ms, %u strangers refused\n", rounds, atomic_load(&restarts),
-           rig_now_ms() - begin, strangers);
-
+    printf("ok offloads %u, %u strangers refused\n", offloads, strangers);
     pump_free(pump);
     rig_close(&rig);
+}
+
+int main(int argc, char **argv)
+{
+    int64_t duration = 1000 * (argc < 2 ? 10 : strtol(argv[1], NULL, 10));
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
+    rig_enter_namespace();
+    struct stream *streams[] = {&stable, &moving, &inbound};
+    for (size_t i = 0; i < 3; i++) {
+        streams[i]->seen = calloc(MOST, 1);
+        CHECK(streams[i]->seen != NULL);
+    }
+    for (uint32_t i = 0; i < PEERS; i++)
+        peer_sockets[i] = rig_socket(host(STABLE_HOST + i), RIG_PORT);
+    for (size_t i = 0; i < RIG_PRESETS; i++)
+        nothing_is_lost_or_doubled(rig_presets[i], duration / RIG_PRESETS);
     for (size_t i = 0; i < 3; i++)
         free(streams[i]->seen);
     for (size_t i = 0; i < PEERS; i++)
