@@ -9,8 +9,10 @@
 static atomic_long countdown, live;
 static atomic_bool no_threads;
 static _Atomic(faults_send *) send_stand_in;
+static _Atomic(faults_receive *) receive_stand_in;
 static _Atomic(faults_write *) write_stand_in;
-static atomic_ulong sleeps;
+static _Atomic(faults_read *) read_stand_in;
+static _Atomic(faults_wait *) wait_stand_in;
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): the linker makes these names */
 void *__real_malloc(size_t size);
@@ -26,10 +28,16 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
                           void *argument);
 int __real_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags);
 int __wrap_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags);
+int __real_recvmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags, struct timespec *timeout);
+int __wrap_recvmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags, struct timespec *timeout);
 ssize_t __real_writev(int fd, const struct iovec *iov, int count);
 ssize_t __wrap_writev(int fd, const struct iovec *iov, int count);
-int __real_epoll_wait(int fd, struct epoll_event *events, int most, int timeout_ms);
-int __wrap_epoll_wait(int fd, struct epoll_event *events, int most, int timeout_ms);
+ssize_t __real_readv(int fd, const struct iovec *iov, int count);
+ssize_t __wrap_readv(int fd, const struct iovec *iov, int count);
+ssize_t __real_read(int fd, void *buffer, size_t size);
+ssize_t __wrap_read(int fd, void *buffer, size_t size);
+int __real_epoll_wait(int fd, struct epoll_event *events, int count, int milliseconds);
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int count, int milliseconds);
 /* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 void faults_fail_allocation(long n)
@@ -87,24 +95,16 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
     return atomic_load(&no_threads) ? EAGAIN : __real_pthread_create(thread, attributes, start, argument);
 }
 
+/* ---- system calls ---- */
+
 void faults_replace_send(faults_send *send)
 {
     atomic_store(&send_stand_in, send);
 }
 
-void faults_replace_write(faults_write *write)
-{
-    atomic_store(&write_stand_in, write);
-}
-
 int faults_real_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
 {
     return __real_sendmmsg(fd, batch, count, flags);
-}
-
-ssize_t faults_real_write(int fd, const struct iovec *iov, int count)
-{
-    return __real_writev(fd, iov, count);
 }
 
 int __wrap_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags)
@@ -113,19 +113,73 @@ int __wrap_sendmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags)
     return send == NULL ? __real_sendmmsg(fd, batch, count, flags) : send(fd, batch, count, flags);
 }
 
+void faults_replace_receive(faults_receive *receive)
+{
+    atomic_store(&receive_stand_in, receive);
+}
+
+int faults_real_receive(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    return __real_recvmmsg(fd, batch, count, flags, NULL);
+}
+
+int __wrap_recvmmsg(int fd, struct mmsghdr *batch, unsigned count, int flags, struct timespec *timeout)
+{
+    faults_receive *receive = atomic_load(&receive_stand_in);
+    return receive == NULL ? __real_recvmmsg(fd, batch, count, flags, timeout) : receive(fd, batch, count, flags);
+}
+
+void faults_replace_write(faults_write *write)
+{
+    atomic_store(&write_stand_in, write);
+}
+
+ssize_t faults_real_write(int fd, const struct iovec *iov, int count)
+{
+    return __real_writev(fd, iov, count);
+}
+
 ssize_t __wrap_writev(int fd, const struct iovec *iov, int count)
 {
     faults_write *write = atomic_load(&write_stand_in);
     return write == NULL ? __real_writev(fd, iov, count) : write(fd, iov, count);
 }
 
-unsigned long faults_sleeps(void)
+void faults_replace_read(faults_read *read)
 {
-    return atomic_load(&sleeps);
+    atomic_store(&read_stand_in, read);
 }
 
-int __wrap_epoll_wait(int fd, struct epoll_event *events, int most, int timeout_ms)
+ssize_t faults_real_read(int fd, const struct iovec *iov, int count)
 {
-    atomic_fetch_add(&sleeps, 1);
-    return __real_epoll_wait(fd, events, most, timeout_ms);
+    return __real_readv(fd, iov, count);
+}
+
+ssize_t __wrap_readv(int fd, const struct iovec *iov, int count)
+{
+    faults_read *read = atomic_load(&read_stand_in);
+    return read == NULL ? __real_readv(fd, iov, count) : read(fd, iov, count);
+}
+
+ssize_t __wrap_read(int fd, void *buffer, size_t size)
+{
+    faults_read *read = atomic_load(&read_stand_in);
+    struct iovec iov = {buffer, size};
+    return read == NULL ? __real_read(fd, buffer, size) : read(fd, &iov, 1);
+}
+
+void faults_replace_wait(faults_wait *wait)
+{
+    atomic_store(&wait_stand_in, wait);
+}
+
+int faults_real_wait(int fd, struct epoll_event *events, int count, int milliseconds)
+{
+    return __real_epoll_wait(fd, events, count, milliseconds);
+}
+
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int count, int milliseconds)
+{
+    faults_wait *wait = atomic_load(&wait_stand_in);
+    return wait == NULL ? __real_epoll_wait(fd, events, count, milliseconds) : wait(fd, events, count, milliseconds);
 }

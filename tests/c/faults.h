@@ -1,13 +1,13 @@
-/* faults.h - allocations, threads and system calls that fail on demand, and counts: of what is not freed yet, and of
- * sleeps.
+/* faults.h - allocations, threads and system calls that fail on demand, and a count of what is not freed yet.
  *
- * The linker sends every malloc, calloc, free, pthread_create, sendmmsg, writev and epoll_wait of the linked objects
- * through here (--wrap).
+ * The linker sends every call of the linked objects to malloc, calloc, free, pthread_create and the system calls
+ * below through here (--wrap).
  */
 #ifndef FLANNEL_UDP_TESTS_FAULTS_H
 #define FLANNEL_UDP_TESTS_FAULTS_H
 
 #include <stdbool.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -20,18 +20,24 @@ bool faults_disarm(void);
 /* Every pthread_create fails with EAGAIN while this is on. */
 void faults_fail_threads(bool on);
 
-/* Stands in for sendmmsg, and for writev; NULL: the kernel does it again. */
+/* Stand in for sendmmsg, recvmmsg, writev, both of readv and read, and epoll_wait; NULL: the kernel does it again. */
 typedef int faults_send(int fd, struct mmsghdr *batch, unsigned count, int flags);
+typedef int faults_receive(int fd, struct mmsghdr *batch, unsigned count, int flags);
 typedef ssize_t faults_write(int fd, const struct iovec *iov, int count);
+typedef ssize_t faults_read(int fd, const struct iovec *iov, int count);
+typedef int faults_wait(int fd, struct epoll_event *events, int count, int milliseconds);
 void faults_replace_send(faults_send *send);
+void faults_replace_receive(faults_receive *receive);
 void faults_replace_write(faults_write *write);
+void faults_replace_read(faults_read *read);
+void faults_replace_wait(faults_wait *wait);
 
 /* The kernel's, for those who stand in. */
 faults_send faults_real_send;
+faults_receive faults_real_receive;
 faults_write faults_real_write;
-
-/* How often epoll_wait was called. */
-unsigned long faults_sleeps(void);
+faults_read faults_real_read;
+faults_wait faults_real_wait;
 
 /* Allocations not freed yet. */
 long faults_live(void);

@@ -67,9 +67,12 @@ static void a_peer_the_kernel_refuses_costs_the_others_nothing(void)
     static const struct {
         int error;
         enum filter_drop drop;
-    } refusals[] = {{EPERM, DROP_TUN_SEND_FIREWALL},     {EHOSTUNREACH, DROP_TUN_SEND_UNREACHABLE},
-                    {EINVAL, DROP_TUN_SEND_UNREACHABLE}, {EMSGSIZE, DROP_TUN_SEND_TOO_LARGE},
-                    {EIO, DROP_TUN_SEND_FAILED},         {ENOBUFS, DROP_TUN_SEND_FAILED}};
+    } refusals[] = {{EPERM, DROP_TUN_SEND_FIREWALL},         {EACCES, DROP_TUN_SEND_FIREWALL},
+                    {ENETUNREACH, DROP_TUN_SEND_UNREACHABLE}, {EHOSTUNREACH, DROP_TUN_SEND_UNREACHABLE},
+                    {ENETDOWN, DROP_TUN_SEND_UNREACHABLE},    {EHOSTDOWN, DROP_TUN_SEND_UNREACHABLE},
+                    {EINVAL, DROP_TUN_SEND_UNREACHABLE},      {EADDRNOTAVAIL, DROP_TUN_SEND_UNREACHABLE},
+                    {EMSGSIZE, DROP_TUN_SEND_TOO_LARGE},      {EIO, DROP_TUN_SEND_FAILED},
+                    {ENOBUFS, DROP_TUN_SEND_FAILED},          {ENOMEM, DROP_TUN_SEND_FAILED}};
     int host = rig_socket(address("10.1.5.1"), 4000);
     for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
         struct pump *pump = rig_carrying(&rig);
