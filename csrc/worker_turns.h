@@ -13,9 +13,9 @@
 
 enum {
     /* One turn of one direction serves at most this much, so the other one, a stop or a table change waits no
-     * longer than that; what it reads also stays in the processor's cache until it is sent. */
+     * longer than that. Four superpackets: their runs join, where one alone leaves in a long send and a short one. */
     TURN_PACKETS = 64,
-    TURN_BYTES = 64 << 10,
+    TURN_BYTES = 256 << 10,
     /* A superpacket leaves its sender in two sends: a batch of several receives joins its halves again. */
     TURN_MERGED_RECEIVES = 16,
 
