@@ -6,6 +6,7 @@ from cffi import FFI
 
 CSRC = Path("csrc")
 SOURCES = (
+    "address_set",
     "checksum",
     "coalesce",
     "filter",
@@ -56,6 +57,7 @@ ffi.cdef(
     void pump_free(struct pump *pump);
     int pump_replace(struct pump *pump, const struct pump_route *routes, size_t count);
     int pump_update(struct pump *pump, const struct pump_route *changes, size_t count);
+    int pump_set_addresses(struct pump *pump, const uint32_t *addresses, size_t count);
     const char *pump_stat_name(unsigned stat);
     void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity);
     size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t capacity);

@@ -1,5 +1,7 @@
 #include "filter.h"
 
+#include "address_set.h"
+
 static bool in_network(const struct filter_identity *own, uint32_t address)
 {
     return (address & own->network_mask) == own->network;
@@ -26,11 +28,17 @@ enum filter_drop filter_outbound(const struct filter_identity *own, const struct
     return DROP_NONE;
 }
 
+static bool is_ours(const struct filter_identity *own, uint32_t address)
+{
+    return address == own->public_ip || in_own_subnet(own, address) ||
+           address_set_holds(own->addresses, address);
+}
+
 static enum filter_drop check_source(const struct filter_identity *own, const struct route_table *routes,
                                      const struct peer_table *peers, uint32_t source,
                                      const struct peer *sender)
 {
-    if (!address_is_unicast(source) || source == own->public_ip || in_own_subnet(own, source))
+    if (!address_is_unicast(source) || is_ours(own, source))
         return DROP_UDP_MARTIAN_SOURCE;
     /* A source outside Network passes: a host may forward for its LAN. */
     if (!own->check_source || !in_network(own, source))

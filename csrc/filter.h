@@ -38,11 +38,13 @@ enum filter_drop {
     DROP_NONE = DROP_COUNT, /* the packet is carried */
 };
 
-/* What is ours, in host byte order; fixed for the life of a pump. */
+/* What is ours, in host byte order; fixed for the life of a pump, but for what `addresses` holds. */
 struct filter_identity {
     uint32_t network, network_mask; /* the overlay's Network */
     uint32_t subnet, subnet_mask;   /* our lease */
     uint32_t public_ip;             /* our PublicIP */
+    const struct route_table *addresses; /* every address of this host: its kernel must not do this check, because
+                                          * it would drop the pump's ICMP replies with it (accept_local) */
     bool check_source;              /* outer and inner sources must belong together */
 };
 

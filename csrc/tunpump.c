@@ -55,12 +55,14 @@
 #include <string.h>
 #include <time.h>
 
+#include "address_set.h"
 #include "udp_socket.h"
 
 struct pump {
     pthread_mutex_t lock; /* one writer at a time */
     struct filter_identity own;
     struct route_table *routes; /* prefix -> slot in peers */
+    struct route_table *addresses; /* of this host (address_set.h) */
     struct peer_table *peers;
     uint_fast64_t grace_passes; /* the worker's passes when the last grace period began */
     struct worker worker;
@@ -98,8 +100,11 @@ int pump_create(const struct pump_config *config, struct pump **out)
     }
     error = route_table_create(&pump->routes);
     if (error == 0)
+        error = route_table_create(&pump->addresses);
+    if (error == 0)
         error = peer_table_create(&pump->peers);
     if (error == 0) {
+        pump->own.addresses = pump->addresses;
         pump->worker.own = &pump->own;
         pump->worker.routes = pump->routes;
         pump->worker.peers = pump->peers;
@@ -153,6 +158,7 @@ void pump_free(struct pump *pump)
     worker_stop(&pump->worker);
     worker_destroy(&pump->worker);
     route_table_free(pump->routes);
+    route_table_free(pump->addresses);
     peer_table_free(pump->peers);
     pthread_mutex_destroy(&pump->lock);
     free(pump);
@@ -180,6 +186,7 @@ static void reclaim(struct pump *pump)
     if (!grace_is_over(pump))
         return;
     route_table_reclaim(pump->routes);
+    route_table_reclaim(pump->addresses);
     peer_table_reclaim(pump->peers);
     grace_begin(pump);
 }
@@ -306,6 +313,15 @@ int pump_replace(struct pump *pump, const struct pump_route *routes, size_t coun
     reclaim(pump);
     pthread_mutex_unlock(&pump->lock);
     free(sorted);
+    return error;
+}
+
+int pump_set_addresses(struct pump *pump, const uint32_t *addresses, size_t count)
+{
+    pthread_mutex_lock(&pump->lock);
+    int error = address_set_replace(pump->addresses, addresses, count);
+    reclaim(pump);
+    pthread_mutex_unlock(&pump->lock);
     return error;
 }
 

@@ -79,6 +79,10 @@ int pump_replace(struct pump *pump, const struct pump_route *routes, size_t coun
  * pump_replace; withdrawing a route that is not there is fine. */
 int pump_update(struct pump *pump, const struct pump_route *changes, size_t count);
 
+/* Makes these the addresses of this host, which no inner source may have; it starts with none. 0 or -ENOMEM, and
+ * then some of them may be. */
+int pump_set_addresses(struct pump *pump, const uint32_t *addresses, size_t count);
+
 /* The statistics now: values[] has room for `capacity` of them, of which the first PUMP_STAT_COUNT are written. */
 void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity);
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import NoReturn
 
-from flannel_udp import admin, hostlock, metrics, netdev, subnet_env, systemd
+from flannel_udp import admin, hostlock, metrics, netdev, netdev_watch, subnet_env, systemd
 from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.config_watch import ConfigWatch
 from flannel_udp.errors import (
@@ -117,6 +117,7 @@ def _serve(
     firewall = _prepare_host(overlay, made, shutdown)
 
     pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
+    pump.set_addresses(netdev_watch.own_addresses())
     flaw_of_way = judge_ways(tunnel.device)
     routes = RouteSet(config, own.subnet, overlay.public_ip, flaw_of_way)
     held = HeldLeases(overlay.public_ip, options.stale_hold, routes.is_sound)

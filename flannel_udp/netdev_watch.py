@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from socket import AF_INET
 
 from pyroute2.netlink import NETLINK_ROUTE
@@ -100,6 +100,13 @@ def external_fault(external: ExternalInterface) -> ExternalFault | None:
             if link["index"] in holders and link["flags"] & netdev.IFF_UP:
                 return None
     return ExternalFault(f"{external.name} is down", False)
+
+
+def own_addresses() -> frozenset[IPv4Address]:
+    """Every IPv4 address of this host."""
+    with netdev.netlink("list the addresses") as ip:
+        found = netdev.dump(ip.addr, family=AF_INET)
+    return frozenset(IPv4Address(each.get("local") or each.get("address")) for each in found)
 
 
 class HostChanges:

@@ -198,6 +198,11 @@ class Pump:
         c_routes = ffi.from_buffer("struct pump_route[]", table)
         _check(lib.pump_replace(self._pump, c_routes, len(c_routes)))
 
+    def set_addresses(self, addresses: Iterable[IPv4Address]) -> None:
+        """Makes these the addresses of this host, whose name no peer may use. Raises OSError."""
+        c_addresses = ffi.new("uint32_t[]", [int(address) for address in addresses])
+        _check(lib.pump_set_addresses(self._pump, c_addresses, len(c_addresses)))
+
     def lookup(self, address: IPv4Address) -> IPv4Address | None:
         """The PublicIP a packet to ``address`` would be sent to."""
         public_ip = lib.pump_lookup(self._pump, int(address))

@@ -57,6 +57,7 @@ def take_over(options: Options, inherited: Mapping[str, int]) -> Takeover | None
             carried.enter_context(hostlock.hold(left.head.config.port))
             config = tunnel.pump_config(options, left.head.config, left.head.own)
             pump = carried.enter_context(Pump(config))
+            pump.set_addresses([left.head.address])  # the others are read when netlink is loaded
             _start(pump, left.table)
         except HandoverError as error:
             log.warning("cannot go on with what the last process left: %s; starting afresh", error)

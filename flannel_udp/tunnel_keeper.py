@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from types import TracebackType
 
 from flannel_udp import netdev, netdev_watch
@@ -83,6 +83,7 @@ class TunnelKeeper:
         self._faults, self._external_faults = ChangeLog(log), ChangeLog(log)
         self._lost: list[str] = []  # of the ends, since the pump failed
         self._strays: tuple[str, ...] = ()
+        self._addresses: frozenset[IPv4Address] = frozenset()
         self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)  # when; monotonic
         self._hopeless = False
         self._repairs: deque[tuple[float, str]] = deque(maxlen=100)
@@ -150,6 +151,7 @@ class TunnelKeeper:
             self._faults.failed(f"the tunnel is not whole: {error}; trying again")
             return _TRY_AGAIN
         self._faults.works("the tunnel is whole again")
+        self._look_at_addresses()
         return self._look_at_external()
 
     # The device and the socket
@@ -230,6 +232,13 @@ class TunnelKeeper:
         elif self._strays and not strays:
             log.info("no route bypasses the tunnel any more")
         self._strays = strays
+
+    def _look_at_addresses(self) -> None:
+        """No peer may send in the name of this host, whichever addresses it gets."""
+        addresses = netdev_watch.own_addresses()
+        if addresses != self._addresses:
+            self._pump.set_addresses(addresses)
+            self._addresses = addresses
 
     # The external interface
 

@@ -136,6 +136,20 @@ def test_a_source_outside_the_network_passes(rig: Rig) -> None:
     assert receiver.recvfrom(100)[1][0] == "192.168.7.7"
 
 
+def test_a_packet_in_the_name_of_this_host_is_refused_while_the_address_is_its_own(
+    rig: Rig,
+) -> None:
+    """Whichever of its addresses: a router that does NAT may have another for PublicIP."""
+    receiver = rig.socket("10.1.5.0", 4000)
+    ours = IPv4Address("192.168.7.7")
+    rig.pump.set_addresses([IPv4Address("192.168.7.6"), ours])
+    rig.from_peer("172.30.0.6", inner(src=str(ours)))
+    rig.await_stat("drop_udp_martian_source", 1)
+    rig.pump.set_addresses([IPv4Address("192.168.7.6")])
+    rig.from_peer("172.30.0.6", inner(src=str(ours), payload=b"from its new owner"))
+    assert receiver.recvfrom(100) == (b"from its new owner", (str(ours), 9))
+
+
 REFUSED: dict[str, list[Any]] = {
     "udp_not_ip": [b"", b"\x00", b"\x10" * 40, b"\xf5" + b"\x00" * 40],
     "udp_ipv6": [bytes(IPv6(src="fd00::1", dst="fd00::2") / UDP())],

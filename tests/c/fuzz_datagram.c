@@ -13,6 +13,7 @@
 
 static struct route_table *routes;
 static struct peer_table *peers;
+static struct route_table *addresses;
 
 static void lease(const char *subnet, uint8_t length, const char *public_ip)
 {
@@ -45,6 +46,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     CHECK_EQ(route_table_create(&routes), 0);
     CHECK_EQ(peer_table_create(&peers), 0);
+    CHECK_EQ(route_table_create(&addresses), 0);
+    uint32_t previous;
+    CHECK_EQ(route_table_insert(addresses, address("192.168.1.2"), 32, 0, &previous), 0);
     lease("10.1.6.0", 24, "172.30.0.6");
     lease("10.1.7.0", 24, "172.30.0.7");
     lease("10.1.0.0", 16, "172.30.0.8");
@@ -63,6 +67,7 @@ static void check_inbound(const struct filter_identity *own, const struct packet
     /* Whatever passes is for us and from nobody who is us. */
     CHECK((packet->destination & own->subnet_mask) == own->subnet);
     CHECK((packet->source & own->subnet_mask) != own->subnet);
+    CHECK(packet->source != address("192.168.1.2"));
     CHECK(packet->source != own->public_ip && address_is_unicast(packet->source));
     CHECK(!own->check_source || (peer != NULL && peer->address == outer_source));
 }
@@ -95,6 +100,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                   .subnet = address("10.1.5.0"),
                                   .subnet_mask = address("255.255.255.0"),
                                   .public_ip = address("172.30.0.1"),
+                                  .addresses = addresses,
                                   .check_source = data[0] & 4};
     /* A copy of exactly its length, for ASan to see a read beyond. */
     uint8_t *bytes = malloc(size);

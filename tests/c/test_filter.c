@@ -5,6 +5,7 @@
 
 static struct route_table *routes;
 static struct peer_table *peers;
+static struct route_table *addresses;
 static struct filter_identity own;
 
 static void lease(const char *subnet, uint8_t length, const char *public_ip)
@@ -18,11 +19,15 @@ static void set_up(void)
 {
     CHECK_EQ(route_table_create(&routes), 0);
     CHECK_EQ(peer_table_create(&peers), 0);
+    CHECK_EQ(route_table_create(&addresses), 0);
+    uint32_t previous;
+    CHECK_EQ(route_table_insert(addresses, address("192.168.9.1"), 32, 0, &previous), 0);
     own = (struct filter_identity){.network = address("10.1.0.0"),
                                    .network_mask = address("255.255.0.0"),
                                    .subnet = address("10.1.5.0"),
                                    .subnet_mask = address("255.255.255.0"),
                                    .public_ip = address("172.30.0.1"),
+                                   .addresses = addresses,
                                    .check_source = true};
     lease("10.1.6.0", 24, "172.30.0.6");
     lease("10.1.7.0", 24, "172.30.0.7");
@@ -33,6 +38,7 @@ static void tear_down(void)
 {
     route_table_free(routes);
     peer_table_free(peers);
+    route_table_free(addresses);
 }
 
 static enum filter_drop outbound(const char *destination, const char *expected_peer)
@@ -117,7 +123,7 @@ static void a_peer_does_not_speak_for_another_or_for_nobody(void)
 }
 
 static const char *const martians[] = {"127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0",
-                                       "172.30.0.1", "10.1.5.0", "10.1.5.255"};
+                                       "172.30.0.1", "192.168.9.1", "10.1.5.0", "10.1.5.255"};
 
 static void a_martian_source_is_refused(void)
 {

@@ -236,6 +236,8 @@ static size_t table_of(uint32_t round, struct pump_route routes[16])
 static void swap(uint32_t round)
 {
     struct pump_route routes[16];
+    uint32_t addresses[] = {host(2000), host(2000 + round % 3), 0x0d000000 + round};
+    CHECK_EQ(pump_set_addresses(pump, addresses, 3), 0);
     if (round % 3 != 2) {
         size_t count = table_of(round, routes);
         CHECK_EQ(pump_replace(pump, routes, count), 0);

@@ -255,6 +255,32 @@ def test_garbage_of_a_member_is_counted_and_goes_nowhere(field: Field, kind: str
     assert shoot_and_count(field, len(shots), shoot) == {reason: len(shots)}
 
 
+def test_an_address_is_the_hosts_own_from_when_it_gets_it(field: Field) -> None:
+    """No member may speak in its name, though flannel0 accepts packets from local addresses."""
+    address = IPv4Interface("203.0.113.7/32")
+    shot = field.packet(src=str(address.ip))
+    with (
+        sender(field.member.netns) as out,
+        Sniffer(field.target.netns, "flannel0", ETH_P_ALL) as tunnel,
+    ):
+        field.target.netns.add_address("lo", address)
+        before = field.udp_drops()["martian_source"]
+
+        def is_refused() -> bool:
+            out.send(shot)
+            return field.udp_drops()["martian_source"] > before
+
+        wait_until(is_refused, "a packet in the host's name being refused")
+        tunnel.packets()
+        field.target.run(["ip", "address", "del", str(address), "dev", "lo"], check=True)
+
+        def passes() -> bool:
+            out.send(shot)
+            return shot in tunnel.packets()
+
+        wait_until(passes, "the address being another's again")
+
+
 def test_good_packets_of_a_stranger_go_nowhere(field: Field) -> None:
     def shoot() -> None:
         with sender(field.stranger) as out:
