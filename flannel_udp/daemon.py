@@ -114,7 +114,9 @@ def _serve(
     config, own, tunnel = overlay.config, overlay.own, overlay.tunnel
 
     made = data_plane.enter_context(contextlib.ExitStack())
-    firewall = _prepare_host(overlay, made, shutdown)
+    if taken:  # it was there before, and stays if this start fails
+        data_plane.callback(_leave_made, shutdown, made)
+    firewall = _prepare_host(overlay, made, shutdown, displace=taken is not None)
 
     pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
     pump.set_addresses(netdev_watch.own_addresses())
@@ -148,7 +150,6 @@ def _serve(
     successor = HandoverKeeper(
         tunnel, memory, state.encoded, shutdown.fail, is_stored=taken is not None
     )
-    data_plane.callback(_settle, shutdown, successor, made)
     config_watch = ConfigWatch(registry, config, shutdown.fail)
     status = StatusReport(overlay, keeper, follower, config_watch, reconciler, pump, firewall)
     control.enter_context(board.show(status.report))
@@ -158,6 +159,8 @@ def _serve(
     if not taken:
         pump.start()
     control.enter_context(successor)
+    data_plane.callback(_leave_made, shutdown, made)
+    data_plane.callback(_leave_descriptors, shutdown, successor)
 
     def on_restored() -> None:
         netdev.mark_tunnel(tunnel.device, config.port)
@@ -272,11 +275,18 @@ def _go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> _Start | No
     return _Start(overlay, snapshot, held)
 
 
-def _prepare_host(overlay: Overlay, made: contextlib.ExitStack, shutdown: Shutdown) -> Firewall:
-    """Device, routes and firewall; what a process of before has left of them is put in order."""
+def _prepare_host(
+    overlay: Overlay, made: contextlib.ExitStack, shutdown: Shutdown, *, displace: bool
+) -> Firewall:
+    """Device, routes and firewall; what a process of before has left of them is put in order.
+
+    ``displace``: a route that another program has put in the place of ours makes way, as while the
+    daemon runs.
+    """
     options, config = overlay.options, overlay.config
     device = overlay.tunnel.device
-    netdev.configure_tunnel(device, overlay.tun_address, overlay.mtu, config.network)
+    address, mtu = overlay.tun_address, overlay.mtu
+    netdev.configure_tunnel(device, address, mtu, config.network, displace=displace)
     netdev.mark_tunnel(device, config.port)
     for left in netdev.blackholes():
         if left.subnet_of(config.network):
@@ -303,10 +313,14 @@ def _confirm_config(registry: Registry, config: NetworkConfig, shutdown: Shutdow
         shutdown.start_afresh("the network config in etcd has changed since the last start")
 
 
-def _settle(shutdown: Shutdown, successor: HandoverKeeper, made: contextlib.ExitStack) -> None:
+def _leave_made(shutdown: Shutdown, made: contextlib.ExitStack) -> None:
     """Where another process will go on, what was made on the host stays."""
     if shutdown.has_successor:
         made.pop_all()
+
+
+def _leave_descriptors(shutdown: Shutdown, successor: HandoverKeeper) -> None:
+    if shutdown.has_successor:
         shutdown.left = successor.leave()
 
 

@@ -53,6 +53,10 @@ class DeviceError(FlannelError):
     """The TUN device, a route or the UDP socket could not be set up."""
 
 
+class TunnelLostError(FlannelError):
+    """The TUN device or the UDP socket is taken away again and again, or cannot be had back."""
+
+
 class AddressChangedError(FlannelError):
     """The external interface has another address now: a new start must publish it."""
 

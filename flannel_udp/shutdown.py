@@ -7,9 +7,17 @@ import signal
 import threading
 
 from flannel_udp import systemd
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import (
+    AddressChangedError,
+    FlannelError,
+    LeaseLostError,
+    TunnelLostError,
+)
 
 log = logging.getLogger(__name__)
+
+# After these, packets must not or cannot be carried any more.
+_ENDS_OF_FORWARDING = (LeaseLostError, AddressChangedError, TunnelLostError)
 
 
 class Shutdown:
@@ -38,10 +46,14 @@ class Shutdown:
 
     @property
     def has_successor(self) -> bool:
-        """Whether another process will go on with the data plane."""
-        if self.error or self.is_afresh:
+        """Whether another process will go on with the data plane.
+
+        Most errors, such as a certificate that cannot be read, end this process and no more: the
+        service manager starts the next one, which finds what this one had.
+        """
+        if self.is_afresh or isinstance(self.error, _ENDS_OF_FORWARDING):
             return False
-        return self.is_replaced or systemd.keeps_descriptors()
+        return (self.is_replaced and not self.error) or systemd.keeps_descriptors()
 
     def fail(self, error: BaseException) -> None:
         """Stop with exit code 1 and the error's sentence; the first error counts."""

@@ -22,7 +22,13 @@ from ipaddress import IPv4Address, IPv4Network
 from types import TracebackType
 
 from flannel_udp import netdev, netdev_watch
-from flannel_udp.errors import AddressChangedError, DeviceError, FlannelError, InterfaceError
+from flannel_udp.errors import (
+    AddressChangedError,
+    DeviceError,
+    FlannelError,
+    InterfaceError,
+    TunnelLostError,
+)
 from flannel_udp.interface import ExternalInterface
 from flannel_udp.logs import DETAIL
 from flannel_udp.netdev_watch import HostChanges, TunnelState
@@ -147,7 +153,7 @@ class TunnelKeeper:
         except DeviceError as error:
             broken = self._broken_since
             if self._hopeless or (broken and time.monotonic() - broken > _PATIENCE):
-                raise
+                raise TunnelLostError(str(error)) from None
             self._faults.failed(f"the tunnel is not whole: {error}; trying again")
             return _TRY_AGAIN
         self._faults.works("the tunnel is whole again")

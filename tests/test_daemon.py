@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from flannel_udp import daemon
 from flannel_udp.config import Options
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import FirewallError, FlannelError
+from flannel_udp.takeover import Takeover
 
 
 @pytest.mark.parametrize(
@@ -27,7 +31,7 @@ def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
     sentence: str,
     traceback: bool,
 ) -> None:
-    """Made things are undone, and whoever keeps descriptors for a next process lets go of them."""
+    """Where nobody keeps descriptors for a next process, made things are undone."""
     released: list[bool] = []
 
     def fail(*_: object) -> None:
@@ -41,3 +45,27 @@ def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
     assert released == [True]
     assert (caplog.records != []) == traceback
     assert not (tmp_path / "subnet.sock").exists()
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["stored", "without systemd"])
+def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keeps: bool
+) -> None:
+    undone: list[bool] = []
+
+    def prepare_host(_: object, made: contextlib.ExitStack, *__: object, displace: bool) -> None:
+        made.callback(undone.append, True)
+        assert displace
+        raise FirewallError("refused")
+
+    for name, value in (("NOTIFY_SOCKET", "/nowhere"), ("FDSTORE", "8" if keeps else "0")):
+        monkeypatch.setenv(name, value)
+    overlay = SimpleNamespace(config=None, own=None, tunnel=None)
+    start = SimpleNamespace(overlay=overlay, snapshot=None)
+    monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
+    monkeypatch.setattr(daemon, "_go_on", lambda *_: start)
+    monkeypatch.setattr(daemon, "_prepare_host", prepare_host)
+    taken = cast(Takeover, SimpleNamespace(carried=contextlib.ExitStack()))
+    with pytest.raises(FirewallError):
+        daemon.run(Options(subnet_file=tmp_path / "subnet.env"), taken)
+    assert undone == ([] if keeps else [True])

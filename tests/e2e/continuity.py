@@ -68,10 +68,14 @@ class Traffic:
         enough = len(self._exchanges) + 20
         wait_until(lambda: self._fault or len(self._exchanges) >= enough, "more traffic", 30)
 
-    def assert_unharmed(self, *, lost: int = 0) -> None:
-        """The connection lives, nothing was late, and of the pings ``lost`` are lost at most."""
+    def assert_connected(self) -> None:
+        """The connection lives."""
         self.wait_for_more()
         assert self._fault is None
+
+    def assert_unharmed(self, *, lost: int = 0) -> None:
+        """The connection lives, nothing was late, and of the pings ``lost`` are lost at most."""
+        self.assert_connected()
         pings = self._stop_pinging()
         missing = sorted(set(range(1, max(pings) + 1)) - set(pings))
         print(f"{len(missing)} of {max(pings)} pings lost")

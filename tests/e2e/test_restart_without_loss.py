@@ -7,10 +7,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from ipaddress import IPv4Interface
 
 import pytest
-from continuity import traffic
-from etcd_server import wait_until
+from continuity import Traffic, traffic
+from etcd_server import make_tls_files, wait_until
 from instruments import (
     devices,
     lease_value,
@@ -284,6 +285,78 @@ def test_a_lease_that_was_lost_before_the_restart_is_lost_after_it(
     assert left == "".join(change[1:]), "it wrote over somebody else's key"
     running.etcdctl("del", key)
     host.start_daemon()
+    assert unreachable(running) == []
+
+
+def spoil_certificate(host: Host) -> None:
+    """As in the middle of a rotation."""
+    (host.directory / "ca.pem").write_text("half of a certi")
+
+
+def restore_certificate(host: Host) -> None:
+    authority = make_tls_files(host.directory / "tls").ca
+    (host.directory / "ca.pem").write_text(authority.read_text())
+
+
+def take_address(host: Host) -> None:
+    host.run(["ip", "address", "flush", "dev", "eth0"], check=True)
+
+
+def give_address(host: Host) -> None:
+    host.netns.add_address("eth0", IPv4Interface(f"{host.address}/24"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "cure", "sentence", "judge"),
+    [
+        (spoil_certificate, restore_certificate, "ca.pem", Traffic.assert_unharmed),
+        (take_address, give_address, "no external interface fits", Traffic.assert_connected),
+    ],
+    ids=["half a certificate", "no address"],
+)
+def test_a_start_that_fails_leaves_all_to_the_next_one(
+    running: Lab,
+    fault: Callable[[Host], None],
+    cure: Callable[[Host], None],
+    sentence: str,
+    judge: Callable[[Traffic], None],
+) -> None:
+    host = running.hosts[0]
+    flags = ("--ip-masq", "--etcd-cafile", str(host.directory / "ca.pem"))
+    restore_certificate(host)
+    terminate(host)
+    host.start_daemon(flags)
+    before, rules = device_index(host), host.run(["iptables-save"], check=True).stdout
+    assert "FLANNEL-POSTRTG" in rules
+    with traffic(running) as flow:
+        terminate(host)
+        fault(host)
+        for _ in range(2):
+            host.start_daemon(flags, wait=False)
+            assert host.daemon
+            assert host.daemon.wait(EXIT_WITHIN) == 1
+            assert stored(host) == STORED
+        assert len(log_lines(host, "flannel-udp: ", sentence)) == 2
+        cure(host)
+        host.start_daemon(flags)
+        judge(flow)
+    assert went_on(host) == 4
+    assert device_index(host) == before
+    assert unreachable(running) == []
+    assert "FLANNEL-POSTRTG" in host.run(["iptables-save"], check=True).stdout
+
+
+def test_a_route_of_others_that_came_in_between_makes_way(running: Lab) -> None:
+    """As it would while the daemon runs."""
+    host = running.hosts[0]
+    before = device_index(host)
+    with traffic(running) as flow:
+        terminate(host)
+        host.run(["ip", "route", "replace", "10.1.0.0/16", "via", "172.30.0.9"], check=True)
+        host.start_daemon()
+        flow.assert_connected()
+    assert went_on(host) == 1
+    assert device_index(host) == before
     assert unreachable(running) == []
 
 
