@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import run_summary
 
 from flannel_udp.lab import Lab
 from flannel_udp.netns import Namespace
@@ -33,6 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--write-screens", action="store_true", help="write docs/*.svg, which make screens does"
     )
     parser.addoption("--faults-seed", type=int, default=8285, help="what happens in it")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if run_summary.FAULTS:
+        terminalreporter.section("faults")
+        for line in run_summary.FAULTS:
+            terminalreporter.line(line)
 
 
 def _missing_capability() -> str | None:

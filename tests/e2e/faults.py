@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from etcd_server import wait_until
 from instruments import lease_value, routes
-from streams import streams_both_ways
+from streams import Stream, streams_both_ways
 
 from flannel_udp.errors import LabError
 from flannel_udp.lab import Host
@@ -22,8 +22,9 @@ Ctl = Callable[..., str]  # etcdctl
 CONFIG = {"Network": "10.1.0.0/16", "SubnetMax": "10.1.127.0", "Backend": {"Type": "udp"}}
 NEWS, STRANGER = "10.1.251.0-24", "172.30.0.50"
 DROP, RESET = "drop", "reject with tcp reset"
-NOTICE_WITHIN = 40.0  # seconds: a silent server is given up after 13, and the machine may be busy
-RECOVER_WITHIN = 30.0  # seconds: a new try comes every 3 at the latest
+
+# Seconds to wait on a busy machine; what is promised is measured apart from that (course.py).
+NOTICE_WITHIN, RECOVER_WITHIN = 40.0, 30.0
 
 
 @contextmanager
@@ -41,11 +42,11 @@ def cut_off(host: Host, how: str) -> Iterator[None]:
 
 
 @contextmanager
-def no_packet_lost(hosts: Sequence[Host]) -> Iterator[None]:
+def no_packet_lost(hosts: Sequence[Host], interval: float = 0.005) -> Iterator[list[Stream]]:
     """Containers of neighbouring hosts talk while the block runs, and miss no packet."""
     ends = [host.containers[0] for host in hosts]
-    with streams_both_ways(*pairwise(ends), interval=0.005) as streams:
-        yield
+    with streams_both_ways(*pairwise(ends), interval=interval) as streams:
+        yield streams
     assert min(stream.sent for stream in streams) > 50
 
 
