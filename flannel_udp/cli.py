@@ -14,7 +14,13 @@ from typing import Any
 from flannel_udp import commands
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, SHOWN_CHARACTERS, FlagParser
+from flannel_udp.flags import (
+    IGNORED_BOOLEANS,
+    IGNORED_VALUES,
+    SHOWN_CHARACTERS,
+    FlagParser,
+    variables,
+)
 from flannel_udp.logs import complain, start_logging
 
 log = logging.getLogger(__name__)
@@ -85,7 +91,7 @@ def _likely_log_format(words: Sequence[str], environ: Mapping[str, str]) -> str:
 
 
 def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
-    """The daemon's options: from the command line, else from ``FLANNELD_*``, else the default.
+    """The daemon's options: from the command line, else from a variable, else the default.
 
     Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0).
     """
@@ -95,21 +101,14 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
 def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
     parser = FlagParser()
     given = list(_read_words(argv, parser.flags))
-    names = {name for name, _ in given}
-    variables = {
-        name: "FLANNELD_" + name.upper().replace("-", "_")
-        for name, flag in parser.flags.items()
-        if name not in names and flag.nargs != 0
-    }
-    given += [
-        (name, environ[variable]) for name, variable in variables.items() if environ.get(variable)
-    ]
+    set_by = variables(parser.flags, {name for name, _ in given}, environ)
+    given += [(name, environ[variable]) for name, variable in set_by.items()]
     spelled = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given]
     try:
         return vars(parser.parse_args(spelled))
     except argparse.ArgumentError as error:
         flag = error.argument_name or ""
-        raise UsageError(f"{variables.get(flag.lstrip('-'), flag)}: {error.message}") from None
+        raise UsageError(f"{set_by.get(flag.lstrip('-'), flag)}: {error.message}") from None
 
 
 def _read_words(

@@ -11,7 +11,7 @@ from typing import Any
 
 from flannel_udp.config import Options
 from flannel_udp.errors import UsageError
-from flannel_udp.flags import Flags
+from flannel_udp.flags import Flags, variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +24,18 @@ class _Command:
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """``argv`` begins with one of NAMES; returns the exit code.
 
-    Variables ``FLANNELD_*`` set the flags that the daemon has too; the command line wins. Raises
-    UsageError.
+    Variables set the flags that the daemon has too; the command line wins. Raises UsageError.
     """
     name, *words = argv
     flags = parser(name)
     given = {word.partition("=")[0].removeprefix("--") for word in words}
-    variables = {
-        flag: "FLANNELD_" + flag.upper().replace("-", "_")
-        for flag, action in flags.flags.items()
-        if flag not in given and action.nargs != 0
-    }
-    told = [f"--{flag}={environ[var]}" for flag, var in variables.items() if environ.get(var)]
+    set_by = variables(flags.flags, given, environ)
+    told = [f"--{flag}={environ[variable]}" for flag, variable in set_by.items()]
     try:
         values = flags.parse_args([*told, *words])
     except argparse.ArgumentError as error:
         flag = (error.argument_name or "").lstrip("-")
-        subject = f"{variables.get(flag, error.argument_name)}: " if flag else ""
+        subject = f"{set_by.get(flag, error.argument_name)}: " if flag else ""
         raise UsageError(f"{subject}{error.message}; see flannel-udp {name} --help") from None
     chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value

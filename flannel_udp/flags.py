@@ -6,7 +6,7 @@ import argparse
 import functools
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +19,13 @@ IGNORED_BOOLEANS = ("set-node-network-unavailable",)
 KLOG_VALUES = ("vmodule", "log_backtrace_at", "stderrthreshold", "log_dir", "log_file")
 KLOG_BOOLEANS = ("logtostderr", "alsologtostderr", "skip_headers", "skip_log_headers")
 SHOWN_CHARACTERS = 80
+
+# What Red Hat's packages of flannel have in /etc/sysconfig/flanneld, the older name last. Their
+# third one, FLANNEL_OPTIONS, is words for the command line.
+_OF_PACKAGES = {
+    "etcd-endpoints": ("FLANNEL_ETCD_ENDPOINTS", "FLANNEL_ETCD"),
+    "etcd-prefix": ("FLANNEL_ETCD_PREFIX", "FLANNEL_ETCD_KEY"),
+}
 
 _USAGE = """\
 flannel-udp [FLAG]...                     the daemon
@@ -41,6 +48,24 @@ _BOOLEANS = {  # Go's strconv.ParseBool
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
 _DEFAULTS = Options()
+
+
+def variables(
+    flags: Mapping[str, argparse.Action], given: Container[str], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The variable that sets each flag which the command line has not ``given``.
+
+    That is ``FLANNELD_<FLAG>``, before those of flannel's packages; an empty one sets nothing.
+    """
+    found = {}
+    for flag, action in flags.items():
+        if flag in given or action.nargs == 0:
+            continue
+        for name in ("FLANNELD_" + flag.upper().replace("-", "_"), *_OF_PACKAGES.get(flag, ())):
+            if environ.get(name):
+                found[flag] = name
+                break
+    return found
 
 
 class Flags(argparse.ArgumentParser):

@@ -118,7 +118,7 @@ def find_program(name: str) -> str:
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Our environment for the lab's processes, without what would turn them from their task."""
-    foreign = ("FLANNELD_", "ETCD", "NOTIFY_SOCKET")
+    foreign = ("FLANNEL", "ETCD", "NOTIFY_SOCKET")
     inherited = {
         name: value
         for name, value in os.environ.items()

@@ -166,6 +166,25 @@ def test_the_environment_sets_defaults_and_the_command_line_wins() -> None:
     assert parse("--public-ip=", FLANNELD_PUBLIC_IP="192.0.2.1") == Options()
 
 
+def test_settings_of_a_packaged_flannel_come_after_all_others() -> None:
+    theirs = {
+        "FLANNEL_ETCD_ENDPOINTS": "http://192.0.2.1:2379,http://192.0.2.2:2379",
+        "FLANNEL_ETCD_PREFIX": "/atomic.io/network",
+    }
+    assert parse(**theirs) == Options(
+        etcd_endpoints=("http://192.0.2.1:2379", "http://192.0.2.2:2379"),
+        etcd_prefix="/atomic.io/network",
+    )
+    older = {"FLANNEL_ETCD": "http://192.0.2.3:2379", "FLANNEL_ETCD_KEY": "/old"}
+    assert parse(**older) == Options(etcd_endpoints=("http://192.0.2.3:2379",), etcd_prefix="/old")
+    assert parse(**older, **theirs) == parse(**theirs)
+    assert parse(**theirs, FLANNELD_ETCD_PREFIX="/ours").etcd_prefix == "/ours"
+    assert parse(**theirs, FLANNELD_ETCD_PREFIX="").etcd_prefix == "/atomic.io/network"
+    assert parse("-etcd-prefix=/flag", **theirs).etcd_prefix == "/flag"
+    with pytest.raises(UsageError, match=r"^FLANNEL_ETCD_ENDPOINTS: "):
+        parse(FLANNEL_ETCD_ENDPOINTS=" ")
+
+
 def test_klog_flags_are_accepted_silently(caplog: pytest.LogCaptureFixture) -> None:
     argv = ["-logtostderr", "--alsologtostderr=true", "-vmodule=a=2", "--log_backtrace_at", "f:1"]
     assert parse(*argv, "-stderrthreshold=INFO", "-log_dir=/tmp") == Options()
