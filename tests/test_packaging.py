@@ -180,6 +180,11 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert "Tpye" in verify(unit)
 
 
+def test_the_unit_keeps_the_daemon_in_a_tight_sandbox() -> None:
+    """3.0 or better, as systemd's own judge counts."""
+    run(["systemd-analyze", "security", "--offline=true", "--threshold=30", UNIT])
+
+
 def test_systemd_understands_the_unit_of_the_first_etcd(tmp_path: Path) -> None:
     plan = Plan("/bin/true", IPv4Address("172.30.0.1"), 2379, Path("/var/lib/flannel-udp"))
     unit = tmp_path / first_etcd.UNIT.name

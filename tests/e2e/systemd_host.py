@@ -1,0 +1,170 @@
+"""A real systemd as the init of a lab host, for the units of ``packaging/``.
+
+It runs in process, mount and control group namespaces of its own and knows only the units that a
+test gives it, so that nothing of this machine's systemd takes part. What it and its services write
+to files is gone with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Self
+
+from etcd_server import wait_until
+
+from flannel_udp.lab import Host
+
+ROOT = Path(__file__).parent.parent.parent
+UNITS = "/etc/systemd/system"
+UNIT = "flannel-udp.service"
+_PROGRAM = (str(ROOT), sys.prefix, sys.base_prefix)  # where what the tests run is
+
+# In the lab host's network namespace: into a control group of our own ($0).
+_ENTER = """\
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mkdir /sys/fs/cgroup/$0
+echo 0 > /sys/fs/cgroup/$0/cgroup.procs
+exec unshare --cgroup sh -ec "$BOOT" "$@"
+"""
+# There: this machine's files as the root of a host that keeps its changes to itself, what an init
+# expects, and the targets that units refer to. $0 is systemd, $1 what is /opt/flannel-udp, and the
+# rest is shared with the tests.
+_BOOT = f"""\
+init=$0 installed=$1
+shift
+mount -t tmpfs tmpfs /run
+mkdir /run/root /run/changes /run/work
+mount -t overlay -o lowerdir=/,upperdir=/run/changes,workdir=/run/work overlay /run/root
+cd /run/root
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t tmpfs -o mode=755 tmpfs run
+mount --rbind /dev dev
+mkdir -p opt/flannel-udp
+mount --rbind $installed opt/flannel-udp
+for each; do
+    mkdir -p ./$each
+    mount --rbind $each ./$each
+done
+mount -t tmpfs tmpfs .{UNITS}
+for each in basic default multi-user network-online shutdown sockets sysinit; do
+    echo '[Unit]' > .{UNITS}/$each.target
+done
+mkdir -p mnt
+pivot_root . mnt
+umount --lazy /mnt
+exec $init --system --log-target=null
+"""
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "SYSTEMD_UNIT_PATH": UNITS,
+    "container": "lab",
+}
+# Once all is killed, which takes a moment, the control groups go.
+_LEAVE = """\
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+cd /sys/fs/cgroup
+while [ -e $0 ]; do find $0 -depth -type d -exec rmdir {} + 2> /dev/null || sleep 0.05; done
+"""
+# The tests' program lies in a checkout, maybe in a home or below /tmp, where the unit's sandbox
+# would hide it. Its log goes where the lab's other daemons write theirs.
+_EXCEPTIONS = """\
+[Service]
+ProtectHome=tmpfs
+BindReadOnlyPaths={paths}
+StandardOutput=append:{log}
+StandardError=append:{log}
+"""
+
+
+class SystemdHost:
+    """A context manager: boots on entry; on exit systemd and all its services are killed."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._group = f"fltest-{uuid.uuid4().hex[:8]}"
+        self._process: subprocess.Popen[Any] | None = None
+        self._init = 0
+
+    def __enter__(self) -> Self:
+        program = next(filter(os.path.exists, ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")))
+        shared = [sys.prefix, *_PROGRAM, str(self.host.directory)]
+        namespaces = ("--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child")
+        self._process = self.host.netns.popen(
+            ["unshare", *namespaces, "sh", "-ec", _ENTER, self._group, program, *shared],
+            env=_ENVIRONMENT | {"BOOT": _BOOT},
+        )
+        try:
+            wait_until(self._is_up, "systemd being up", 20)
+        except BaseException:
+            self.close()
+            raise
+        self.host.subnet_file = self.path("/run/flannel/subnet.env")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self.host.netns.run(["sh", "-c", _LEAVE, self._group], timeout=20, check=True)
+
+    def path(self, inside: str) -> Path:
+        """A file of the booted host, as it is seen from here."""
+        return Path(f"/proc/{self._init}/root{inside}")
+
+    def write(self, inside: str, text: str) -> None:
+        path = self.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def run(self, command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """As typed at the host's console, in a checkout."""
+        inside = ("nsenter", f"--target={self._init}", "--all", "sh", "-c")
+        return subprocess.run(
+            [*inside, f"cd {shlex.quote(str(ROOT))}; {command}"],
+            env=_ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def type(self, *commands: str) -> str:
+        """What they print, each of which has to succeed."""
+        said = ""
+        for command in commands:
+            result = self.run(command)
+            said += result.stdout
+            assert result.returncode == 0, f"{command}: {said}{result.stderr}\n{self.log}"
+        return said
+
+    def make_room_for_the_program(self, unit: str = UNIT) -> None:
+        """Where the unit's sandbox would hide the checkout that the tests run."""
+        text = _EXCEPTIONS.format(paths=" ".join(_PROGRAM), log=self.host.log_path)
+        self.write(f"{UNITS}/{unit}.d/test.conf", text)
+
+    def shown(self, name: str, unit: str = UNIT) -> str:
+        """A property of the unit, as systemctl shows it."""
+        return self.type(f"systemctl show --value -p {name} {unit}").strip()
+
+    @property
+    def log(self) -> str:
+        """What all services wrote."""
+        path = self.host.log_path
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _is_up(self) -> bool:
+        assert self._process
+        assert self._process.poll() is None, f"systemd ended with {self._process.returncode}"
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        self._init = int(children[0]) if children else 0
+        return bool(self._init) and self.run("systemctl is-system-running").returncode == 0

@@ -1,0 +1,198 @@
+"""The packaged units, installed as the README says and run by a real systemd."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from etcd_server import EtcdServer, make_tls_files, wait_until
+from instruments import devices, leases
+from systemd_host import ROOT, UNIT, UNITS, SystemdHost
+
+from flannel_udp.lab import UNDERLAY, Host, Lab
+
+README = (ROOT / "README.md").read_text()
+SETTINGS = "/etc/default/flannel-udp"
+PATIENCE = 15.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def service_lab(network_rights: None) -> Iterator[Lab]:
+    """The first host is for systemd; the second has a daemon without."""
+    with Lab(hosts=2, containers=0, start_daemons=False) as lab:
+        lab.hosts[1].start_daemon()
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def booted(service_lab: Lab) -> Iterator[SystemdHost]:
+    """Its services use iptables-legacy, which asks more of their sandbox than the one with nft."""
+    with SystemdHost(service_lab.hosts[0]) as booted:
+        for name in ("iptables", "iptables-save", "iptables-restore"):
+            program = shutil.which(name.replace("iptables", "iptables-legacy"))
+            booted.type(f"ln -s {program} /usr/local/sbin/{name}")
+        yield booted
+        print(booted.log)
+
+
+def documented(heading: str) -> list[str]:
+    """The commands of a section of the README."""
+    section = README.partition(f"\n### {heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    return "".join(re.findall("```sh\n(.*?)```", section, re.DOTALL)).splitlines()
+
+
+def settings(lab: Lab, *more: str) -> str:
+    """A file as the README has it made."""
+    lines = (f"FLANNELD_ETCD_ENDPOINTS={lab.etcd.url}", "FLANNELD_IFACE=eth0", *more)
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def service(service_lab: Lab, booted: SystemdHost) -> SystemdHost:
+    """Installed and started with the commands of the README."""
+    copies = [line for line in documented("As a service") if line.startswith("install ")]
+    booted.type(*copies)
+    with booted.path(SETTINGS).open("a") as file:
+        file.write(settings(service_lab, "FLANNELD_IP_MASQ=true"))
+    booted.make_room_for_the_program()
+    said = booted.type(*[line for line in documented("As a service") if line not in copies])
+    assert "active (running)" in said
+    assert "forwarding 10.1." in said
+    return booted
+
+
+def tunnel(host: Host) -> IPv4Address:
+    subnet = host.subnet
+    assert subnet
+    return subnet.network_address
+
+
+def wait_until_joined(lab: Lab) -> None:
+    here, there = lab.hosts
+    wait_until(lambda: lab.ping(there, tunnel(here), wait=1), "a ping through the tunnel", PATIENCE)
+
+
+def test_the_service_joins_and_tells_docker(service_lab: Lab, service: SystemdHost) -> None:
+    wait_until_joined(service_lab)
+    assert service.host.status()["ready"]
+    assert service.host.status()["firewall"]["tool"].endswith("(legacy)")
+    rules = service.type("iptables-save")
+    assert "MASQUERADE" in rules
+    options = service.type("cat /run/flannel/docker")
+    subnet = service.host.subnet
+    assert subnet
+    assert f"--bip={subnet.network_address + 1}/24 --ip-masq=false --mtu=1472" in options
+    assert service.type("/opt/flannel-udp/bin/flannel-udp status --check").count("\n") > 1
+
+
+@pytest.mark.parametrize("fault", ["systemctl restart", "systemctl kill --signal=KILL"])
+def test_neither_restart_nor_crash_loses_a_packet(
+    service_lab: Lab, service: SystemdHost, fault: str
+) -> None:
+    here, there = service_lab.hosts
+    wait_until_joined(service_lab)
+    before = service.shown("MainPID")
+    ping = ["ping", "-n", "-q", "-i", "0.02", "-c", "100", "-W", "5", str(tunnel(here))]
+    with there.netns.popen(ping, stdout=subprocess.PIPE, text=True) as pinging:
+        service.type(f"{fault} {UNIT}")
+        summary, _ = pinging.communicate(timeout=60)
+    assert "100 packets transmitted, 100 received" in summary
+    wait_until(lambda: service.shown("ActiveState") == "active", "the unit being active", PATIENCE)
+    assert service.shown("MainPID") != before
+    assert service.shown("NFileDescriptorStore") == "3"
+
+
+# What the unit's processes may do, or else are kept from though root may do it.
+ATTEMPTS = {
+    "write to /proc/sys/net": ("echo 1 > /proc/sys/net/ipv4/conf/lo/accept_local", True),
+    "lock iptables": (": >> /run/xtables.lock", True),
+    "write to /run/flannel": (": > /run/flannel/probe", True),
+    "open the tunnel device": (": <> /dev/net/tun", True),
+    "read another user's key": ("cat /etc/probe/key", True),
+    "write another user's key": (": >> /etc/probe/key", False),
+    "write to /etc": (": > /etc/probe/new", False),
+    "write to /var": (": > /var/probe", False),
+    "write to /run": (": > /run/probe", False),
+    "see a home": ("ls /home/probe", False),
+    "see what others left in /tmp": ("ls $TO_BE_SEEN", False),
+    "open another device": (": > /run/kmsg", False),
+    "see init": ("ls /proc/1", False),
+    "make a control group": ("mkdir /sys/fs/cgroup/probe$$", False),
+    "make a namespace": ("unshare --user true", False),
+    "make a setuid file": (": > /var/tmp/one; chmod u+s /var/tmp/one", False),
+    "change its personality": ("setarch i386 true", False),
+    "give a file away": (": > /var/tmp/two; chown 4321 /var/tmp/two", False),
+}
+
+
+def test_the_sandbox_holds_what_it_promises(service: SystemdHost, tmp_path: Path) -> None:
+    service.type(
+        *("mkdir /home/probe /etc/probe", "mknod /run/kmsg c 1 11"),
+        *("echo secret > /etc/probe/key", "chmod 600 /etc/probe/key", "chown 4321 /etc/probe/key"),
+    )
+    script = f"TO_BE_SEEN={tmp_path}\n" + "".join(
+        f'({attempt}) > /dev/null 2>&1 && echo "{name}"\n'
+        for name, (attempt, _) in ATTEMPTS.items()
+    )
+    service.write("/usr/local/bin/probe", script)
+    assert service.type("sh /usr/local/bin/probe; true").splitlines() == list(ATTEMPTS)
+
+    text = (ROOT / "packaging" / UNIT).read_text()
+    changed = ("Type", "Environment", "Exec", "Restart", "RuntimeDirectory")
+    kept = [line for line in text.splitlines() if not line.startswith(changed)]
+    at = kept.index("[Service]") + 1
+    kept[at:at] = [
+        *("Type=oneshot", "StandardOutput=file:/run/probed", "ReadWritePaths=/run/flannel"),
+        "ExecStart=-/bin/sh /usr/local/bin/probe",
+    ]
+    service.write(f"{UNITS}/probe.service", "\n".join(kept))
+    service.type("systemctl daemon-reload", "systemctl start probe")
+    possible = service.path("/run/probed").read_text().splitlines()
+    assert possible == [name for name, (_, allowed) in ATTEMPTS.items() if allowed]
+
+
+def test_a_key_that_only_etcds_user_may_read_is_read(
+    service_lab: Lab, service: SystemdHost, tmp_path: Path
+) -> None:
+    files = make_tls_files(tmp_path / "tls", f"IP:{UNDERLAY.ip}")
+    names = {"ca.pem": files.ca, "host.pem": files.client_cert, "host.key": files.client_key}
+    for name, file in names.items():
+        service.write(f"/etc/etcd/{name}", file.read_text())
+    service.type("chmod 600 /etc/etcd/*", "chown 4321:4321 /etc/etcd/*")
+    example = (ROOT / "packaging/flannel-udp.default").read_text()
+    paths = re.findall(r"FLANNELD_ETCD_\w+FILE=\S+", example)
+    assert len(paths) == 3
+    ours = service.path(SETTINGS).read_text()
+    with EtcdServer(
+        tmp_path / "etcd",
+        tls=files,
+        client_cert_auth=True,
+        netns=service_lab.switch,
+        address=str(UNDERLAY.ip),
+    ) as etcd:
+        etcd.put("/coreos.com/network/config", '{"Network":"10.8.0.0/16"}')
+        lines = [ours, f"FLANNELD_ETCD_ENDPOINTS={etcd.url}", *paths]
+        service.write(SETTINGS, "\n".join(lines) + "\n")
+        service.type(f"systemctl stop {UNIT}", f"systemctl start {UNIT}")
+        assert service.host.status()["network"] == "10.8.0.0/16"
+        service.type(f"systemctl stop {UNIT}")
+    service.write(SETTINGS, ours)
+    service.type(f"systemctl start {UNIT}")
+
+
+def test_a_stop_keeps_the_lease_and_what_docker_needs(
+    service_lab: Lab, service: SystemdHost
+) -> None:
+    subnet = service.host.subnet
+    service.type(f"systemctl stop {UNIT}")
+    assert devices(service.host) == []
+    assert str(subnet).replace("/", "-") in leases(service_lab)
+    assert service.host.subnet == subnet
+    assert "--bip=" in service.type("cat /run/flannel/docker")
+    service.type(f"systemctl start {UNIT}")
+    assert service.host.subnet == subnet
