@@ -156,6 +156,36 @@ def test_the_sandbox_holds_what_it_promises(service: SystemdHost, tmp_path: Path
     assert possible == [name for name, (_, allowed) in ATTEMPTS.items() if allowed]
 
 
+def test_the_settings_of_a_flannel_host_work_unchanged(
+    service_lab: Lab, service: SystemdHost
+) -> None:
+    """What Red Hat's package of flannel has in its file."""
+    prefix = "/atomic.io/network"
+    service_lab.etcdctl("put", f"{prefix}/config", '{"Network":"10.7.0.0/16"}')
+    ours = service.path(SETTINGS).read_text()
+    service.write(SETTINGS, (ROOT / "packaging/flannel-udp.default").read_text())
+    service.write(
+        "/etc/sysconfig/flanneld",
+        "# Flanneld configuration options\n"
+        f'FLANNEL_ETCD_ENDPOINTS="{service_lab.etcd.url}"\n'
+        f'FLANNEL_ETCD_PREFIX="{prefix}"\n'
+        'FLANNEL_OPTIONS="-iface=eth0 -ip-masq"\n',
+    )
+    try:
+        service.type(f"systemctl restart {UNIT}")
+        status = service.host.status()
+        assert (status["network"], status["etcd"]["prefix"]) == ("10.7.0.0/16", prefix)
+        assert (status["interface"], status["firewall"]["masquerade"]) == ("eth0", True)
+    finally:
+        service.write(SETTINGS, ours)
+    # Ours wins where both files have a setting.
+    service.write(SETTINGS, ours + "FLANNELD_ETCD_PREFIX=/coreos.com/network\n")
+    service.type(f"systemctl restart {UNIT}")
+    assert service.host.status()["network"] == "10.1.0.0/16"
+    service.path("/etc/sysconfig/flanneld").unlink()
+    service.write(SETTINGS, ours)
+
+
 def test_a_key_that_only_etcds_user_may_read_is_read(
     service_lab: Lab, service: SystemdHost, tmp_path: Path
 ) -> None:
