@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/epoll.h>
+#include <time.h>
 
 static atomic_long countdown, live;
 static atomic_bool no_threads;
@@ -13,6 +14,7 @@ static _Atomic(faults_receive *) receive_stand_in;
 static _Atomic(faults_write *) write_stand_in;
 static _Atomic(faults_read *) read_stand_in;
 static _Atomic(faults_wait *) wait_stand_in;
+static atomic_uint seconds_ahead;
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): the linker makes these names */
 void *__real_malloc(size_t size);
@@ -38,6 +40,8 @@ ssize_t __real_read(int fd, void *buffer, size_t size);
 ssize_t __wrap_read(int fd, void *buffer, size_t size);
 int __real_epoll_wait(int fd, struct epoll_event *events, int count, int milliseconds);
 int __wrap_epoll_wait(int fd, struct epoll_event *events, int count, int milliseconds);
+int __real_clock_gettime(clockid_t clock, struct timespec *now);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
 /* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 void faults_fail_allocation(long n)
@@ -93,6 +97,19 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
                           void *argument)
 {
     return atomic_load(&no_threads) ? EAGAIN : __real_pthread_create(thread, attributes, start, argument);
+}
+
+void faults_advance_clock(unsigned seconds)
+{
+    atomic_fetch_add(&seconds_ahead, seconds);
+}
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int error = __real_clock_gettime(clock, now);
+    if (clock == CLOCK_MONOTONIC)
+        now->tv_sec += atomic_load(&seconds_ahead);
+    return error;
 }
 
 /* ---- system calls ---- */

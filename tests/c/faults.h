@@ -1,7 +1,8 @@
-/* faults.h - allocations, threads and system calls that fail on demand, and a count of what is not freed yet.
+/* faults.h - allocations, threads and system calls that fail on demand, a clock that jumps, and a count of what is
+ * not freed yet.
  *
- * The linker sends every call of the linked objects to malloc, calloc, free, pthread_create and the system calls
- * below through here (--wrap).
+ * The linker sends every call of the linked objects to malloc, calloc, free, pthread_create, clock_gettime and the
+ * system calls below through here (--wrap).
  */
 #ifndef FLANNEL_UDP_TESTS_FAULTS_H
 #define FLANNEL_UDP_TESTS_FAULTS_H
@@ -38,6 +39,9 @@ faults_receive faults_real_receive;
 faults_write faults_real_write;
 faults_read faults_real_read;
 faults_wait faults_real_wait;
+
+/* CLOCK_MONOTONIC goes forward by so many seconds at once. */
+void faults_advance_clock(unsigned seconds);
 
 /* Allocations not freed yet. */
 long faults_live(void);

@@ -159,6 +159,45 @@ size_t rig_packet(uint8_t *bytes, const char *source, const char *destination, s
     return packet_build_udp(bytes, address(source), address(destination), 4000, zeroes, payload);
 }
 
+size_t rig_run_payload(size_t index)
+{
+    return index + 1 < RIG_RUN ? RIG_RUN_PAYLOAD : RIG_RUN_PAYLOAD / 3;
+}
+
+size_t rig_run(uint8_t *bytes, uint8_t protocol, uint8_t n)
+{
+    enum { IP_HEADER = 20, UDP = 17, PORT = 4000, ACK = 0x10 };
+    size_t header = protocol == UDP ? 8 : 20, length = 0;
+    for (size_t i = 0; i < RIG_RUN; i++) {
+        uint8_t *packet = bytes + length, *transport = packet + IP_HEADER;
+        size_t payload = rig_run_payload(i), number = (size_t)n * RIG_RUN + i;
+        size_t total = packet_build(packet, &(struct packet_form){.source = address("10.1.6.2"),
+                                                                  .destination = address("10.1.5.1"),
+                                                                  .protocol = protocol,
+                                                                  .payload_length = header + payload});
+        write_u16(packet + 4, (uint16_t)number); /* ids and sequence numbers go on from run to run */
+        write_u16(transport, PORT);
+        write_u16(transport + 2, PORT);
+        if (protocol == UDP) {
+            write_u16(transport + 4, (uint16_t)(header + payload));
+        } else {
+            write_u32(transport + 4, (uint32_t)(number * RIG_RUN_PAYLOAD));
+            transport[12] = 5 << 4;
+            transport[13] = ACK;
+        }
+        memset(transport + header, n, payload);
+        packet_finish(packet, total);
+        length += total;
+    }
+    return length;
+}
+
+void rig_send_inner_run(int peer, const uint8_t *bytes, size_t length)
+{
+    size_t first = (size_t)bytes[2] << 8 | bytes[3];
+    rig_send_run(peer, address("127.0.0.1"), RIG_PORT, bytes, length, first);
+}
+
 void rig_check_balance(struct pump *pump)
 {
     uint64_t v[PUMP_STAT_COUNT], dropped_out = 0, dropped_in = 0;

@@ -52,6 +52,18 @@ struct pump *rig_carrying(const struct rig *rig);
 /* Writes a UDP packet from and to port 4000 with that many zeroes. Its length. */
 size_t rig_packet(uint8_t *bytes, const char *source, const char *destination, size_t payload);
 
+/* A run: packets of one flow from 10.1.6.2 to port 4000 of 10.1.5.1, which may be merged; the last is shorter. */
+enum { RIG_RUN = 5, RIG_RUN_PAYLOAD = 200, RIG_RUN_SIZE = 20 + 20 + RIG_RUN_PAYLOAD };
+
+/* Writes the n-th run of TCP (6) or UDP (17), filled with n, to bytes[RIG_RUN * RIG_RUN_SIZE]. Its length. */
+size_t rig_run(uint8_t *bytes, uint8_t protocol, uint8_t n);
+
+/* The payload of a run's packet. */
+size_t rig_run_payload(size_t index);
+
+/* Sends a run to the pump as one segmented send, which a socket with UDP_GRO receives whole. */
+void rig_send_inner_run(int peer, const uint8_t *bytes, size_t length);
+
 /* Every packet read was sent or dropped, every datagram delivered or dropped. Only for a pump at rest. */
 void rig_check_balance(struct pump *pump);
 

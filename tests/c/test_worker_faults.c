@@ -1,7 +1,6 @@
-/* The worker before a kernel that refuses: sends, superpackets written to the TUN, a TUN queue that is full. */
+/* The worker before a kernel that refuses: sends, writes to the TUN; and a TUN queue that is full. */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <linux/virtio_net.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -110,101 +109,43 @@ static void a_socket_that_says_wait_is_asked_again_and_loses_nothing(void)
 
 /* ---- writes to the TUN ---- */
 
-static atomic_int write_error; /* of every superpacket, or, with `write_all`, of every packet */
-static atomic_bool write_all;
-static atomic_uint refused_writes;
+enum { UDP = 17, UDP_RUN_SIZE = 20 + 8 + RIG_RUN_PAYLOAD };
+
+static atomic_int write_error;
 
 static ssize_t refusing_write(int fd, const struct iovec *iov, int count)
 {
-    struct virtio_net_hdr vnet = {0};
-    if (iov[0].iov_len == sizeof vnet)
-        memcpy(&vnet, iov[0].iov_base, sizeof vnet);
-    if (!atomic_load(&write_all) && vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE)
-        return faults_real_write(fd, iov, count);
-    atomic_fetch_add(&refused_writes, 1);
+    (void)fd, (void)iov, (void)count;
     errno = atomic_load(&write_error);
     return -1;
-}
-
-enum { RUN_PACKETS = 5, RUN_PAYLOAD = 200, RUN_SIZE = 20 + 8 + RUN_PAYLOAD };
-
-/* Packets of one flow that may be merged; the last is shorter than the others. The length of all. */
-static size_t build_run(uint8_t *bytes, uint16_t first_id, uint8_t mark)
-{
-    size_t length = 0;
-    for (size_t i = 0; i < RUN_PACKETS; i++) {
-        uint8_t payload[RUN_PAYLOAD];
-        memset(payload, mark, sizeof payload);
-        size_t size = i + 1 < RUN_PACKETS ? RUN_PAYLOAD : RUN_PAYLOAD / 3;
-        uint8_t *packet = bytes + length;
-        size_t total = packet_build_udp(packet, address("10.1.6.2"), address("10.1.5.1"), 4000, payload, size);
-        packet[4] = (uint8_t)((first_id + i) >> 8);
-        packet[5] = (uint8_t)(first_id + i);
-        packet_finish(packet, total);
-        length += total;
-    }
-    return length;
-}
-
-static void send_run(int peer, const uint8_t *bytes, size_t length)
-{
-    rig_send_run(peer, address("127.0.0.1"), RIG_PORT, bytes, length, RUN_SIZE);
 }
 
 /* The run arrives at the host, each packet once and in order. */
 static void receive_run(int host, uint8_t mark)
 {
-    uint8_t received[2 * RUN_PAYLOAD];
-    for (size_t i = 0; i < RUN_PACKETS; i++) {
-        size_t size = i + 1 < RUN_PACKETS ? RUN_PAYLOAD : RUN_PAYLOAD / 3;
+    uint8_t received[2 * RIG_RUN_PAYLOAD];
+    for (size_t i = 0; i < RIG_RUN; i++) {
+        size_t size = rig_run_payload(i);
         CHECK_EQ(recv(host, received, sizeof received, 0), size);
         CHECK(received[0] == mark && received[size - 1] == mark);
     }
-}
-
-static void a_tun_that_refuses_superpackets_gets_their_packets(void)
-{
-    static const int errors[] = {EINVAL, E2BIG, EMSGSIZE};
-    int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
-    uint8_t run[RUN_PACKETS * RUN_SIZE];
-    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
-        struct pump *pump = rig_carrying(&rig);
-        atomic_store(&write_error, errors[i]);
-        atomic_store(&write_all, false);
-        atomic_store(&refused_writes, 0);
-        faults_replace_write(refusing_write);
-        for (uint8_t round = 0; round < 3; round++) {
-            send_run(peer, run, build_run(run, (uint16_t)(100 * round), round));
-            receive_run(host, round);
-        }
-        faults_replace_write(NULL);
-        rig_await(pump, PUMP_STAT_tun_written_packets, (uint64_t)3 * RUN_PACKETS);
-        pump_stop(pump);
-        CHECK_EQ(atomic_load(&refused_writes), 1); /* not asked again for a while */
-        CHECK_EQ(rig_stat(pump, PUMP_STAT_write_fallbacks), 1);
-        CHECK_EQ(rig_stat(pump, PUMP_STAT_tun_written_superpackets), 0);
-        rig_check_balance(pump);
-        pump_free(pump);
-    }
-    close(host);
-    close(peer);
 }
 
 static void a_receive_that_its_size_does_not_divide_is_cut_at_every_packet(void)
 {
     int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
     struct pump *pump = rig_carrying(&rig);
-    uint8_t run[RUN_PACKETS * RUN_SIZE];
-    send_run(peer, run, build_run(run, 1, 9));
+    uint8_t run[RIG_RUN * RIG_RUN_SIZE];
+    rig_send_inner_run(peer, run, rig_run(run, UDP, 9));
     receive_run(host, 9);
-    rig_await(pump, PUMP_STAT_udp_received_packets, RUN_PACKETS);
+    rig_await(pump, PUMP_STAT_udp_received_packets, RIG_RUN);
     CHECK_EQ(rig_stat(pump, PUMP_STAT_udp_merged_receives), (rig.config.offloads & OFFLOAD_UDP_GRO) != 0);
     /* A packet that says it is longer than its datagram is refused alone. */
-    size_t length = build_run(run, 100, 8);
-    run[RUN_SIZE + 3]++;
-    send_run(peer, run, length);
-    rig_await(pump, PUMP_STAT_udp_received_packets, (uint64_t)2 * RUN_PACKETS);
-    rig_await(pump, PUMP_STAT_tun_written_packets, (uint64_t)2 * RUN_PACKETS - 1);
+    size_t length = rig_run(run, UDP, 8);
+    run[UDP_RUN_SIZE + 3]++;
+    rig_send_inner_run(peer, run, length);
+    rig_await(pump, PUMP_STAT_udp_received_packets, (uint64_t)2 * RIG_RUN);
+    rig_await(pump, PUMP_STAT_tun_written_packets, (uint64_t)2 * RIG_RUN - 1);
     CHECK_EQ(rig_stat(pump, rig_drop(DROP_UDP_BAD_LENGTH)), 1);
     pump_stop(pump);
     rig_check_balance(pump);
@@ -217,18 +158,17 @@ static void packets_the_tun_does_not_take_are_counted_and_the_next_pass(void)
 {
     static const int errors[] = {EIO, ENOMEM, ENOBUFS, EAGAIN, EINVAL};
     int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
-    uint8_t run[RUN_PACKETS * RUN_SIZE];
+    uint8_t run[RIG_RUN * RIG_RUN_SIZE];
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
         struct pump *pump = rig_carrying(&rig);
         atomic_store(&write_error, errors[i]);
-        atomic_store(&write_all, true);
         faults_replace_write(refusing_write);
-        send_run(peer, run, build_run(run, 1, 1));
-        rig_await(pump, rig_drop(DROP_UDP_TUN_REFUSED), RUN_PACKETS);
+        rig_send_inner_run(peer, run, rig_run(run, UDP, 1));
+        rig_await(pump, rig_drop(DROP_UDP_TUN_REFUSED), RIG_RUN);
         faults_replace_write(NULL);
-        send_run(peer, run, build_run(run, 100, 2));
+        rig_send_inner_run(peer, run, rig_run(run, UDP, 2));
         receive_run(host, 2);
-        rig_await(pump, PUMP_STAT_tun_written_packets, RUN_PACKETS);
+        rig_await(pump, PUMP_STAT_tun_written_packets, RIG_RUN);
         pump_stop(pump);
         CHECK_EQ(pump_failure(pump), 0);
         rig_check_balance(pump);
@@ -242,13 +182,12 @@ static void a_tun_that_is_gone_ends_the_worker_and_tells(void)
 {
     static const int errors[] = {EBADFD, EBADF, ENODEV};
     int peer = rig_socket(address("127.0.0.6"), RIG_PORT);
-    uint8_t run[RUN_PACKETS * RUN_SIZE];
+    uint8_t run[RIG_RUN * RIG_RUN_SIZE];
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
         struct pump *pump = rig_carrying(&rig);
         atomic_store(&write_error, errors[i]);
-        atomic_store(&write_all, true);
         faults_replace_write(refusing_write);
-        send_run(peer, run, build_run(run, 1, 1));
+        rig_send_inner_run(peer, run, rig_run(run, UDP, 1));
         struct pollfd event = {.fd = pump_event_fd(pump), .events = POLLIN};
         CHECK_EQ(poll(&event, 1, RIG_PATIENCE_MS), 1);
         CHECK_EQ(pump_failure(pump), -errors[i]);
@@ -312,5 +251,4 @@ int main(void)
         RUN_ON_RIG(a_tun_that_is_gone_ends_the_worker_and_tells, rig_presets[i]);
         RUN_ON_RIG(what_the_full_queue_of_the_tun_does_not_hold_is_counted_there, rig_presets[i]);
     }
-    RUN_ON_RIG(a_tun_that_refuses_superpackets_gets_their_packets, OFFLOAD_ALL);
 }
