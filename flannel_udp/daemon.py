@@ -64,6 +64,8 @@ def run(options: Options, taken: Takeover | None = None) -> int:
     with contextlib.ExitStack() as data_plane:  # ends last: packets flow while all else ends
         if taken:
             data_plane.enter_context(taken.carried)
+        # A true double hears what it is before it waits for etcd, or meets our health port.
+        data_plane.enter_context(hostlock.hold_network(options.etcd_prefix, options.etcd_endpoints))
         with contextlib.ExitStack() as control:
             readiness = admin.Readiness()
             board = admin.Board(readiness)

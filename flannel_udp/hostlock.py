@@ -1,39 +1,121 @@
-"""One daemon per network namespace and port.
+"""One daemon per network namespace and port, and per network of a cluster.
 
-The lock is an abstract unix socket (unix(7)): the kernel keeps such names apart by network
-namespace, which a file in /run cannot, and drops them with the process, however it ends.
+The locks are files of root's that the kernel frees with the process, however it ends (flock(2)).
+Their names tell network namespaces apart, which may share /run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import socket
-from collections.abc import Iterator
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from flannel_udp.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+# Where subnet.env lies: flannel in a container shares this folder with its host.
+_FOLDER = Path("/run/flannel")
 
 
 @contextlib.contextmanager
 def hold(port: int) -> Iterator[None]:
     """Keep every other daemon here off this UDP port. Raises DeviceError if one has it."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as lock:
-        try:
-            lock.bind(f"\0flannel-udp/{port}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise DeviceError(
-                f"another flannel-udp already runs here on port {port}: stop it first, or give"
-                " this one a network config with another Backend.Port"
-            ) from None
+    with _locked(
+        _path(f"port-{port}"),
+        f"another flannel-udp already runs here on port {port}: stop it first, or give"
+        " this one a network config with another Backend.Port",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def hold_network(prefix: str, endpoints: Iterable[str]) -> Iterator[None]:
+    """Keep every other daemon here off this network in etcd: its port is not known yet.
+
+    Raises DeviceError if one has it.
+    """
+    names = "\n".join([prefix, *sorted(endpoints)])
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    with _locked(
+        _path(f"network-{digest[:16]}"),
+        f"another flannel-udp already runs here for {prefix or '/'} in the same etcd: stop it"
+        " first, or give this one another --etcd-prefix",
+    ):
         yield
 
 
 def is_held(port: int) -> bool:
     """Whether a daemon runs here on this UDP port."""
     try:
-        with hold(port):
-            return False
-    except DeviceError:
+        descriptor = os.open(_path(f"port-{port}"), os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        return True  # only root can tell
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def remove_left(namespace: int) -> None:
+    """Remove what killed daemons left of a network namespace that is about to go, by its inode."""
+    for path in _FOLDER.glob(f"net-{namespace}-*.lock"):
+        path.unlink(missing_ok=True)
+
+
+def _path(name: str) -> Path:
+    namespace = os.stat("/proc/thread-self/ns/net").st_ino
+    return _FOLDER / f"net-{namespace}-{name}.lock"
+
+
+@contextlib.contextmanager
+def _locked(path: Path, taken: str) -> Iterator[None]:
+    try:
+        descriptor = _acquire(path)
+    except OSError as error:
+        # The UDP port tells two daemons apart, too, only later and in other words.
+        log.warning("cannot lock %s: %s; going on without", path, error.strerror)
+        yield
+        return
+    if descriptor is None:
+        raise DeviceError(taken)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _acquire(path: Path) -> int | None:
+    """The locked file; None if another process has it. Raises OSError."""
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o755)
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_there(path, descriptor):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        os.close(descriptor)  # its last owner has removed it meanwhile
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

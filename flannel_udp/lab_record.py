@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flannel_udp import netns
+from flannel_udp import hostlock, netns
 from flannel_udp.errors import LabError
 
 RUN_DIR = Path("/run/flannel-udp-lab")
@@ -81,6 +81,8 @@ def remove(record: LabRecord) -> None:
         for pid in namespace.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        with suppress(FileNotFoundError):
+            hostlock.remove_left(namespace.path.stat().st_ino)
         namespace.delete()
     shutil.rmtree(record.directory, ignore_errors=True)
     record.path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from flannel_udp import daemon
+from flannel_udp import daemon, hostlock
 from flannel_udp.config import Options
 from flannel_udp.errors import FirewallError, FlannelError
 from flannel_udp.takeover import Takeover
@@ -37,6 +37,7 @@ def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
     def fail(*_: object) -> None:
         raise error
 
+    monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "locks")
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
     monkeypatch.setattr(daemon, "release", lambda: released.append(True))
     monkeypatch.setattr(daemon, "_serve", fail)

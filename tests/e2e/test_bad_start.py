@@ -145,18 +145,40 @@ def test_port_of_another_program_is_named(bare_lab: Lab, host: Host) -> None:
         assert_refused(bare_lab, host, daemon_command(bare_lab, host), "8285", "another program")
 
 
-def test_second_daemon_on_the_port_leaves_the_first_alone(bare_lab: Lab, host: Host) -> None:
+def test_second_daemon_leaves_the_first_alone(bare_lab: Lab, host: Host) -> None:
+    """For the same network, and on the same port for another network."""
     host.start_daemon()
     bare_lab.etcdctl("put", "/twin/network/config", GOOD)
     before = etcd_state(bare_lab)
-    for prefix in (bare_lab.prefix, "/twin/network"):
+    for prefix, words in (
+        (bare_lab.prefix, f"already runs here for {bare_lab.prefix}"),
+        ("/twin/network", "already runs here on port 8285"),
+    ):
         command = daemon_command(bare_lab, host, f"-etcd-prefix={prefix}")
         result = host.run(command, timeout=EXIT_WITHIN, env=child_environment())
         assert result.returncode == 1
-        assert "already runs here on port 8285" in result.stderr.splitlines()[-1]
+        assert words in result.stderr.splitlines()[-1]
     assert etcd_state(bare_lab) == before
     assert devices(host) == ["flannel0"]
     assert host.status()["ready"], "the first one's status is gone"
+    assert host.stop_daemon() == 0
+
+
+def test_true_double_hears_so_though_etcd_is_away_and_the_health_port_is_taken(
+    bare_lab: Lab, host: Host
+) -> None:
+    host.start_daemon(HEALTH_FLAGS)
+    bare_lab.etcd.kill()
+    try:
+        command = daemon_command(bare_lab, host, *HEALTH_FLAGS)
+        result = host.run(command, timeout=EXIT_WITHIN, env=child_environment())
+    finally:
+        bare_lab.etcd.start()
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "another flannel-udp already runs here" in line
+    assert "stop it first" in line
+    assert health(host, "/healthz") == (200, "flanneld is running")
     assert host.stop_daemon() == 0
 
 
