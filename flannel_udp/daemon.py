@@ -353,31 +353,32 @@ def _execute_again(descriptors: dict[str, int]) -> NoReturn:
 
 
 def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | None:
-    """The subnet an earlier run wrote to subnet.env, if it is of this network."""
+    """The subnet an earlier run wrote to subnet.env, unless it is of another network."""
     try:
-        env = subnet_env.read(options.subnet_file)
+        previous = subnet_env.read_previous(options.subnet_file)
     except SubnetFileError as error:
         log.warning("%s; going on without it", error)
         return None
-    if env is None:
+    if previous is None:
         return None
-    if env.network != network:
+    if previous.network not in (None, network):
         log.warning(
             "ignoring %s: it is of network %s, etcd says %s",
             options.subnet_file,
-            env.network,
+            previous.network,
             network,
         )
         return None
-    return env.subnet_with_gateway.network
+    return previous.subnet
 
 
 def _abandoned_network(options: Options, network: IPv4Network) -> IPv4Network | None:
     """The other network that an earlier run with this subnet.env served, and nobody serves now."""
     with contextlib.suppress(SubnetFileError):  # which was logged when the lease was chosen
-        env = subnet_env.read(options.subnet_file)
-        if env and env.network != network and not netdev.is_served(env.network):
-            return env.network
+        previous = subnet_env.read_previous(options.subnet_file)
+        left = previous.network if previous else None
+        if left and left != network and not netdev.is_served(left):
+            return left
     return None
 
 

@@ -35,8 +35,33 @@ class SubnetEnv:
     ip_masq: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What an earlier run, of whichever program and version, tells of the subnet it had.
+
+    Without ``network`` it does not tell of which network it was.
+    """
+
+    subnet: IPv4Network
+    network: IPv4Network | None
+
+
+def read_previous(path: Path) -> Previous | None:
+    """The subnet an earlier run had, or None where there is no file; as flannel, it needs no more.
+
+    Raises SubnetFileError for a file that cannot be read, or has no subnet or a bad network.
+    """
+    variables = _read_variables(path)
+    if variables is None:
+        return None
+    subnet = _parse(path, variables, "FLANNEL_SUBNET", IPv4Interface).network
+    if not variables.get("FLANNEL_NETWORK"):
+        return Previous(subnet, None)
+    return Previous(subnet, _parse(path, variables, "FLANNEL_NETWORK", IPv4Network))
+
+
 def read(path: Path) -> SubnetEnv | None:
-    """What an earlier run wrote, or None where there is no file; other variables are ignored.
+    """What this program wrote, or None where there is no file; other variables are ignored.
 
     Raises SubnetFileError for a file that cannot be read or lacks one of the four variables.
     """

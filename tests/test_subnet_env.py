@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 
 from flannel_udp.errors import SubnetFileError
 from flannel_udp.netns import Namespace
-from flannel_udp.subnet_env import SubnetEnv, docker_options, mk_docker_opts_main, read, write
+from flannel_udp.subnet_env import (
+    Previous,
+    SubnetEnv,
+    docker_options,
+    mk_docker_opts_main,
+    read,
+    read_previous,
+    write,
+)
 
 ENV = SubnetEnv(IPv4Network("10.1.0.0/16"), IPv4Interface("10.1.5.1/24"), 1472, False)
 TEXT = (
@@ -72,6 +80,19 @@ def test_the_file_of_a_dual_stack_flannel_is_read(tmp_path: Path) -> None:
         "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
     )
     assert read(path) == SubnetEnv(ENV.network, ENV.subnet_with_gateway, 1450, True)
+
+
+def test_of_an_earlier_run_the_subnet_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    assert read_previous(path) is None
+    path.write_text(TEXT)
+    assert read_previous(path) == Previous(IPv4Network("10.1.5.0/24"), ENV.network)
+    path.write_text("FLANNEL_SUBNET=10.1.5.1/24\nFLANNEL_MTU=many\n")
+    assert read_previous(path) == Previous(IPv4Network("10.1.5.0/24"), None)
+    for text in ("FLANNEL_NETWORK=10.1.0.0/16", TEXT.replace("10.1.0.0/16", "x"), "\0\xff"):
+        path.write_text(text)
+        with pytest.raises(SubnetFileError, match=str(path)):
+            read_previous(path)
 
 
 @pytest.mark.parametrize(

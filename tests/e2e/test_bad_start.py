@@ -425,6 +425,16 @@ def test_subnet_env_of_another_network_is_ignored_with_a_line(bare_lab: Lab, hos
     assert str(host.subnet).replace("/", "-") in leases(bare_lab)
 
 
+def test_subnet_env_with_the_subnet_alone_is_obeyed(bare_lab: Lab, host: Host) -> None:
+    """As flannel does: the network config says whether it fits."""
+    prefix = config_prefix(bare_lab, "alone", GOOD)
+    host.subnet_file.write_text("FLANNEL_SUBNET=10.1.77.1/24\n")
+    host.start_daemon([f"-etcd-prefix={prefix}"])
+    assert host.stop_daemon() == 0
+    assert host.subnet == IPv4Network("10.1.77.0/24")
+    assert not log_lines(host, str(host.subnet_file))
+
+
 def test_unwritable_subnet_env_means_forwarding_but_not_ready(bare_lab: Lab, host: Host) -> None:
     bare_lab.hosts[1].start_daemon()
     host.subnet_file.mkdir()
