@@ -183,15 +183,17 @@ class Registry:
             snapshot = self._decode(found)
             ours = [lease for lease in snapshot.leases if lease.public_ip == public_ip]
             fitting = [lease for lease in ours if config.is_compatible(lease.subnet)]
+            misfits = [lease for lease in ours if lease not in fitting]
+            if not fitting:
+                self._refuse_reservations(config, misfits)
+            if self._give_up([lease for lease in misfits if not lease.is_reservation]):
+                continue
             if fitting:
                 best = min(fitting, key=lambda lease: (lease.subnet != previous, lease.subnet))
                 kv = next(kv for kv in found.kvs if self._name(kv) == best.key)
                 own = self._take_over(kv, best.subnet, public_ip)
                 if own:
                     log.info("going on with lease %s of %s", own.subnet, public_ip)
-            elif ours:
-                self._remove_misfits(config, ours)
-                continue
             else:
                 taken = self._occupied(found)
                 if (
@@ -219,19 +221,22 @@ class Registry:
                 taken.append(decode_key(self._name(kv))[0])
         return taken
 
-    def _remove_misfits(self, config: NetworkConfig, ours: list[Lease]) -> None:
-        """Make way for a subnet that fits: our leases outside ``config`` go."""
-        for lease in ours:
+    def _refuse_reservations(self, config: NetworkConfig, misfits: list[Lease]) -> None:
+        for lease in misfits:
             if lease.is_reservation:
                 raise ReservationError(
                     f"the subnet {lease.subnet} is reserved for {lease.public_ip} in etcd but is no"
                     f" /{config.subnet_len} from {config.subnet_min} to {config.subnet_max}:"
                     f" delete the key {self._folder}{lease.key} or change the network config"
                 )
-        for lease in ours:
+
+    def _give_up(self, misfits: list[Lease]) -> bool:
+        """Our leases outside the config go; whether there were any."""
+        for lease in misfits:
             key = self._folder + lease.key
             if self._etcd.delete_if_unchanged(key, mod_revision=lease.mod_revision):
                 log.info("gave up lease %s: it does not fit the network config", lease.subnet)
+        return bool(misfits)
 
     def _create(self, subnet: IPv4Network, public_ip: IPv4Address) -> OwnLease | None:
         """Take a free subnet under a new etcd lease; None if another host was faster."""

@@ -252,6 +252,20 @@ def test_our_lease_that_does_not_fit_makes_way(
     assert snapshot.leases == ()
 
 
+def test_our_lease_that_does_not_fit_goes_also_beside_one_that_does(
+    server: EtcdServer, registry: Registry, prefix: str
+) -> None:
+    fitting, misfit = key_of(prefix, "10.1.5.0/24"), key_of(prefix, "10.2.5.0/24")
+    reservation = key_of(prefix, "10.3.5.0/24")
+    for key in (fitting, misfit):
+        server.put(key, OUR_VALUE, lease=server.grant(600))
+    server.put(reservation, OUR_VALUE)
+    own, snapshot = registry.acquire(CONFIG, US, None)
+    assert own.key == fitting
+    assert keys(server, prefix) == [fitting, reservation]
+    assert {lease.key for lease in snapshot.leases} == {"10.1.5.0-24", "10.3.5.0-24"}
+
+
 def test_a_key_of_another_backend_is_rewritten_under_its_lease(
     server: EtcdServer, registry: Registry, prefix: str
 ) -> None:
@@ -273,7 +287,7 @@ def test_of_several_leases_the_fitting_then_previous_then_lowest_is_ours(
     for previous, expected in ((None, "10.1.8.0/24"), ("10.1.10.0/24", "10.1.10.0/24")):
         own, _ = registry.acquire(CONFIG, US, net(previous) if previous else None)
         assert own.subnet == net(expected)
-    assert len(keys(server, prefix)) == 4
+    assert len(keys(server, prefix)) == 3
 
 
 class ForgetfulEtcd(Etcd):
