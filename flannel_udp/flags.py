@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from flannel_udp import __version__
 from flannel_udp.config import LOG_FORMATS, OFFLOAD_PRESETS, Options, clean_prefix
+from flannel_udp.goregex import compile_go
 
 IGNORED_VALUES = ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file", "net-config-path")
 IGNORED_BOOLEANS = ("set-node-network-unavailable",)
@@ -319,7 +320,7 @@ def _listen_address(text: str) -> str:
 
 def _regex(text: str) -> str:
     try:
-        re.compile(text)
+        compile_go(text)
     except re.error as error:
         raise _wrong(text, f"is not a regular expression: {error}") from None
     return text

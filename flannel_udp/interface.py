@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 
 from flannel_udp.config import Options
 from flannel_udp.errors import InterfaceError
+from flannel_udp.goregex import compile_go
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def _by_address(address: IPv4Address, links: Sequence[Link]) -> _Result:
 
 def _by_regex(pattern: str, links: Sequence[Link]) -> _Result:
     try:
-        matches = re.compile(pattern).search
+        matches = compile_go(pattern).search
     except re.error as error:
         return f"not a regular expression ({error})"
     for link in links:

@@ -16,8 +16,8 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 PURE = {
     "allocator", "checks", "config", "errors", "etcd_values", "firewall_rules", "flags", "gojson",
-    "handover", "held_leases", "iptables_rules", "lease", "nftables_rules", "rates", "routes",
-    "units",
+    "goregex", "handover", "held_leases", "iptables_rules", "lease", "nftables_rules", "rates",
+    "routes", "units",
 }  # fmt: skip
 PURE_IMPORTS = {
     "__future__", "argparse", "collections", "dataclasses", "enum", "functools", "ipaddress",

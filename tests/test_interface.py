@@ -27,6 +27,7 @@ LINKS = (LO, ETH0, ETH1, BARE)
         (Options(iface=("wlan0",), iface_regex=("^eth0$",)), "eth0", "172.30.0.1"),
         (Options(iface_regex=(r"172\.31\.",)), "eth0", "172.31.0.1"),
         (Options(iface_regex=("eth2|10",)), "eth1", "10.9.0.1"),  # addresses before names
+        (Options(iface_regex=("^eth[[:digit:]]$",)), "eth0", "172.30.0.1"),
         (Options(iface_regex=("eth[21]",)), "eth1", "10.9.0.1"),  # a name that has an address
         (Options(iface_regex=("nothing", "eth0")), "eth0", "172.30.0.1"),
         (Options(iface_regex=("(", "eth0")), "eth0", "172.30.0.1"),
