@@ -20,6 +20,7 @@ from flannel_udp.errors import (
     FlannelError,
     HandoverError,
     InterfaceError,
+    LeaseLostError,
     SubnetFileError,
 )
 from flannel_udp.etcd import Etcd
@@ -135,8 +136,12 @@ def _serve(
     # of leases now and then, and no change becomes a route meanwhile.
     gc.freeze()
 
+    def on_lost(error: LeaseLostError) -> None:
+        pump.stop()  # at once: another host may have the subnet, and ending the rest takes time
+        shutdown.fail(error)
+
     margin = options.subnet_lease_renew_margin * 60.0
-    keeper = LeaseKeeper(registry, own, margin, shutdown.fail, shutdown.fail)
+    keeper = LeaseKeeper(registry, own, margin, on_lost, shutdown.fail)
     control.callback(_give_back_if_moved, shutdown, keeper, options)
     if taken:
         keeper.observe(snapshot)  # the last process may have seen more of our key than it settled

@@ -164,6 +164,10 @@ class Pump:
         """
         _check(lib.pump_restart(self._pump, tun_fd, udp_fd))
 
+    def stop(self) -> None:
+        """Stops carrying packets for good; the routes and the counters stay."""
+        lib.pump_stop(self._pump)
+
     def close(self) -> None:
         """Stops the worker, waits for it and frees the pump. The descriptors stay open."""
         ffi.release(self._pump)

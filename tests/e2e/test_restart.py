@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from etcd_server import wait_until
 from instruments import (
     delete_leases,
     devices,
+    drops,
     lease_value,
     leases,
     log_lines,
@@ -135,6 +137,35 @@ def test_every_further_signal_is_ignored_while_it_cleans_up(running: Lab) -> Non
     assert ends(host) == 0
     assert devices(host) == []
     assert len(log_lines(host, "stopping")) == 1
+
+
+STUCK = """
+import time
+from flannel_udp.follower import Follower
+
+join = Follower.join
+Follower.join = lambda self, timeout=None: time.sleep(2.5) or join(self)
+"""
+
+
+def test_a_lost_lease_ends_forwarding_before_all_else(
+    make_lab: Callable[[Lab], Lab], tmp_path: Path
+) -> None:
+    """Also where ending takes long, as with a thread that waits for a frozen endpoint of etcd."""
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    lab = make_lab(Lab(hosts=2, daemon_env={"PYTHONPATH": str(tmp_path)}))
+    host, other = lab.hosts
+    assert unreachable(lab) == []
+    key = str(host.subnet).replace("/", "-")
+    lab.etcdctl("del", f"{lab.prefix}/subnets/{key}")
+    wait_until(lambda: log_lines(host, "ERROR", "was revoked"), "the loss")
+    before = drops(other)  # it does not know our packets any more
+    assert lab.ping(host.containers[0], other.containers[0], wait=1) is None
+    assert drops(other) == before, "a packet was sent"
+    assert host.daemon
+    assert host.daemon.poll() is None, "it has ended already: this test shows nothing"
+    assert ends(host) == 1
+    assert devices(host) == []
 
 
 def test_deleted_key_ends_it_with_a_sentence(running: Lab) -> None:
