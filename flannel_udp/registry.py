@@ -400,10 +400,13 @@ class Registry:
                 " stops, start again to get another subnet"
             )
             raise LeaseContestedError(sentence) if history_lost else LeaseLostError(sentence)
-        log.warning("lease %s %s: creating it again", own.subnet, reason)
         if own.etcd_lease == 0:  # an operator's reservation, restored as it was
-            return self.rewrite(replace(own, mod_revision=0))
-        return self._create(own.subnet, own.public_ip)
+            created = self.rewrite(replace(own, mod_revision=0))
+        else:
+            created = self._create(own.subnet, own.public_ip)
+        if created:
+            log.warning("lease %s %s: it was created again", own.subnet, reason)
+        return created
 
 
 @dataclass(slots=True)

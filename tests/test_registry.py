@@ -429,6 +429,33 @@ def test_a_key_revoked_before_its_deadline_is_not_created_again(
     assert keys(server, prefix) == []
 
 
+def test_a_lease_is_said_to_be_created_again_once_it_is(
+    server: EtcdServer,
+    etcd: Etcd,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where etcd can be read but not written, each try of many would say so else."""
+    now = boottime()
+    registry = Registry(etcd, prefix, clock=lambda: now)
+    own, _ = registry.acquire(CONFIG, US, None)
+    now += LEASE_TTL + 1
+    server.delete(own.key)
+
+    def refuse(*_: object) -> int:
+        raise EtcdError("its database is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(etcd, "grant", refuse)
+        with pytest.raises(EtcdError):
+            registry.recheck(own, own.mod_revision)
+    assert caplog.messages == []
+    registry.recheck(own, own.mod_revision)
+    (line,) = caplog.messages
+    assert line.endswith("expired while etcd could not be reached: it was created again")
+
+
 def test_a_failed_call_of_the_last_write_is_repeated_safely(tmp_path: Path, prefix: str) -> None:
     """etcd dies, and comes back, between our read and our write."""
     with EtcdServer(tmp_path) as server:
