@@ -63,6 +63,7 @@ class LeaseKeeper:
         self._settled = 0  # of these, looked into
         self._losses = 0  # times that etcd's data was replaced
         self._settled_losses = 0  # of these, looked into
+        self._swept_losses = 0  # of these, after which our stale keys were removed
         self._contested_since: float | None = None
         self._stopping = False
         self._backoff, self._faults = Backoff(), ChangeLog(log, registry.lines)
@@ -124,6 +125,7 @@ class LeaseKeeper:
                 try:
                     self._do(task)
                 except EtcdError as error:
+                    self._contested_since = None  # nobody could withdraw meanwhile
                     self._faults.failed(f"lease {self._own.subnet} cannot be kept up: {error}")
                     self._pause(self._backoff.next())
                 except LeaseContestedError as error:
@@ -162,9 +164,11 @@ class LeaseKeeper:
         held: OwnLease | None
         match task:
             case _Task.RECHECK:
-                if history_lost:
+                if self._swept_losses != losses:
                     # Before our own key: two hosts may hold each other's subnet in the old data.
+                    # Once, for it reads all leases, and a contest takes many tries.
                     self._registry.remove_stale(own)
+                    self._swept_losses = losses
                 held = self._registry.recheck(own, known_at, history_lost=history_lost)
             case _Task.RENEW:
                 held = self._registry.keep_alive(own)
@@ -205,7 +209,8 @@ class LeaseKeeper:
         if self._contested_since is None:
             self._contested_since = now
             with self._condition:
-                self._losses += 1  # which the follower may tell of only later
+                if self._losses == self._settled_losses:
+                    self._losses += 1  # which the follower tells of only later
         if now - self._contested_since >= self._contest_grace:
             raise LeaseLostError(str(error)) from None
         self._faults.failed(

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etcd_server import EtcdServer, distro_binary, find_binary, wait_until
@@ -441,6 +442,41 @@ def test_a_claim_in_replaced_data_that_is_withdrawn_is_no_theft(alone: Host) -> 
     assert host.lost == []
     host.server.put(host.key, OTHER_VALUE)
     assert "was taken over by 172.30.0.2" in host.await_lost(), "blind to a later theft"
+
+
+def test_a_time_without_etcd_does_not_turn_a_claim_into_a_theft(server_alone: Host) -> None:
+    """Nobody could withdraw it in that time."""
+    host = server_alone
+    began = host.clock.at = boottime()
+    replace_data(host, {host.key: OTHER_VALUE})
+    wait_until(lambda: host.keeper._contested_since == began, "the contest")
+    host.cut()
+    host.clock.at = began + 10 * CONTEST_GRACE
+    wait_until(lambda: host.keeper._contested_since is None, "a try without etcd")
+    host.proxy.restore()
+    wait_until(lambda: host.keeper._contested_since == host.clock.at, "the contest again")
+    assert host.lost == []
+    host.server.delete(host.key)
+    wait_until(lambda: host.value() == VALUE, "the key coming back")
+    assert host.lost == []
+
+
+def test_a_contest_does_not_read_all_leases_at_every_try(
+    server_alone: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = server_alone
+    calls: list[str] = []
+    for name in ("recheck", "remove_stale"):
+        method = getattr(host.registry, name)
+
+        def counted(*args: object, name: str = name, call: Any = method, **more: object) -> object:
+            calls.append(name)
+            return call(*args, **more)
+
+        monkeypatch.setattr(host.registry, name, counted)
+    replace_data(host, {host.key: OTHER_VALUE})
+    wait_until(lambda: calls.count("recheck") >= 4, "some tries")
+    assert calls.count("remove_stale") == 1
 
 
 @pytest.mark.parametrize("claim", ["10.1.5.0-24", "10.1.4.0-23"])
