@@ -40,6 +40,7 @@ _INTERRUPTED_DUMP_TRIES = 8
 MAIN_TABLE = 254
 _SCOPE_LINK = 253
 _TYPE_UNICAST, _TYPE_BLACKHOLE = 1, 6
+_TYPE_NAMES = {_TYPE_BLACKHOLE: "blackhole ", 7: "unreachable ", 8: "prohibit ", 9: "throw "}
 IFF_UP = 0x1
 _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x20, 0x80
 _GONE = (errno.ESRCH, errno.ENODEV, errno.ENOENT)
@@ -154,7 +155,15 @@ def configure_tunnel(
                 ip.addr("del", index=index, address=old.get("local"), prefixlen=old["prefixlen"])
         ip.addr("replace", index=index, address=str(address), prefixlen=32)
         ip.link("set", index=index, state="up")
-        ip.route("replace", dst=str(network), oif=index, scope=_SCOPE_LINK, prefsrc=str(address))
+        ours = {"dst": str(network), "oif": index, "scope": _SCOPE_LINK, "prefsrc": str(address)}
+        try:
+            ip.route("replace", **ours)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            # Another one stands before it. The kernel replaces the first, but not by one it has.
+            ip.route("del", **ours)
+            ip.route("replace", **ours)
 
 
 def remove_tunnel_route(name: str, network: IPv4Network) -> None:
@@ -256,10 +265,12 @@ def interface_names(ip: IPRoute) -> dict[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An IPv4 route; ``devices`` are interface indexes, several if it is multipath."""
+    """An IPv4 route; ``devices`` are interface indexes, several if it is multipath. With ``tos``
+    it is for packets of that type of service alone."""
 
     table: int
     dst: IPv4Network
+    tos: int
     metric: int
     devices: tuple[int, ...]
     gateway: str | None
@@ -275,7 +286,10 @@ class Route:
 
     def text(self, names: dict[int, str]) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
-        return f"{self.dst}{via}" + "".join(f" dev {names.get(i, i)}" for i in self.devices)
+        kind = _TYPE_NAMES.get(self.type, "")
+        tos = f" tos {self.tos:#x}" if self.tos else ""
+        devices = "".join(f" dev {names.get(i, i)}" for i in self.devices)
+        return f"{kind}{self.dst}{tos}{via}{devices}"
 
 
 def gateway_route_covering(subnet: IPv4Network, network: IPv4Network | None = None) -> str | None:
@@ -310,6 +324,7 @@ def _route(message: Message) -> Route:
     return Route(
         table=message.get("table"),
         dst=IPv4Network((message.get("dst") or "0.0.0.0", message["dst_len"])),
+        tos=message["tos"],
         metric=message.get("priority") or 0,
         devices=tuple(index for index in devices if index),
         gateway=next((gateway for gateway in gateways if gateway), None),

@@ -65,14 +65,19 @@ def inspect_tunnel(name: str, subnet: IPv4Network, mtu: int, network: IPv4Networ
         if str(address) not in addresses:
             faults.append(f"its address {address} was missing")
         names = netdev.interface_names(ip) if others else {}
-        if not any(route.dst == network and route.devices == (index,) for route in routes):
-            instead = "".join(f" beside {r.text(names)}" for r in others if r.dst == network)
+        equal = [route for route in routes if route.dst == network and not route.tos]
+        # The kernel takes the lowest metric, and of several the one that it lists first.
+        first = min(equal, key=lambda route: route.metric, default=None)
+        if not any(route.devices == (index,) for route in equal):
+            instead = "".join(f" beside {route.text(names)}" for route in equal)
             faults.append(f"its route to {network} was missing{instead}")
+        elif first and first.devices != (index,):
+            faults.append(f"its route to {network} came after {first.text(names)}")
         strays = [
             route.text(names)
             for route in others
             if route.is_unicast
-            and route.dst != network
+            and (route.dst != network or route.tos)
             and not (route.gateway is None and route.dst.subnet_of(subnet))
         ]
     return TunnelState(tuple(faults), tuple(strays))

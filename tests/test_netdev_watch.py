@@ -68,6 +68,14 @@ def test_a_tunnel_as_it_was_configured_has_no_fault(host: Namespace) -> None:
             "route replace 10.1.0.0/16 via 172.30.0.9",
             "its route to 10.1.0.0/16 was missing beside 10.1.0.0/16 via 172.30.0.9 dev eth0",
         ),
+        (
+            "route prepend 10.1.0.0/16 via 172.30.0.9",
+            "its route to 10.1.0.0/16 came after 10.1.0.0/16 via 172.30.0.9 dev eth0",
+        ),
+        (
+            "route prepend unreachable 10.1.0.0/16",
+            "its route to 10.1.0.0/16 came after unreachable 10.1.0.0/16",
+        ),
     ],
 )
 def test_every_fault_is_a_clause_and_configuring_cures_it(
@@ -95,10 +103,18 @@ def test_narrower_routes_of_others_are_named_and_the_own_bridge_is_not(host: Nam
         "10.1.8.0/24 dev eth0",
         "blackhole 10.1.6.0/24",
         "10.1.0.0/16 via 172.30.0.9 metric 7",  # ours comes first
+        "10.1.0.0/16 via 172.30.0.9 tos 0x10",
         "10.0.0.0/8 via 172.30.0.9",
     ):
         ip(host, f"route add {route}")
-    assert state(host).strays == ("10.1.7.0/24 via 172.30.0.7 dev eth0", "10.1.8.0/24 dev eth0")
+    assert state(host) == TunnelState(
+        (),
+        (
+            "10.1.0.0/16 tos 0x10 via 172.30.0.9 dev eth0",
+            "10.1.7.0/24 via 172.30.0.7 dev eth0",
+            "10.1.8.0/24 dev eth0",
+        ),
+    )
 
 
 def test_routes_of_the_containers_are_no_strays_without_a_bridge(host: Namespace) -> None:

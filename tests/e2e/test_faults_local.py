@@ -155,6 +155,10 @@ FAULTS: dict[str, tuple[Callable[[Scene], None], str]] = {
         lambda scene: scene.ip(f"route replace {NETWORK} via 172.30.0.9 dev eth0"),
         f"was missing beside {NETWORK} via 172.30.0.9 dev eth0",
     ),
+    "route set before": (
+        lambda scene: scene.ip(f"route prepend unreachable {NETWORK}"),
+        f"came after unreachable {NETWORK}",
+    ),
     "MTU changed": (
         lambda scene: scene.ip("link set flannel0 mtu 1300"),
         "repaired flannel0: its MTU was 1300",
