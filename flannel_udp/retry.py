@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from flannel_udp.errors import EtcdError, NetworkConfigError
 
-FIRST_DELAY = 0.2  # seconds
-LONGEST_DELAY = 3.0  # seconds
+SHORTEST_DELAY, LONGEST_DELAY = 0.2, 3.0  # seconds
 
 # Of failures in turn, such as those of several endpoints, and what works again in between.
 _MOST_LINES = 10  # at once
@@ -22,19 +21,20 @@ _T = TypeVar("_T")
 
 
 class Backoff:
-    """Seconds to wait before the next try: doubling from 0.2 to 3, with jitter so that the hosts
-    that lost the same server do not return in step. Owned by one thread."""
+    """Seconds to wait before the next try, from 0.2 to 3: up to twice as many each time, and at
+    random, so that the hosts that lost the same server do not return in step. Owned by one thread.
+    """
 
     def __init__(self) -> None:
-        self._delay = FIRST_DELAY
+        self._most = 2 * SHORTEST_DELAY
 
     def next(self) -> float:
-        delay = self._delay * random.uniform(0.5, 1.0)
-        self._delay = min(self._delay * 2, LONGEST_DELAY)
+        delay = self._most * random.uniform(0.5, 1.0)
+        self._most = min(self._most * 2, LONGEST_DELAY)
         return delay
 
     def reset(self) -> None:
-        self._delay = FIRST_DELAY
+        self._most = 2 * SHORTEST_DELAY
 
 
 class LineBudget:

@@ -23,7 +23,7 @@ from flannel_udp.etcd_values import Identity
 from flannel_udp.follower import Follower, FollowState
 from flannel_udp.lease import Events, LeaseAdded, LeaseEvent, LeaseRemoved, OwnLease, Snapshot
 from flannel_udp.registry import Registry, boottime
-from flannel_udp.retry import FIRST_DELAY
+from flannel_udp.retry import SHORTEST_DELAY
 
 US = IPv4Address("172.30.0.1")
 BINARIES = {"path": find_binary("etcd"), "distro": distro_binary("etcd")}
@@ -454,7 +454,7 @@ def test_an_outage_is_told_in_a_few_lines_and_tried_at_intervals(
     wait_until(lambda: len(tries) >= 4, "some tries")
     here.server.start()
     here.await_watching()
-    assert min(later - earlier for earlier, later in pairwise(tries)) > FIRST_DELAY / 2
+    assert min(later - earlier for earlier, later in pairwise(tries)) > SHORTEST_DELAY
     lines = [record.message for record in caplog.records if record.name.startswith("flannel_udp")]
     assert 3 <= len(lines) <= 6, lines
     assert "etcd cannot be used" in lines[1]

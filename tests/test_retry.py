@@ -9,8 +9,8 @@ import pytest
 
 from flannel_udp.errors import EtcdError, NetworkConfigError, UsageError
 from flannel_udp.retry import (
-    FIRST_DELAY,
     LONGEST_DELAY,
+    SHORTEST_DELAY,
     Backoff,
     ChangeLog,
     LineBudget,
@@ -32,13 +32,18 @@ class Flaky:
         return 42
 
 
-def test_delays_double_up_to_three_seconds_and_start_anew() -> None:
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_delays_grow_from_a_fifth_of_a_second_to_three_and_start_anew(
+    monkeypatch: pytest.MonkeyPatch, chance: float
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: low + chance * (high - low))
     backoff = Backoff()
     delays = [backoff.next() for _ in range(12)]
-    assert FIRST_DELAY / 2 <= delays[0] <= FIRST_DELAY
-    assert all(LONGEST_DELAY / 2 <= delay <= LONGEST_DELAY for delay in delays[5:])
+    assert delays == sorted(delays)
+    assert delays[0] == SHORTEST_DELAY * (1 + chance)
+    assert delays[-1] == LONGEST_DELAY * (1 + chance) / 2
     backoff.reset()
-    assert backoff.next() <= FIRST_DELAY
+    assert backoff.next() == delays[0]
 
 
 def test_each_reason_is_logged_once_and_the_recovery_too(caplog: pytest.LogCaptureFixture) -> None:
