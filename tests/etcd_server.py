@@ -171,12 +171,23 @@ class EtcdServer:
         return self._netns.call(self._says_healthy) if self._netns else self._says_healthy()
 
     def _says_healthy(self) -> bool:
-        health = f"http://127.0.0.1:{self._metrics_port}/health"
         try:
-            with urllib.request.urlopen(health, timeout=2) as answer:
-                return b'"true"' in answer.read()
+            return '"true"' in self._page("health")
         except (urllib.error.URLError, OSError):
             return False
+
+    def calls(self, method: str) -> int:
+        """How often the gRPC method ("Authenticate") has succeeded since the server's start."""
+        page = self._netns.call(self._page, "metrics") if self._netns else self._page("metrics")
+        name = f'grpc_code="OK",grpc_method="{method}"'
+        counts = [line.split()[1] for line in page.splitlines() if name in line]
+        return sum(map(int, map(float, counts)))
+
+    def _page(self, path: str) -> str:
+        url = f"http://127.0.0.1:{self._metrics_port}/{path}"
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            text: str = answer.read().decode()
+            return text
 
     def kill(self) -> None:
         """SIGKILL; fine if it is not running."""
