@@ -69,7 +69,7 @@ class NetworkConfig:
 
     @classmethod
     def parse(cls, text: str | bytes) -> NetworkConfig:
-        """Read the JSON of ``<prefix>/config`` as the operator contract says.
+        """Read the JSON of ``<prefix>/config`` by the rules of flannel.
 
         Raises BackendTypeError for a backend other than udp, and NetworkConfigError for anything
         else that is wrong; the sentence names the field, what was found and what is allowed.

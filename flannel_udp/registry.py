@@ -1,7 +1,7 @@
 """The protocol of leases over etcd: how a host gets its subnet, keeps it and learns of the others.
 
-Keys, values and the order of choice are the operator contract's: flannel hosts read and write the
-same keys at the same time. No transaction ever writes two leases, because flannel reads only the
+Keys, values and the order of choice are flannel's, whose hosts read and write the same keys at the
+same time. No transaction ever writes two leases, because flannel reads only the
 first event of a watch answer.
 """
 

@@ -16,7 +16,7 @@ from starvation import Starvation
 
 from flannel_udp.lab import Container, Lab
 
-LONGEST_DELAY = 1.0  # seconds, as the contract says
+LONGEST_DELAY = 1.0  # seconds for which a packet may wait
 
 Times = tuple[float, float]  # of a packet and its answer: time.monotonic()
 

@@ -21,7 +21,7 @@ from starvation import Starvation
 
 from flannel_udp.lab import Host, Lab
 
-BACK_WITHIN = 1.0  # seconds in which packets may be lost, as the contract says
+BACK_WITHIN = 1.0  # seconds in which packets may be lost
 GRACE = 3.0  # seconds for which an address may be gone, as docs/operations.md says
 ARP_RETRY = 1.0  # seconds after which the kernel asks for a neighbour's address again
 NETWORK = "10.1.0.0/16"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from etcd_server import wait_until
-from instruments import HEALTH_FLAGS, health, lease_value
+from instruments import HEALTH_FLAGS, health, lease_value, routes
 from prometheus_client import parser
 from terminal import Terminal
 
@@ -52,9 +52,10 @@ def firewall(host: Host, hook: str, rule: str) -> contextlib.AbstractContextMana
     return ruled()
 
 
-def findings(host: Host) -> dict[str, str]:
+def findings(host: Host, *wrapper: str) -> dict[str, str]:
     """What is bad, by subject: code and sentence. The exit code must agree."""
-    result = status(host, "--check", "--json")
+    check = [*wrapper, *command(host, "status", "--check", "--json")]
+    result = host.run(check, timeout=60, env=child_environment())
     found = json.loads(result.stdout)
     bad = {
         each["subject"]: f"{each['code']}: {each['text']}" for each in found if not each["is_good"]
@@ -218,6 +219,34 @@ def test_leases_and_routes_that_differ_are_told(lab: Lab) -> None:
             "lease-without-route: its lease is in etcd but has no route here; the log says why"
         )
     }
+
+
+def test_leases_that_vanish_while_the_daemon_does_not_hear_of_it_are_told(lab: Lab) -> None:
+    """The check is of another group than the daemon, which alone is cut off from etcd."""
+    host = lab.hosts[0]
+    own = f"{lab.prefix}/subnets/{host.subnet}".replace("/24", "-24")
+    lease = f"{json.loads(lab.etcdctl('get', '--write-out=json', own))['kvs'][0]['lease']:x}"
+    stranger = f"{lab.prefix}/subnets/10.1.251.0-24"
+    lab.etcdctl("put", stranger, lease_value("172.30.0.77"))
+    wait_until(lambda: "10.1.251.0/24" in routes(host), "the stranger's route")
+    try:
+        with firewall(host, "input", "ip saddr 172.30.0.254 meta skgid 0 drop"):
+            lab.etcdctl("del", stranger)
+            lab.etcdctl("del", own)
+            found = findings(host, "setpriv", "--regid=1", "--clear-groups")
+            host.kill_daemon()
+    finally:
+        lab.etcdctl("put", own, lease_value(str(host.address)), f"--lease={lease}")
+    host.start_daemon()
+    assert found["our lease"].startswith(
+        f"own-lease-missing: missing in etcd: no key gives {host.subnet} to {host.address}"
+    )
+    assert found["172.30.0.77 (10.1.251.0/24)"].startswith(
+        "route-without-lease: missing in etcd: the route here is all that is left of its lease"
+    )
+    wait_until(
+        lambda: all(str(host.subnet) in routes(peer) for peer in lab.hosts[1:]), "its return"
+    )
 
 
 def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
