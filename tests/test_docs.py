@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -32,6 +35,7 @@ KINDS_OF_CHANGE = ("Added\n", "Changed\n", "Deprecated\n", "Removed\n", "Fixed\n
 
 # Commands of the system, whose arguments only the reader's machine can judge.
 _SYSTEM = {"apt-get", "cat", "etcdctl", "install", "ip", "iptables", "sysctl", "systemctl"}
+_INLINE = re.compile(r"`((?:[/\w.-]+/)?(?:flannel-udp|mk-docker-opts|make)\s[^`]*)`")
 _BLOCK = re.compile(r"(<!-- run -->\n)?```sh\n(.*?)```", re.DOTALL)
 
 
@@ -42,7 +46,13 @@ def blocks(document: Path) -> list[tuple[bool, list[str]]]:
 
 
 def command_lines() -> list[str]:
-    return [line for each in DOCUMENTS for _, lines in blocks(each) for line in lines]
+    """Those in blocks, and those inside a sentence; ``show|set`` there stands for two."""
+    found = [line for each in DOCUMENTS for _, lines in blocks(each) for line in lines]
+    for each in DOCUMENTS:
+        for command in _INLINE.findall(each.read_text()):
+            choices = [word.split("|") for word in " ".join(command.split()).split(" ")]
+            found += [" ".join(words) for words in itertools.product(*choices)]
+    return list(dict.fromkeys(found))
 
 
 def ids(path: Path) -> str:
@@ -56,12 +66,12 @@ def test_every_command_is_one_that_exists(command: str) -> None:
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(arguments) <= set(targets)
-    elif program.endswith("/flannel-udp"):
-        if arguments[0] in commands.NAMES:
+    elif Path(program).name == "flannel-udp":
+        if arguments[0] in commands.NAMES and arguments[1:]:
             commands.parser(arguments[0]).parse_args(arguments[1:])
-        else:
+        elif arguments[0] not in (*commands.NAMES, "help", "--help"):
             parse_options(arguments, {})
-    elif program.endswith("/mk-docker-opts"):
+    elif Path(program).name == "mk-docker-opts":
         subnet_env._parse_arguments(arguments)
     elif Path(program).name in ("python", "python3"):
         assert arguments[0] in ("-c", "-m")
@@ -224,10 +234,49 @@ def test_the_commands_for_real_hosts_do_what_is_said(network_rights: None) -> No
     assert (status["ready"], status["device"]) == (True, "flannel0")
 
 
+def targets() -> list[str]:
+    """What ``make`` offers."""
+    (phony,) = re.findall(r"^\.PHONY: (help .*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return str(phony).split()
+
+
+def make(*words: str) -> str:
+    result = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def test_make_lists_every_target_a_reader_may_use() -> None:
-    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    phony = re.findall(r"^\.PHONY: (help .*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert re.findall(r"^make ([a-z-]+)", result.stdout, re.MULTILINE) == phony[0].split()
+    assert re.findall(r"^make ([a-z-]+)", make(), re.MULTILINE) == targets()
+
+
+@pytest.mark.parametrize("target", targets())
+def test_a_target_runs_what_exists(target: str) -> None:
+    """Its commands are looked at, not run: some take minutes."""
+    recipe = make("--dry-run", target, "SECONDS=7", "SEED=8").replace("\\\n", "")
+    for module in re.findall(r"python -m ([\w.]+)", recipe):
+        assert importlib.util.find_spec(module), module
+    for script in re.findall(r"(?<![\w./])tools/[\w-]+", recipe):
+        assert os.access(ROOT / script, os.X_OK), script
+    for arguments in re.findall(r"python -m pytest (.*tests/.*)", recipe):
+        collected = [sys.executable, "-m", "pytest", "--collect-only", *shlex.split(arguments)]
+        result = subprocess.run(collected, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_soaks_take_their_time_and_seed_from_the_command_line() -> None:
+    assert "--soak-seconds=7" in make("--dry-run", "soak", "SECONDS=7")
+    faults = make("--dry-run", "soak-faults", "SECONDS=7", "SEED=8")
+    assert "--faults-seconds=7 --faults-seed=8" in faults
+
+
+def test_make_man_writes_the_page() -> None:
+    make("man")
+    page = ROOT / "dist/flannel-udp.8"
+    command = [sys.executable, "tools/make-man"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert page.read_text() == made.stdout
+    assert ".SH" in page.read_text()
 
 
 def test_the_changelog_has_the_form_it_names() -> None:
