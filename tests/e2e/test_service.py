@@ -215,6 +215,34 @@ def test_a_key_that_only_etcds_user_may_read_is_read(
     service.type(f"systemctl start {UNIT}")
 
 
+def test_a_step_for_docker_that_fails_leaves_the_overlay_up(
+    service_lab: Lab, service: SystemdHost
+) -> None:
+    service.type("rm /run/flannel/docker", "mkdir /run/flannel/docker")
+    service.type(f"systemctl restart {UNIT}")
+    assert "mk-docker-opts: cannot write /run/flannel/docker: Is a directory" in service.log
+    wait_until_joined(service_lab)
+    assert service.shown("ActiveState") == "active"
+    service.type("rmdir /run/flannel/docker")
+
+
+def test_a_wrong_flag_is_not_tried_twice_a_second(service_lab: Lab, service: SystemdHost) -> None:
+    def rests() -> bool:
+        return service.shown("SubState") == "stop-post" and "sleep 5" in service.type(
+            show_processes
+        )
+
+    show_processes = f"systemctl status {UNIT} || true"
+    ours = service.path(SETTINGS).read_text()
+    service.write(SETTINGS, ours + "FLANNEL_UDP_OPTIONS=--bogus\n")
+    service.type(f"systemctl restart --no-block {UNIT}")
+    wait_until(rests, "a rest before the next start", PATIENCE)
+    assert service.log.count("there is no flag --bogus") == 1
+    service.write(SETTINGS, ours)
+    service.type(f"kill {service.shown('ControlPID')}")
+    wait_until(lambda: service.shown("ActiveState") == "active", "the next start", PATIENCE)
+
+
 def test_a_stop_keeps_the_lease_and_what_docker_needs(
     service_lab: Lab, service: SystemdHost
 ) -> None:
