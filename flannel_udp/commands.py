@@ -162,6 +162,13 @@ def _declare_etcd(flags: Flags) -> None:
         default=False,
         help="start a detached process, not a unit of systemd, also where systemd runs",
     )
+    flags.add_argument(
+        "--check-version",
+        metavar="FILE",
+        default=None,
+        help="start nothing: refuse this etcd if it is older than the one that had the data last,"
+        " else note its version, as the unit does before each start (default: none)",
+    )
     flags.add_etcd_prefix()
 
 
@@ -179,12 +186,18 @@ def _port(text: str) -> int:
 
 
 def _etcd(values: argparse.Namespace, options: Options) -> int:
+    folder = values.data_dir.absolute()
+    if values.check_version:
+        from flannel_udp import etcd_program
+
+        etcd_program.admit(values.check_version, folder)
+        return 0
     from flannel_udp import first_etcd
 
     first_etcd.run(
         options,
         values.network,
-        values.data_dir.absolute(),
+        folder,
         values.port,
         systemd=not values.no_systemd,
     )

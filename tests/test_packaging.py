@@ -191,6 +191,7 @@ def test_systemd_understands_the_unit_of_the_first_etcd(tmp_path: Path) -> None:
     unit.write_text(plan.unit())
     assert verify(unit) == ""
     assert shlex.split(read_unit(unit)["ExecStart"]) == plan.command()
+    assert shlex.split(read_unit(unit)["ExecStartPre"]) == plan.check()
 
 
 def test_systemd_understands_the_docker_drop_in(tmp_path: Path) -> None:

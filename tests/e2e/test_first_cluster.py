@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from etcd_server import wait_until
 
+from flannel_udp import etcd_program
 from flannel_udp.lab import Host, Lab
 from flannel_udp.lab_etcd import child_environment
 
@@ -77,6 +78,9 @@ def test_two_hosts_join_by_the_commands_that_are_printed(
     assert (result.returncode, result.stderr) == (0, "")
     assert "the network is 10.44.0.0/16" in result.stdout
     assert "no authentication" in result.stdout
+    program = etcd_program.find("etcd")
+    assert program
+    assert (folder / "etcd-version").read_text().strip() == etcd_program.version(program)
 
     commands = re.findall(r"^  (\S.*)$", result.stdout, re.MULTILINE)
     assert len(commands) == 2

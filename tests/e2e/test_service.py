@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -14,6 +15,7 @@ from etcd_server import EtcdServer, make_tls_files, wait_until
 from instruments import devices, leases
 from systemd_host import ROOT, UNIT, UNITS, SystemdHost
 
+from flannel_udp import first_etcd
 from flannel_udp.lab import UNDERLAY, Host, Lab
 
 README = (ROOT / "README.md").read_text()
@@ -254,3 +256,44 @@ def test_a_stop_keeps_the_lease_and_what_docker_needs(
     assert "--bip=" in service.type("cat /run/flannel/docker")
     service.type(f"systemctl start {UNIT}")
     assert service.host.subnet == subnet
+
+
+FIRST_ETCD = "/opt/flannel-udp/bin/flannel-udp etcd --iface eth0 --network 10.9.0.0/16"
+NOTE = "/var/lib/flannel-udp/etcd-version"
+
+
+def test_the_first_etcd_is_a_unit_that_refuses_to_go_back(booted: SystemdHost) -> None:
+    etcd = first_etcd.UNIT.name
+    booted.make_room_for_the_program(etcd)
+    with booted.host.netns.popen(
+        [sys.executable, "-c", "import http.server as h; h.test(port=2380, bind='127.0.0.1')"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as squatter:
+        wait_until(lambda: ":2380" in booted.type("ss -Hltn"), "the port being taken")
+        result = booted.run(FIRST_ETCD)
+        squatter.kill()
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"flannel-udp: systemctl restart {etcd} failed: Job for {etcd} failed")
+    assert line.endswith("; journalctl -u flannel-udp-etcd says more")
+    assert result.returncode == 1
+
+    said = booted.type(FIRST_ETCD)
+    assert f"etcd runs as {etcd}, serving http://172.30.0.1:2379" in said
+    assert "wrote /coreos.com/network/config" in said
+    assert booted.shown("UnitFileState", etcd) == "enabled"
+    version = booted.path(NOTE).read_text()
+
+    # An upgrade: whatever starts it, the newer version is noted.
+    booted.write(NOTE, "3.0.0\n")
+    booted.type(f"systemctl restart {etcd}")
+    assert booted.path(NOTE).read_text() == version
+    assert "etcd serves http://172.30.0.1:2379 already" in booted.type(FIRST_ETCD)
+
+    # The way back.
+    booted.write(NOTE, "99.1.2\n")
+    assert booted.run(f"systemctl restart {etcd}").returncode == 1
+    assert "the data in /var/lib/flannel-udp was last used by etcd 99.1.2 and" in booted.log
+    assert booted.path(NOTE).read_text() == "99.1.2\n"
+    assert ":2379" not in booted.type("ss -Hltn")
+    booted.type(f"systemctl stop {etcd}")
