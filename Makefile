@@ -92,11 +92,12 @@ bench-scale: deps-dev build ## up to 65,536 leases, for five minutes; writes doc
 screens: deps-dev build ## take the pictures of docs/ anew
 	@$(BIN)/python -m pytest --quiet tests/e2e/test_screens.py --write-screens
 
-dist: deps-dev ## source archive and wheel in dist/
-	@rm -f dist/*.whl
+dist: deps-dev ## source archive and wheel in dist/, and a lab that runs from the wheel
+	@rm -f dist/*.tar.gz dist/*.whl
 	@$(BIN)/python -m build
 	@$(BIN)/auditwheel repair --only-plat --wheel-dir dist dist/*-linux_*.whl
 	@rm dist/*-linux_*.whl
+	@tools/try-wheel $(BIN)/python dist/*.whl
 
 man: deps-dev ## the man page, in dist/
 	@mkdir -p dist

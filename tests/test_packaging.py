@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import fnmatch
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -55,10 +57,33 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    run([sys.executable, "-m", "build", "--sdist", "--outdir", out, checkout])
-    return next(out.iterdir())
+def dist(checkout: Path, network_rights: None) -> Path:
+    """The directory that ``make dist`` fills, after a lab has run from the wheel in it."""
+    (checkout / ".venv").symlink_to(sys.prefix)
+    command = ["timeout", "--kill-after=10", "600", "make", "--no-print-directory"]
+    # What is installed is up to date, and must not be installed anew from here.
+    for installed in (".venv/installed", ".venv/docker/complete"):
+        command += ["--old-file", installed]
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    result = subprocess.run(
+        [*command, "dist"],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    assert f"Installing {wheel.name} without a compiler" in result.stdout
+    assert re.search("Ping from row to column.*host1-c1.*host2-c1", result.stdout, re.DOTALL)
+    return checkout / "dist"
+
+
+@pytest.fixture(scope="module")
+def sdist(dist: Path) -> Path:
+    (archive,) = dist.glob("*.tar.gz")
+    return archive
 
 
 @pytest.fixture(scope="module")
@@ -106,46 +131,16 @@ def test_archive_installs_and_its_programs_run_anywhere(installed: Path, tmp_pat
         )
 
 
-def test_one_build_serves_every_later_python(installed: Path) -> None:
-    (tags,) = installed.parent.glob("lib/*/site-packages/flannel_udp-*.dist-info/WHEEL")
-    assert "Tag: cp311-abi3-linux" in tags.read_text()
-
-
 def test_clean_checkout_installs(installed: Path, checkout: Path) -> None:
     run([installed / "pip", "install", "--quiet", "--no-deps", "--force-reinstall", checkout])
     assert run([installed / "flannel-udp", "--version"], cwd=Path("/")).strip() == __version__
 
 
-def test_the_wheel_runs_a_lab_where_there_is_no_compiler(
-    network_rights: None, checkout: Path, tmp_path: Path
+def test_the_wheel_is_for_every_later_python_and_for_the_systems_that_auditwheel_names(
+    dist: Path,
 ) -> None:
-    """auditwheel proves for which systems it is."""
-    run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, checkout])
-    (plain,) = tmp_path.glob("*.whl")
-    repaired = tmp_path / "repaired"
-    programs = Path(sys.executable).parent
-    repair = [str(programs / "auditwheel"), "repair", "--only-plat", "--wheel-dir", str(repaired)]
-    result = subprocess.run(
-        [*repair, str(plain)],
-        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},  # for patchelf
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    (wheel,) = repaired.glob("flannel_udp-*-cp311-abi3-manylinux_2_*.whl")
-    environment = tmp_path / "clean"
-    venv.create(environment, with_pip=True)
-    result = subprocess.run(
-        [str(environment / "bin/pip"), "install", "--quiet", "--only-binary=:all:", str(wheel)],
-        env=os.environ | {"PATH": "/nowhere"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    with Lab(hosts=2, python=str(environment / "bin/python")) as lab:
-        assert None not in lab.ping_matrix().values()
+    (wheel,) = dist.glob("*.whl")
+    assert fnmatch.fnmatch(wheel.name, "flannel_udp-*-cp311-abi3-manylinux_2_*.whl")
 
 
 # The files for systemd
