@@ -8,25 +8,19 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flannel_udp import commands
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.flags import (
-    IGNORED_BOOLEANS,
-    IGNORED_VALUES,
-    SHOWN_CHARACTERS,
-    FlagParser,
-    variables,
-)
+from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, FlagParser, variables
 from flannel_udp.logs import complain, start_logging
+from flannel_udp.words import SECRETS, SHOWN_CHARACTERS, read_words, spelled
 
 log = logging.getLogger(__name__)
 
 _OPTION_NAMES = frozenset(Options.__slots__)
-_SECRETS = ("etcd-password",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,51 +94,23 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
 
 def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
     parser = FlagParser()
-    given = list(_read_words(argv, parser.flags))
+
+    def refuse(word: str, name: str) -> None:
+        raise UsageError(_misplaced(word, name, parser.flags))
+
+    given = list(read_words(argv, parser.flags, "flannel-udp", refuse))
     set_by = variables(parser.flags, {name for name, _ in given}, environ)
     given += [(name, environ[variable]) for name, variable in set_by.items()]
-    spelled = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given]
     try:
-        return vars(parser.parse_args(spelled))
+        return vars(parser.parse_args(spelled(given)))
     except argparse.ArgumentError as error:
         flag = error.argument_name or ""
         raise UsageError(f"{set_by.get(flag.lstrip('-'), flag)}: {error.message}") from None
 
 
-def _read_words(
-    words: Sequence[str], flags: Mapping[str, argparse.Action]
-) -> Iterator[tuple[str, str | None]]:
-    """Name and value of each flag, by the rules of Go's flag package.
-
-    One dash or two; a value may start with a dash; booleans never take the next word. The value of
-    a boolean without one is None, and so is that of ``-v``, unless a number follows.
-    """
-    rest = list(words)
-    name = ""
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-"):
-            raise UsageError(_misplaced(word, name, flags))
-        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
-        if name not in flags:
-            close = difflib.get_close_matches(name, flags, n=1)
-            hint = f"did you mean --{close[0]}?" if close else "see flannel-udp --help"
-            raise UsageError(f"there is no flag --{name[:SHOWN_CHARACTERS]}; {hint}")
-        if equals:
-            yield name, value
-        elif flags[name].nargs is None:
-            if not rest:
-                raise UsageError(f"--{name} needs a value")
-            yield name, rest.pop(0)
-        elif name == "v" and rest and rest[0].isdecimal():
-            yield name, rest.pop(0)
-        else:
-            yield name, None
-
-
 def _misplaced(word: str, name: str, flags: Mapping[str, argparse.Action]) -> str:
     """What to say of a word behind the flag ``name``, or of the first one (name "")."""
-    shown = "a word" if name in _SECRETS else repr(word[:SHOWN_CHARACTERS])
+    shown = "a word" if name in SECRETS else repr(word[:SHOWN_CHARACTERS])
     if not name:
         close = difflib.get_close_matches(word, [*commands.NAMES, "mk-docker-opts"], n=1)
         hint = f"did you mean flannel-udp {close[0]}?" if close else "see flannel-udp --help"

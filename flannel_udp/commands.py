@@ -12,6 +12,7 @@ from typing import Any
 from flannel_udp.config import Options
 from flannel_udp.errors import UsageError
 from flannel_udp.flags import Flags, variables
+from flannel_udp.words import SECRETS, read_words, spelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,36 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """
     name, *words = argv
     flags = parser(name)
-    given = {word.partition("=")[0].removeprefix("--") for word in words}
-    set_by = variables(flags.flags, given, environ)
-    told = [f"--{flag}={environ[variable]}" for flag, variable in set_by.items()]
+    known = {word.lstrip("-"): each for each in flags._actions for word in each.option_strings}
+    operands: list[str] = []
+    secrets: list[str] = []  # what follows a password may be the rest of it, behind a space
+
+    def take(word: str, flag: str) -> None:
+        operands.append(word)
+        if flag in SECRETS:
+            secrets.append(word)
+
+    given = list(read_words(words, known, f"flannel-udp {name}", take))
     try:
-        values = flags.parse_args([*told, *words])
+        return _run(name, flags, given, operands, environ)
+    except UsageError as error:
+        said = str(error)
+        for secret in secrets:
+            said = said.replace(secret, "...")
+        raise UsageError(said) from None
+
+
+def _run(
+    name: str,
+    flags: Flags,
+    given: list[tuple[str, str | None]],
+    operands: list[str],
+    environ: Mapping[str, str],
+) -> int:
+    set_by = variables(flags.flags, {flag for flag, _ in given}, environ)
+    told = [(flag, environ[variable]) for flag, variable in set_by.items()]
+    try:
+        values = flags.parse_args([*operands, *spelled([*given, *told])])
     except argparse.ArgumentError as error:
         flag = (error.argument_name or "").lstrip("-")
         subject = f"{set_by.get(flag, error.argument_name)}: " if flag else ""

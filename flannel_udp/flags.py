@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 from flannel_udp import __version__
 from flannel_udp.config import LOG_FORMATS, OFFLOAD_PRESETS, Options, clean_prefix
 from flannel_udp.goregex import compile_go
+from flannel_udp.words import SHOWN_CHARACTERS
 
 IGNORED_VALUES = ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file", "net-config-path")
 IGNORED_BOOLEANS = ("set-node-network-unavailable",)
 KLOG_VALUES = ("vmodule", "log_backtrace_at", "stderrthreshold", "log_dir", "log_file")
 KLOG_BOOLEANS = ("logtostderr", "alsologtostderr", "skip_headers", "skip_log_headers")
-SHOWN_CHARACTERS = 80
 
 # What Red Hat's packages of flannel have in /etc/sysconfig/flanneld, the older name last. Their
 # third one, FLANNEL_OPTIONS, is words for the command line.

@@ -17,11 +17,12 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 PURE = {
     "allocator", "checks", "config", "errors", "etcd_values", "firewall_rules", "flags", "gojson",
     "goregex", "handover", "held_leases", "iptables_rules", "lease", "nftables_rules", "rates",
-    "routes", "units",
+    "routes", "units", "words",
 }  # fmt: skip
 PURE_IMPORTS = {
     "__future__", "argparse", "collections", "dataclasses", "enum", "functools", "ipaddress",
-    "itertools", "json", "pathlib", "posixpath", "random", "re", "textwrap", "types", "typing",
+    "difflib", "itertools", "json", "pathlib", "posixpath", "random", "re", "textwrap", "types",
+    "typing",
 }  # fmt: skip
 
 DOORS = {

@@ -59,11 +59,13 @@ def test_the_environment_names_the_daemon_and_the_command_line_wins(tmp_path: Pa
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["status", "--jsn"], "unrecognized arguments: --jsn; see flannel-udp status --help"),
+        (["status", "--jsn"], "there is no flag --jsn; did you mean --json?"),
+        (["top", "--what"], "there is no flag --what; see flannel-udp top --help"),
+        (["lease", "lst"], "invalid choice: 'lst'"),
         (["status", "now"], "unrecognized arguments: now"),
         (["top", "--interval=0"], "--interval: '0' is not a number from 0.1 to 3600 seconds"),
         (["top", "--interval=nan"], "--interval: 'nan' is not"),
-        (["top", "--interval"], "--interval: expected one argument"),
+        (["top", "--interval"], "--interval needs a value"),
     ],
 )
 def test_a_mistake_is_one_sentence(argv: list[str], sentence: str) -> None:
@@ -78,3 +80,32 @@ def test_top_without_a_terminal_names_the_way_out(tmp_path: Path) -> None:
     assert result.stderr == (
         "flannel-udp: top needs a terminal: use flannel-udp status, which prints once\n"
     )
+
+
+def test_one_dash_two_dashes_and_any_order_are_understood(tmp_path: Path) -> None:
+    with pytest.raises(StatusError, match=r"/two\.sock"):
+        commands.run(["status", f"-subnet-file={tmp_path}/two.env", "-json"], {})
+    good = '{"Network":"10.1.0.0/16"}'
+    for argv in (
+        ["config", "validate", good, "-etcd-prefix=/x"],
+        ["config", "-etcd-prefix=/x", "validate", good],
+        ["config", "validate", "--etcd-prefix", "/x", good],
+    ):
+        assert commands.run(argv, {}) == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["lease", "list", "--etcd-pasword=hunter2"],
+        ["lease", "list", "-etcd-pasword", "hunter2"],
+        ["lease", "--etcd-password", "correct", "hunter2"],
+        ["lease", "revoke", "--etcd-password", "correct", "hunter2"],
+        ["config", "show", "--etcd-password", "correct", "horse", "hunter2"],
+        ["config", "show", "--etcd-password=hunter2", "--bogus"],
+    ],
+)
+def test_a_password_is_in_no_message(argv: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        commands.run(argv, {"FLANNELD_ETCD_ENDPOINTS": "http://127.0.0.1:1"})
+    assert "hunter2" not in str(caught.value)
