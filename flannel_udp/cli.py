@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flannel_udp import commands
+from flannel_udp import __version__, commands
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, FlagParser, variables
+from flannel_udp.flags import IGNORED_BOOLEANS, IGNORED_VALUES, FlagParser, VersionAsked, variables
 from flannel_udp.logs import complain, start_logging
 from flannel_udp.words import SECRETS, SHOWN_CHARACTERS, read_words, spelled
 
@@ -103,6 +103,9 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
     given += [(name, environ[variable]) for name, variable in set_by.items()]
     try:
         return vars(parser.parse_args(spelled(given)))
+    except VersionAsked:
+        print(__version__)
+        raise SystemExit(0) from None
     except argparse.ArgumentError as error:
         flag = error.argument_name or ""
         raise UsageError(f"{set_by.get(flag.lstrip('-'), flag)}: {error.message}") from None

@@ -11,13 +11,12 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flannel_udp import __version__
 from flannel_udp.config import LOG_FORMATS, OFFLOAD_PRESETS, Options, clean_prefix
 from flannel_udp.goregex import compile_go
 from flannel_udp.words import SHOWN_CHARACTERS
 
 IGNORED_VALUES = ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file", "net-config-path")
-IGNORED_BOOLEANS = ("set-node-network-unavailable",)
+IGNORED_BOOLEANS = ("set-node-network-unavailable", "use-multi-cluster-cidr")
 KLOG_VALUES = ("vmodule", "log_backtrace_at", "stderrthreshold", "log_dir", "log_file")
 KLOG_BOOLEANS = ("logtostderr", "alsologtostderr", "skip_headers", "skip_log_headers")
 
@@ -60,7 +59,7 @@ def variables(
     """
     found = {}
     for flag, action in flags.items():
-        if flag in given or action.nargs == 0:
+        if flag in given or action.nargs == 0 or isinstance(action, _Version):
             continue
         for name in ("FLANNELD_" + flag.upper().replace("-", "_"), *_OF_PACKAGES.get(flag, ())):
             if environ.get(name):
@@ -121,9 +120,9 @@ class Flags(argparse.ArgumentParser):
             text += f" (default: {'none' if shown in (None, '') else shown})"
         self._add(name, text, metavar=metavar, type=convert, **more)
 
-    def _boolean(self, name: str, text: str) -> None:
-        text += f" (default: {str(_default(name)).lower()})"
-        self._add(name, text, type=_boolean, nargs="?", const=True, metavar="")
+    def _boolean(self, name: str, text: str, **more: Any) -> None:
+        text += f" (default: {str(bool(_default(name))).lower()})"
+        self._add(name, text, type=_boolean, nargs="?", const=True, metavar="", **more)
 
     def _hidden(self, name: str, *, boolean: bool = False) -> None:
         if boolean:
@@ -210,7 +209,7 @@ class FlagParser(Flags):
             const=1,
         )
         self._value("log-format", "FORMAT", "text or json, one line each", _log_format)
-        self._add("version", "print the version", action="version", version=__version__)
+        self._boolean("version", "print the version", action=_Version)
         self.add_help_flags()
 
         self._group = self.add_argument_group("firewall")
@@ -228,6 +227,20 @@ class FlagParser(Flags):
             self._hidden(name)
         for name in ("kube-subnet-mgr", *IGNORED_BOOLEANS, *KLOG_BOOLEANS):
             self._hidden(name, boolean=True)
+
+
+class VersionAsked(Exception):  # noqa: N818  # it is no error
+    """Nothing else is wanted, whatever the other flags are."""
+
+
+class _Version(argparse.Action):
+    """As in flannel a boolean, which may be false. Raises VersionAsked."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, *_: object
+    ) -> None:
+        if values:
+            raise VersionAsked
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

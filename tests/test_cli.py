@@ -194,9 +194,10 @@ def test_klog_flags_are_accepted_silently(caplog: pytest.LogCaptureFixture) -> N
 def test_kubernetes_flags_are_ignored_with_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
     argv = ["--kube-api-url=http://x", "-kubeconfig-file", "f", "--set-node-network-unavailable"]
     with caplog.at_level(logging.WARNING):
-        assert parse(*argv, "--kube-subnet-mgr=false") == Options()
-    assert len(caplog.records) == 3
+        assert parse(*argv, "--use-multi-cluster-cidr", "--kube-subnet-mgr=false") == Options()
+    assert len(caplog.records) == 4
     assert "--kube-api-url" in caplog.text
+    assert "--use-multi-cluster-cidr" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -282,10 +283,16 @@ def test_a_password_is_in_no_message_and_not_in_the_help() -> None:
 
 
 def test_version_is_printed_whatever_the_environment() -> None:
-    for form in ("--version", "-version"):
+    for form in ("--version", "-version", "-version=true", "--version=1"):
         result = program(form, FLANNELD_PUBLIC_IP="bad")
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.strip() == "0.1.0"
+
+
+def test_a_false_version_starts_the_daemon() -> None:
+    assert parse("-version=false", "--iface=eth0") == Options(iface=("eth0",))
+    result = program("-version=false", "--healthz-port=x")
+    assert (result.returncode, result.stdout) == (1, "")
 
 
 def test_help_names_every_flag_that_has_a_meaning_here() -> None:
