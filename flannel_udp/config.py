@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
@@ -17,6 +18,9 @@ LOG_FORMATS = ("text", "json")
 OFFLOAD_PRESETS = ("auto", "full", "tso", "none")
 MIN_MTU = 576  # RFC 791: what every IPv4 host must be able to receive
 MAX_MTU = 65507  # the largest payload of a UDP datagram over IPv4
+
+# flannel reads these by code of its own, which is handed a null too, and finds no address in it.
+_NEVER_NULL = ("Network", "SubnetMin", "SubnetMax", "IPv6Network", "Backend")
 
 _T = TypeVar("_T", bool, int, str, dict[str, object])
 _KIND_NAMES = {bool: "true or false", int: "a whole number", str: "a string", dict: "an object"}
@@ -81,6 +85,10 @@ class NetworkConfig:
                 f"the network config cannot be read: {error};"
                 ' it must be an object such as {"Network": "10.1.0.0/16"}'
             ) from None
+        nulls = gojson.null_names(text)
+        for name in _NEVER_NULL:
+            if name.casefold() in nulls:
+                raise _wrong(name, "null", "given, or left out")
         port, mtu_cap = _backend(fields)
         if not _value(fields, "EnableIPv4", bool, True):
             raise _wrong("EnableIPv4", "false", "true: this program carries IPv4 only")
@@ -167,6 +175,8 @@ def _network(fields: Mapping[str, object]) -> IPv4Network:
         raise _wrong("Network", "missing", 'an IPv4 network such as "10.1.0.0/16"')
     address, _, length = text.partition("/")
     try:
+        if not re.fullmatch("[0-9]{1,9}", length):
+            raise ValueError("no length")
         network = IPv4Network((address, int(length)), strict=False)
     except ValueError:
         raise _wrong(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-MAX_DIGITS = 20  # of an integer in Go
+_MAX_DIGITS = 20  # of an integer in Go
 SHOWN_CHARACTERS = 80
 
 
@@ -13,8 +13,9 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     """The object in ``text`` with case-folded names, at every level.
 
     As in Go, names match in any case, the last of several equal names wins, a null is as good as
-    an absent name, and bytes that are not UTF-8 become U+FFFD. Raises ValueError with a reason
-    that fits in brackets.
+    an absent name, and bytes that are not UTF-8 become U+FFFD. A number with more digits than Go's
+    integers have comes as a float, which no integer is. Raises ValueError with a reason that fits
+    in brackets.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
@@ -28,6 +29,14 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it is {shown(value)}, not an object")
     return value
+
+
+def null_names(text: str | bytes) -> frozenset[str]:
+    """The case-folded names that are null in an object which ``parse_object`` has read."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="replace")
+    names: frozenset[str] = json.loads(text, object_pairs_hook=_nulls, parse_int=str)
+    return names
 
 
 def shown(value: object) -> str:
@@ -45,10 +54,12 @@ def _fold(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name.casefold(): value for name, value in pairs if value is not None}
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"it holds a number of {len(digits)} digits")
-    return int(digits)
+def _nulls(pairs: list[tuple[str, Any]]) -> frozenset[str]:
+    return frozenset(name.casefold() for name, value in pairs if value is None)
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -56,5 +67,5 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_fold, parse_int=_integer, parse_constant=_refuse_constant
+    object_pairs_hook=_fold, parse_int=_number, parse_constant=_refuse_constant
 )

@@ -56,6 +56,8 @@ def test_another_backends_lease_is_read_with_its_type() -> None:
         b'{"PublicIP":"9.9.9.9","PUBLICIP":"172.30.0.1","BackendType":null}',
         b' {"PublicIP":"172.30.0.1","BackendType":""}\n',
         b'{"PublicIP":"172.30.0.1","Note":"\xff"}',
+        b'{"PublicIP":"172.30.0.1","BackendData":{"x":123456789012345678901}}',
+        b'{"PublicIP":"172.30.0.1","BackendData":{"x":%b}}' % (b"9" * 5000),
     ],
 )
 def test_what_go_reads_as_the_same_lease_is_the_same(value: bytes) -> None:
