@@ -82,6 +82,8 @@ class Etcd:
         elif certs:
             log.warning("no etcd endpoint is https: the certificate files are not used")
             certs = reread = None
+        if password and not username:
+            log.warning("--etcd-password has no effect without --etcd-username: no login is made")
         self.lines = LineBudget()  # for all who warn that etcd cannot be used
         self._members = Members(parsed, certs, reread, self.lines)
         self._username, self._password = username, password

@@ -94,6 +94,17 @@ def test_the_failure_of_all_endpoints_is_one_sentence_that_does_not_vary() -> No
     }
 
 
+def test_a_password_without_a_user_is_told(
+    server: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Etcd.connect(Options(etcd_endpoints=(server.url,), etcd_password="hunter2"))
+    assert client.get("/absent") is None
+    client.close()
+    (line,) = caplog.messages
+    assert "--etcd-password has no effect without --etcd-username" in line
+    assert "hunter2" not in line
+
+
 def test_a_frozen_server_is_given_up_at_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
