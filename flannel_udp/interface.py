@@ -49,7 +49,7 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen interface, and why each candidate tried before it did not fit."""
+    """The chosen interface, and why each one that was asked for before it did not fit."""
 
     interface: ExternalInterface
     passed_over: tuple[str, ...]
@@ -68,7 +68,9 @@ def choose(
     passed_over: list[str] = []
     for tried, result in _candidates(options, links, reach, default_route):
         if isinstance(result, ExternalInterface):
-            return Choice(result, tuple(passed_over))
+            # That the public IP is on no interface says only that this host is behind NAT.
+            asked_for = (each for each in passed_over if not each.startswith("--public-ip "))
+            return Choice(result, tuple(asked_for))
         passed_over.append(f"{tried}: {result}")
     raise InterfaceError(
         f"no external interface fits ({'; '.join(passed_over)}); this host has"

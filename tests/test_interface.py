@@ -75,6 +75,11 @@ def test_everything_that_was_passed_over_is_kept_for_the_log() -> None:
     )
 
 
+def test_a_public_ip_behind_nat_is_nothing_to_speak_of() -> None:
+    options = Options(public_ip=Ip("203.0.113.5"))
+    assert choose(options, LINKS, None, default_route=Hop(3)).passed_over == ()
+
+
 def test_explicit_flags_never_fall_back_to_the_default_route() -> None:
     with pytest.raises(InterfaceError):
         choose(Options(iface=("wlan0",)), LINKS, None, default_route=Hop(3))

@@ -78,6 +78,20 @@ def test_default_route_with_the_lowest_metric_decides(host: Namespace) -> None:
     assert chosen_address(host, Options()) == "172.31.0.1"
 
 
+def test_the_owner_of_the_public_ip_is_before_the_default_route(
+    host: Namespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    host.add_route(IPv4Network("0.0.0.0/0"), via=IPv4Address("172.30.0.254"))
+    assert chosen_address(host, Options()) == "172.30.0.1"
+    assert chosen_address(host, Options(public_ip=IPv4Address("172.31.0.1"))) == "172.31.0.1"
+    assert "external interface eth1" in caplog.messages[-1]
+    behind_nat = Options(public_ip=IPv4Address("203.0.113.1"))
+    assert chosen_address(host, behind_nat) == "172.30.0.1"
+    assert caplog.messages[-1].endswith("address 172.30.0.1, public IP 203.0.113.1")
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
 def test_can_reach_takes_interface_and_source_of_the_route(host: Namespace) -> None:
     host.add_address("eth1", IPv4Interface("172.31.0.2/24"))
     host.add_route(
