@@ -28,7 +28,7 @@ from flannel_udp.config import Options
 from flannel_udp.endpoints import parse_endpoints
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd_faults import BEHIND, CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
-from flannel_udp.etcd_members import Member, Members, Metadata
+from flannel_udp.etcd_members import Member, Members, Metadata, StreamEndedError
 from flannel_udp.etcd_values import (
     Identity,
     KeyChange,
@@ -209,7 +209,7 @@ class Etcd:
             began = time.monotonic()
             try:
                 answer = self._authorized(member, method(member), request)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, StreamEndedError) as error:
                 fault = _fault(error)
                 log.debug("%s by %s: %s", name, member.url, fault.cause)
                 if fault.kind is Kind.LEASE_GONE:
@@ -371,4 +371,6 @@ def _metadata(token: str) -> Metadata:
 
 
 def _fault(error: Any) -> Fault:
+    if isinstance(error, StreamEndedError):
+        return CLOSED
     return fault_of(error.code().name, error.details() or "")

@@ -12,8 +12,7 @@ from etcd3 import etcdrpc
 
 from flannel_udp.certificates import Certificates
 from flannel_udp.endpoints import Endpoint
-from flannel_udp.errors import CertificateError, EtcdError
-from flannel_udp.etcd_faults import CLOSED, explain
+from flannel_udp.errors import CertificateError
 from flannel_udp.retry import ChangeLog, LineBudget
 
 log = logging.getLogger(__name__)
@@ -36,6 +35,10 @@ _CHANNEL_OPTIONS = [
 Metadata = tuple[tuple[str, str], ...]
 
 
+class StreamEndedError(Exception):
+    """A member ended a stream without the answer it owed."""
+
+
 class Member:
     """The connection to one endpoint; gRPC opens it on first use and repairs it."""
 
@@ -51,14 +54,14 @@ class Member:
         self.watch = etcdrpc.WatchStub(self.channel)
 
     def keep_alive_once(self, request: Any, timeout: float, metadata: Metadata) -> Any:
-        """The streaming call, used as if it were unary."""
+        """The streaming call, used as if it were unary. Raises StreamEndedError too."""
         call = self.lease.LeaseKeepAlive(iter([request]), timeout, metadata=metadata)
         try:
             for answer in call:
                 return answer
         finally:
             call.cancel()
-        raise EtcdError(explain({self.url: CLOSED}))
+        raise StreamEndedError
 
 
 class Members:

@@ -5,8 +5,10 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from etcd_server import EtcdServer, TlsFiles, free_port, make_tls_files, wait_until
 from hypothesis import given
@@ -77,6 +79,35 @@ def test_an_endpoint_that_dies_is_replaced_within_the_call(
         client.get("/absent")
     assert client.get("/absent") is None
     client.close()
+
+
+def test_a_keep_alive_without_an_answer_is_asked_of_the_next_endpoint(server: EtcdServer) -> None:
+    """As when a member or proxy that is going down ends the stream."""
+    asked = []
+
+    def end(requests: object, context: object) -> Iterator[bytes]:
+        asked.append(requests)
+        return iter(())
+
+    port = free_port()
+    half_dead = grpc.server(ThreadPoolExecutor(1))
+    method = {"LeaseKeepAlive": grpc.stream_stream_rpc_method_handler(end)}
+    handler = grpc.method_handlers_generic_handler("etcdserverpb.Lease", method)
+    half_dead.add_generic_rpc_handlers((handler,))
+    half_dead.add_insecure_port(f"127.0.0.1:{port}")
+    half_dead.start()
+    try:
+        lease = int(server.grant(60), 16)
+        client = Etcd([f"http://127.0.0.1:{port}", server.url])
+        assert [client.keep_alive(lease) for _ in range(3)] == [60, 60, 60]
+        assert len(asked) == 1  # and then avoided
+        client.close()
+        alone = Etcd([f"http://127.0.0.1:{port}"])
+        with pytest.raises(EtcdError, match="the connection was closed at http"):
+            alone.keep_alive(lease)
+        alone.close()
+    finally:
+        half_dead.stop(None).wait(5)
 
 
 def test_the_failure_of_all_endpoints_is_one_sentence_that_does_not_vary() -> None:
