@@ -6,17 +6,19 @@ import contextlib
 import gc
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from flannel_udp import admin, hostlock, metrics, netdev, netdev_watch, subnet_env, systemd
 from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.config_watch import ConfigWatch
 from flannel_udp.errors import (
     AddressChangedError,
+    CertificateError,
     EtcdError,
+    FirewallError,
     FlannelError,
     HandoverError,
     InterfaceError,
@@ -47,6 +49,8 @@ from flannel_udp.tunnel import open_tunnel
 from flannel_udp.tunnel_keeper import TunnelKeeper
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _READY_RETRY = 1.0  # seconds
 _STOP_PATIENCE = 5.0  # seconds for a thread that is inside an etcd call
@@ -104,11 +108,25 @@ def _serve(
 ) -> None:
     """Start everything, wait for the end; the stacks get what takes it back, last made first."""
     readiness = board.readiness
-    etcd = Etcd.connect(options)
+
+    def wait_for(attempt: Callable[[], _T]) -> _T | None:
+        """What it returns. Where packets flow already, this host's faults are waited for."""
+        if not taken:
+            return attempt()
+        return retry_until(
+            *(shutdown.requested, attempt, log),
+            retry_on=(CertificateError, FirewallError, InterfaceError),
+            works="the start goes on",
+            on_failure=readiness.not_ready,
+        )
+
+    etcd = wait_for(lambda: Etcd.connect(options))
+    if etcd is None:
+        return
     control.callback(etcd.close)
     registry = Registry(etcd, options.etcd_prefix)
     if taken:
-        found = _go_on(options, taken, shutdown)
+        found = wait_for(lambda: _go_on(options, taken, shutdown))
     else:
         found = _claim(options, registry, shutdown, readiness, data_plane)
     if found is None:
@@ -119,7 +137,10 @@ def _serve(
     made = data_plane.enter_context(contextlib.ExitStack())
     if taken:  # it was there before, and stays if this start fails
         data_plane.callback(_leave_made, shutdown, made)
-    firewall = _prepare_host(overlay, made, shutdown, displace=taken is not None)
+    displace = taken is not None
+    firewall = wait_for(lambda: _prepare_host(overlay, made, shutdown, displace=displace))
+    if firewall is None:
+        return
 
     pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
     pump.set_addresses(netdev_watch.own_addresses())

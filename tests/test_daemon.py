@@ -11,7 +11,7 @@ import pytest
 
 from flannel_udp import daemon, hostlock
 from flannel_udp.config import Options
-from flannel_udp.errors import FirewallError, FlannelError
+from flannel_udp.errors import DeviceError, FlannelError
 from flannel_udp.takeover import Takeover
 
 
@@ -57,7 +57,7 @@ def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_wit
     def prepare_host(_: object, made: contextlib.ExitStack, *__: object, displace: bool) -> None:
         made.callback(undone.append, True)
         assert displace
-        raise FirewallError("refused")
+        raise DeviceError("refused")
 
     for name, value in (("NOTIFY_SOCKET", "/nowhere"), ("FDSTORE", "8" if keeps else "0")):
         monkeypatch.setenv(name, value)
@@ -67,6 +67,6 @@ def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_wit
     monkeypatch.setattr(daemon, "_go_on", lambda *_: start)
     monkeypatch.setattr(daemon, "_prepare_host", prepare_host)
     taken = cast(Takeover, SimpleNamespace(carried=contextlib.ExitStack()))
-    with pytest.raises(FirewallError):
+    with pytest.raises(DeviceError):
         daemon.run(Options(subnet_file=tmp_path / "subnet.env"), taken)
     assert undone == ([] if keeps else [True])
