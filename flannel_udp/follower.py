@@ -22,7 +22,7 @@ from flannel_udp.etcd_values import Version, WatchResponse
 from flannel_udp.lease import Events, OwnLease, Snapshot
 from flannel_udp.logs import DETAIL
 from flannel_udp.registry import Registry, boottime, version_of
-from flannel_udp.retry import Backoff, ChangeLog
+from flannel_udp.retry import Backoff, ChangeLog, LineBudget
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,9 @@ class Follower:
         self._resync = False  # a snapshot is needed
         self._history_lost = False  # and it will not continue what was known
         self._history_losses = 0
+        # Endpoints of two clusters are a loss at every change between them.
+        self._loss_lines = LineBudget()
+        self._is_said = True  # of the last loss
         self._fresh = False  # a snapshot was read just now
         self._told = False  # that we follow
         self._backoff, self._faults = Backoff(), ChangeLog(log, registry.lines)
@@ -136,13 +139,15 @@ class Follower:
     def _read_all(self) -> None:
         self._identity = self._registry.identity()
         snapshot = replace(self._registry.snapshot(), history_lost=self._history_lost)
-        log.info(
-            "read all leases again: %d at revision %d", len(snapshot.leases), snapshot.revision
+        log.log(
+            logging.INFO if self._is_said else logging.DEBUG,
+            "read all leases again: %d at revision %d",
+            *(len(snapshot.leases), snapshot.revision),
         )
         self._revision, self._own_version = snapshot.revision, self._own_in(snapshot)
         self._newest, self._deleted_at = self._newest_of(snapshot), None
         self._resync, self._history_lost, self._fresh = False, False, True
-        self._told = False
+        self._told = not self._is_said
         self._resyncs += 1
         self._state = FollowState.CONNECTING
         self._on_change(snapshot)
@@ -217,7 +222,9 @@ class Follower:
             yield key, None, self._deleted_at - 1
 
     def _lose_history(self, error: RevisionError) -> None:
-        log.warning("%s: reading all leases again", error)
+        self._is_said = self._loss_lines.allows()
+        level = logging.WARNING if self._is_said else logging.DEBUG
+        log.log(level, "%s: reading all leases again", error)
         self._state, self._resync = FollowState.RESYNC, True
         if not error.compacted and not self._history_lost:
             self._history_lost = True

@@ -18,7 +18,7 @@ from etcd_server import EtcdServer, distro_binary, etcd_cluster, find_binary, wa
 from tcp_proxy import TcpProxy
 
 from flannel_udp.errors import EtcdError
-from flannel_udp.etcd import Etcd
+from flannel_udp.etcd import Etcd, RevisionError
 from flannel_udp.etcd_values import Identity
 from flannel_udp.follower import Follower, FollowState
 from flannel_udp.lease import Events, LeaseAdded, LeaseEvent, LeaseRemoved, OwnLease, Snapshot
@@ -432,6 +432,22 @@ def test_a_value_that_is_no_lease_any_more_is_a_removal_with_one_warning(
     assert len([m for m in caplog.messages if "10.1.2.0-24" in m]) == 1
     here.put("10.1.2.0-24", "172.30.0.2")
     here.await_lease("10.1.2.0-24")
+
+
+def test_one_loss_after_the_other_is_counted_and_not_always_told(
+    setting: tuple[Setting, TcpProxy], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the endpoints belong to two clusters, of which now one answers and now the other."""
+    caplog.set_level(logging.INFO)
+    here, _ = setting
+    for _ in range(40):
+        here.follower._lose_history(RevisionError("etcd is another cluster", compacted=False))
+        here.follower._read_all()
+    assert len([snapshot for snapshot in here.listener.snapshots if snapshot.history_lost]) == 40
+    assert here.follower.history_losses == 40
+    told = [message for message in caplog.messages if "another cluster" in message]
+    assert 1 <= len(told) <= 11
+    assert len(caplog.messages) == 2 * len(told)
 
 
 def test_an_outage_is_told_in_a_few_lines_and_tried_at_intervals(
