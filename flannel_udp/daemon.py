@@ -200,7 +200,7 @@ def _serve(
         pump,
         lambda: netdev.current_interface(options),
         shutdown.fail,
-        on_lost=successor.forget,
+        on_lost=release,
         on_restored=on_restored,
     )
     control.enter_context(whole)

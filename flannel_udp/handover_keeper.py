@@ -69,15 +69,10 @@ class HandoverKeeper:
     def store(self) -> None:
         """Have the manager keep the descriptors as they are now."""
         if systemd.keeps_descriptors():
-            self.forget()
-            for name, descriptor in self._descriptors.items():
-                systemd.store_descriptor(name, descriptor)
-
-    def forget(self) -> None:
-        """Have it drop them: they lead nowhere, and a copy of the socket would hold the port."""
-        if systemd.keeps_descriptors():
             for name in self._descriptors:
                 systemd.forget_descriptor(name)
+            for name, descriptor in self._descriptors.items():
+                systemd.store_descriptor(name, descriptor)
 
     def changed(self) -> None:
         """The state is another one; returns at once, from any thread."""

@@ -122,6 +122,11 @@ def _probe(device: str, tun_fd: int, udp_fd: int, preset: str) -> Offload:
     return offloads
 
 
+def has_lost_ends(tunnel: Tunnel) -> bool:
+    """Whether the host has taken one of them away."""
+    return _is_deleted(tunnel.tun_fd) or _is_shut_down(tunnel.udp_fd)
+
+
 def reopen_lost_ends(tunnel: Tunnel, address: IPv4Address, port: int) -> list[str]:
     """Open anew what the host has taken away, in place: the descriptors keep their numbers.
 
@@ -129,17 +134,25 @@ def reopen_lost_ends(tunnel: Tunnel, address: IPv4Address, port: int) -> list[st
     Raises DeviceError; it may then be called again.
     """
     lost = []
-    if _is_lost(tunnel.tun_fd, select.POLLERR):  # the device was deleted under the descriptor
+    if _is_deleted(tunnel.tun_fd):
         lost.append(tunnel.device)
         _replace(tunnel.tun_fd, _open_tun(tunnel.device, tunnel.offloads != NO_OFFLOADS)[0])
-    if _is_lost(tunnel.udp_fd, select.POLLHUP):  # shut down
+    if _is_shut_down(tunnel.udp_fd):
         lost.append("the UDP socket")
         _free_port(tunnel.udp_fd)
         _replace(tunnel.udp_fd, _open_udp(address, port))
     return lost
 
 
-def _is_lost(fd: int, sign: int) -> bool:
+def _is_deleted(tun_fd: int) -> bool:
+    return _shows(tun_fd, select.POLLERR)
+
+
+def _is_shut_down(udp_fd: int) -> bool:
+    return _shows(udp_fd, select.POLLHUP)
+
+
+def _shows(fd: int, sign: int) -> bool:
     poll = select.poll()
     poll.register(fd, 0)
     return any(events & (sign | select.POLLNVAL) for _, events in poll.poll(0))

@@ -34,7 +34,7 @@ from flannel_udp.logs import DETAIL
 from flannel_udp.netdev_watch import HostChanges, TunnelState
 from flannel_udp.pump import Pump
 from flannel_udp.retry import ChangeLog
-from flannel_udp.tunnel import Tunnel, reopen_lost_ends
+from flannel_udp.tunnel import Tunnel, has_lost_ends, reopen_lost_ends
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,9 @@ class TunnelKeeper:
     ) -> None:
         """``choose_again`` tells which interface and address a new start would take, or raises
         InterfaceError. ``on_fatal`` hears what cannot be repaired, and the thread ends.
-        ``on_lost`` is called when the pump has failed, so that nobody else keeps the ends, and
-        ``on_restored`` when it goes on."""
+        ``on_lost`` is called before lost ends are opened anew: when it returns, nobody else keeps
+        the old ones, for a copy of the socket would hold the port. ``on_restored`` is called when
+        the pump goes on."""
         self._on_lost, self._on_restored = on_lost, on_restored
         self._plan, self._tunnel, self._pump = plan, tunnel, pump
         self._choose_again, self._on_fatal = choose_again, on_fatal
@@ -164,10 +165,11 @@ class TunnelKeeper:
 
     def _look_at_tunnel(self) -> None:
         plan, device = self._plan, self._tunnel.device
-        if self._broken_since is None and self._pump.failure:
+        # The kernel may tell of a deleted device before the pump does.
+        is_broken = self._pump.failure or has_lost_ends(self._tunnel)
+        if is_broken and self._broken_since is None:
             self._broken_since = time.monotonic()
             self._on_lost()
-        # The kernel may tell of a deleted device before the pump does.
         lost = reopen_lost_ends(self._tunnel, plan.external.address, plan.port)
         if lost:
             self._lost += lost

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
+import os
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from http.client import HTTPConnection
 from ipaddress import IPv4Address
 from typing import Any
@@ -16,6 +19,7 @@ from etcd_server import wait_until
 
 from flannel_udp.lab import Host, Lab, Node
 
+_PIDFD_GETFD = 438  # the system call's number, the same on every architecture
 _MOST_OPERATIONS = 128  # in one transaction, etcd's default
 
 
@@ -175,6 +179,25 @@ def health(host: Host, path: str) -> tuple[int, str]:
             connection.close()
 
     return host.netns.call(fetch)
+
+
+def udp_socket_of(host: Host) -> socket.socket:
+    """A duplicate of the daemon's socket."""
+    assert host.daemon
+    system_call = ctypes.CDLL(None, use_errno=True).syscall
+    with open(os.pidfd_open(host.daemon.pid)) as daemon:
+        for name in os.listdir(f"/proc/{host.daemon.pid}/fd"):
+            fd = system_call(_PIDFD_GETFD, daemon.fileno(), int(name), 0)
+            with suppress(OSError):
+                found = socket.socket(fileno=fd)
+                if (found.type, found.getsockname()) == (
+                    socket.SOCK_DGRAM,
+                    (str(host.address), 8285),
+                ):
+                    return found
+                found.detach()
+            os.close(fd)
+    raise AssertionError("the daemon has no such socket")
 
 
 def _base64(text: str) -> str:

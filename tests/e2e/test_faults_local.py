@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from etcd_server import wait_until
 from heartbeat import Heartbeat, beating
-from instruments import leases, log_lines, routes, unreachable
+from instruments import leases, log_lines, routes, udp_socket_of, unreachable
 from starvation import Starvation
 
 from flannel_udp.lab import Host, Lab
@@ -25,7 +24,6 @@ BACK_WITHIN = 1.0  # seconds in which packets may be lost
 GRACE = 3.0  # seconds for which an address may be gone, as docs/operations.md says
 ARP_RETRY = 1.0  # seconds after which the kernel asks for a neighbour's address again
 NETWORK = "10.1.0.0/16"
-PIDFD_GETFD = 438  # the system call's number, the same on every architecture
 
 
 @dataclass
@@ -96,25 +94,6 @@ def scene(pair_lab: Lab) -> Iterator[Scene]:
         assert host.daemon.poll() is None
         assert host.status()["ready"]
         assert "Traceback" not in host.log_path.read_text()
-
-
-def udp_socket_of(host: Host) -> socket.socket:
-    """A duplicate of the daemon's socket."""
-    assert host.daemon
-    system_call = ctypes.CDLL(None, use_errno=True).syscall
-    with open(os.pidfd_open(host.daemon.pid)) as daemon:
-        for name in os.listdir(f"/proc/{host.daemon.pid}/fd"):
-            fd = system_call(PIDFD_GETFD, daemon.fileno(), int(name), 0)
-            with suppress(OSError):
-                found = socket.socket(fileno=fd)
-                if (found.type, found.getsockname()) == (
-                    socket.SOCK_DGRAM,
-                    (str(host.address), 8285),
-                ):
-                    return found
-                found.detach()
-            os.close(fd)
-    raise AssertionError("the daemon has no such socket")
 
 
 def network_of(host: Host) -> dict[str, Any]:

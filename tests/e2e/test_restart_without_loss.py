@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Interface
 
@@ -18,6 +21,7 @@ from instruments import (
     leases,
     log_lines,
     routes,
+    udp_socket_of,
     unreachable,
 )
 
@@ -407,6 +411,41 @@ def test_a_device_made_anew_is_handed_over_too(running: Lab) -> None:
         flow.assert_unharmed()
     assert went_on(host) == 1
     assert device_index(host) == made_anew
+
+
+def test_a_device_that_is_always_deleted_is_not_handed_over(running: Lab) -> None:
+    host = running.hosts[0]
+    assert host.daemon
+    deadline = time.monotonic() + 60
+    while host.daemon.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError):
+            host.netns.delete_link("flannel0")
+    assert host.daemon.wait(1) == 1
+    assert stored(host) == []
+    assert devices(host) == []
+    host.start_daemon()
+    assert went_on(host) == 0
+    assert unreachable(running) == []
+
+
+def test_a_socket_that_was_shut_down_is_made_anew_once_the_manager_has_let_go_of_it(
+    running: Lab,
+) -> None:
+    """Its copy holds the port."""
+    host = running.hosts[0]
+    with host.manager._lock:  # it hears nothing
+        with suppress(OSError), udp_socket_of(host) as stolen:
+            stolen.shutdown(socket.SHUT_RDWR)
+        time.sleep(0.2)  # in which a daemon that did not wait would try and fail
+    wait_until(lambda: log_lines(host, "the UDP socket", "made anew"), "the repair")
+    assert not log_lines(host, "Address already in use")
+    wait_until(lambda: stored(host) == STORED, "the new descriptors")
+    assert unreachable(running) == []
+    with traffic(running) as flow:
+        terminate(host)
+        host.start_daemon()
+        flow.assert_unharmed()
+    assert went_on(host) == 1
 
 
 def test_rules_and_routes_of_the_host_stay_for_the_next_process(running: Lab) -> None:
