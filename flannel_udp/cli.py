@@ -7,6 +7,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,6 +52,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _run_daemon(arguments: list[str]) -> int:
+    # A restart asked for before the daemon listens waits until it does: by default it would kill.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
         values = _parse(arguments, os.environ)
     except UsageError as error:

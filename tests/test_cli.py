@@ -33,6 +33,27 @@ def program(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+RESTARTED_EARLY = """
+import os, signal, sys
+from flannel_udp import cli, daemon, takeover
+
+def take_over(options, inherited):
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+def run(options, taken):
+    assert signal.sigtimedwait({signal.SIGUSR2}, 0)
+    return 7
+
+takeover.take_over, daemon.run = take_over, run
+sys.exit(cli.main([]))
+"""
+
+
+def test_a_restart_that_comes_before_the_daemon_listens_is_kept_for_it() -> None:
+    ended = subprocess.run([sys.executable, "-c", RESTARTED_EARLY], timeout=30)
+    assert ended.returncode == 7
+
+
 def test_nothing_given_is_flannels_defaults() -> None:
     assert parse() == Options()
 
