@@ -59,6 +59,8 @@ _TEXTS: tuple[tuple[tuple[str, ...], Fault], ...] = (
     (("Connection refused",), Fault(Kind.UNREACHABLE, "connection refused", _RUNNING)),
     (("timed out before receiving",), NO_ANSWER),
     (("Connection timed out",), NO_ANSWER),
+    (("connect() timed out",), NO_ANSWER),
+    (("tcp handshaker shutdown",), NO_ANSWER),  # gRPC's own time to connect is over
     (("connection attempt timed out",), NO_ANSWER),
     (("ping timeout",), NO_ANSWER),
     (("keepalive",), NO_ANSWER),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.etcd_faults import Fault, Kind, explain, fault_of
+from flannel_udp.etcd_faults import NO_ANSWER, Fault, Kind, explain, fault_of
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,15 @@ from flannel_udp.etcd_faults import Fault, Kind, explain, fault_of
 )
 def test_the_kind_decides_what_the_caller_does(code: str, text: str, kind: Kind) -> None:
     assert fault_of(code, text).kind is kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Failed to connect to remote host: connect() timed out", "tcp handshaker shutdown"],
+)
+def test_packets_that_a_firewall_drops_are_no_answer(text: str) -> None:
+    text = f"failed to connect to all addresses; last error: UNKNOWN: ipv4:172.30.9.2:2379: {text}"
+    assert fault_of("UNAVAILABLE", text) == NO_ANSWER
 
 
 @given(st.integers(1, 65535), st.integers(1, 65535))

@@ -16,6 +16,7 @@ from flannel_udp.lab import Host
 AT_ONCE = 2.0  # seconds until an end that the connection tells of is noticed
 IN_SILENCE = 15.0  # until a server that says nothing any more is given up: 10 + 3, and a try
 RECOVERY = 5.0  # a new try comes every 3 at the latest
+AFTER_SILENCE = RECOVERY + 3.0  # if one is under way to where nobody answers, it has 3 itself
 
 
 class Course:
@@ -28,6 +29,11 @@ class Course:
 
     def begin(self) -> None:
         self._since = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """On the clock, since ``begin``."""
+        return time.monotonic() - self._since
 
     def comes(self, what: str, wait: Callable[[], object], *, within: float) -> None:
         """``wait`` returns when it has come, which it must ``within`` seconds since ``begin``."""

@@ -30,15 +30,19 @@ NOTICE_WITHIN, RECOVER_WITHIN = 40.0, 30.0
 @contextmanager
 def cut_off(host: Host, how: str) -> Iterator[None]:
     """While the block runs nothing of the host reaches etcd; its other traffic flows."""
-    rules = (
-        "add table inet fault; add chain inet fault out { type filter hook output priority 0; };"
-        f" add rule inet fault out ip daddr 172.30.0.254 ip protocol tcp {how}"
-    )
-    host.run(["nft", rules], check=True)
+    chain = "{ type filter hook output priority 0; }"
+    host.run(["nft", f"add table inet fault; add chain inet fault out {chain}"], check=True)
+    cut_off_by(host, how)
     try:
         yield
     finally:
         host.run(["nft", "delete table inet fault"], check=True)
+
+
+def cut_off_by(host: Host, how: str) -> None:
+    """The host is cut off already; in another way from now on, without a moment in between."""
+    rule = f"inet fault out ip daddr 172.30.0.254 ip protocol tcp {how}"
+    host.run(["nft", f"flush chain inet fault out; add rule {rule}"], check=True)
 
 
 @contextmanager

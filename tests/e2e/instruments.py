@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from http.client import HTTPConnection
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -92,6 +93,22 @@ def devices(host: Host) -> list[str]:
     """The tunnel devices in the host."""
     links = host.run(["ip", "-o", "link"], check=True).stdout
     return re.findall(r"^\d+: (flannel\d+):", links, re.MULTILINE)
+
+
+def control_seconds(host: Host) -> float:
+    """CPU time of the daemon (proc(5)), without that of its pump."""
+    assert host.daemon
+    process = Path(f"/proc/{host.daemon.pid}")
+    ticks = _ticks(process)
+    for task in (process / "task").iterdir():
+        if (task / "comm").read_text().strip() == "flannel-pump":
+            ticks -= _ticks(task)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(process: Path) -> int:
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def unreachable(lab: Lab, patience: float = 5.0) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from course import AT_ONCE, IN_SILENCE, RECOVERY, course_of
+from course import AFTER_SILENCE, AT_ONCE, IN_SILENCE, RECOVERY, course_of
 from etcd_server import wait_until
 from faults import (
     CONFIG,
@@ -79,7 +79,7 @@ def test_hosts_cut_off_by_drop_and_by_reset_lose_no_packet_and_catch_up(lab: Lab
             assert not has_news(reset)
         course.begin()
         agreement = partial(await_agreement, lab.hosts, lab.etcdctl, lab.prefix)
-        course.comes("caught up", agreement, within=RECOVERY)
+        course.comes("caught up", agreement, within=AFTER_SILENCE)
         assert all(map(has_news, lab.hosts))
         lab.etcdctl("del", key)
         await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
