@@ -23,7 +23,7 @@ class Course:
     """Measures from one ``begin`` on, without the time in which the machine was busy elsewhere."""
 
     def __init__(self, starvation: Starvation) -> None:
-        self._starvation = starvation
+        self.net = starvation.net
         self.times: list[str] = []
         self.begin()
 
@@ -38,7 +38,7 @@ class Course:
     def comes(self, what: str, wait: Callable[[], object], *, within: float) -> None:
         """``wait`` returns when it has come, which it must ``within`` seconds since ``begin``."""
         wait()
-        took = self._starvation.net(self._since, time.monotonic())
+        took = self.net(self._since, time.monotonic())
         self.times.append(f"{what} after {took:.1f} s (at most {within:g})")
         assert took <= within, self.times
 
