@@ -30,11 +30,13 @@ $(BIN)/python: | packages
 	@python=$$(tools/find-python) && "$$python" -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "Installing Python packages into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@tools/install-etcd $(BIN)
 	@touch $@
 
 $(VENV)/built: $(PUMP) $(VENV)/installed
+	@echo "Compiling the packet pump"
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 

@@ -56,9 +56,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             console.print(f"[red]{source} does not reach {target}[/red]")
         if not arguments.no_iperf:
             _measure(lab, console)
-        _explain(lab, console)
         if arguments.keep:
+            _explain(lab, console)
             _watch(lab, console)
+        else:
+            console.print(f"To look inside: {_program()} lab --keep", soft_wrap=True)
     return 1 if lost else 0
 
 
@@ -108,7 +110,7 @@ def _measure(lab: Lab, console: Console) -> None:
 def _explain(lab: Lab, console: Console) -> None:
     first, last = lab.hosts[0], lab.hosts[-1]
     lines = (
-        "Look inside while it is up (--keep):",
+        "To look inside, in another terminal:",
         f"  ip netns exec {first.netns.name} ip route",
         f"  ip netns exec {first.netns.name} tcpdump -n -i flannel0",
         f"  ip netns exec {first.containers[0].netns.name} ping {last.containers[0].address}",

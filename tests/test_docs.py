@@ -34,7 +34,10 @@ INSTALLED = "/opt/flannel-udp"
 KINDS_OF_CHANGE = ("Added\n", "Changed\n", "Deprecated\n", "Removed\n", "Fixed\n", "Security\n")
 
 # Commands of the system, whose arguments only the reader's machine can judge.
-_SYSTEM = {"apt-get", "cat", "etcdctl", "install", "ip", "iptables", "sysctl", "systemctl"}
+_SYSTEM = {
+    *("apt-get", "cat", "docker", "echo", "etcdctl", "install", "ip", "iptables", "sysctl"),
+    *("ln", "systemctl"),
+}
 _INLINE = re.compile(r"`((?:[/\w.-]+/)?(?:flannel-udp|mk-docker-opts|make)\s[^`]*)`")
 _BLOCK = re.compile(r"(<!-- run -->\n)?```sh\n(.*?)```", re.DOTALL)
 
@@ -98,7 +101,7 @@ def test_every_flag_and_path_exists(document: Path) -> None:
         }
     known |= {word for action in compare.parser()._actions for word in action.option_strings}
     known |= {"--now", "--ip-masq", "--endpoints", "--prefix"}  # systemctl's, docker's, etcdctl's
-    known |= {"--noflush"}  # iptables-restore's
+    known |= {"--noflush", "--detach", "--name", "--rm"}  # iptables-restore's, docker's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
     for link in re.findall(r"\]\(([^):#]+)[^):]*\)", text):
         assert (document.parent / link).exists(), link

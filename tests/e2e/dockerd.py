@@ -19,7 +19,8 @@ from flannel_udp.lab_etcd import child_environment, tail
 from flannel_udp.netns import Namespace
 
 UNPACKED = Path(sys.prefix, "docker")  # by tools/install-docker
-IMAGE = "busybox-alone"
+IMAGE = "busybox"
+APPLETS = ("hostname", "ping", "sleep")  # what the README's containers run
 LIFE = 300  # seconds after which a container ends, whatever became of the test
 
 # In the mount namespace that ip netns exec makes: a /run and a cgroup tree as docker wants them.
@@ -48,6 +49,10 @@ class Dockerd:
         archive = self._directory / "image.tar"
         with tarfile.open(archive, "w") as tar:
             tar.add(next(UNPACKED.glob("**/bin/busybox")), "bin/busybox")
+            for name in APPLETS:
+                link = tarfile.TarInfo(f"bin/{name}")
+                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(link)
         self.docker("import", str(archive), IMAGE)
         return self
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from dockerd import Dockerd
@@ -16,6 +18,7 @@ from instruments import connect, log_lines, same_to_both, seen_by_both
 from flannel_udp.lab import UNDERLAY, Container, Lab
 from flannel_udp.lab_host import BRIDGE
 
+README = Path(__file__).parents[2] / "README.md"
 NAME = "idle"
 
 
@@ -76,6 +79,17 @@ def test_the_three_rules_of_kubernetes_hold(
     tunnel = host.subnet.network_address
     assert seen_by_both(host, there, there.address) == same_to_both(tunnel, there.address)
     assert seen_by_both(there, host, tunnel) == same_to_both(there.address, tunnel)
+
+
+def test_the_containers_of_the_readme_ping_each_other(dockers: list[Dockerd]) -> None:
+    lines = re.findall(r"^docker (.*)", README.read_text(), re.MULTILINE)
+    start, tell, ping = map(shlex.split, lines)
+    dockers[1].docker(*start)
+    ping[-1] = dockers[1].docker(*tell)
+    try:
+        assert " 0% packet loss" in dockers[0].docker(*ping)
+    finally:
+        dockers[1].docker("rm", "--force", "pinged")
 
 
 def test_what_leaves_the_overlay_comes_back(docker_lab: Lab, containers: list[Container]) -> None:

@@ -52,7 +52,7 @@ class Demo:
     def hints(self) -> list[str]:
         """What it offers to type."""
         printed = [line.plain.strip() for line in self.lines]
-        return printed[printed.index("Look inside while it is up (--keep):") + 1 :]
+        return printed[printed.index("To look inside, in another terminal:") + 1 :]
 
     def in_host(self, *words: str) -> list[str]:
         flag = f"--subnet-file={self.record.directory}/host1/subnet.env"
