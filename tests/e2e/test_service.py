@@ -258,6 +258,19 @@ def test_a_stop_keeps_the_lease_and_what_docker_needs(
     assert service.host.subnet == subnet
 
 
+def test_docker_starts_with_the_hosts_options(service: SystemdHost) -> None:
+    """By the README's commands; a docker that only notes with what it was started."""
+    service.write("/usr/local/sbin/dockerd", '#!/bin/sh\necho "$@" > /run/dockerd-options\n')
+    service.type("chmod +x /usr/local/sbin/dockerd")
+    unit = "[Service]\nType=oneshot\nExecStart=/bin/false\n"
+    service.write(f"{UNITS}/docker.service", unit)
+    service.type(*[line for line in documented("With docker") if not line.startswith("docker ")])
+    options = service.path("/run/dockerd-options").read_text()
+    subnet = service.host.subnet
+    assert subnet
+    assert f" --bip={subnet[1]}/24 --ip-masq=false --mtu=1472" in options
+
+
 FIRST_ETCD = "/opt/flannel-udp/bin/flannel-udp etcd --iface eth0 --network 10.9.0.0/16"
 NOTE = "/var/lib/flannel-udp/etcd-version"
 
