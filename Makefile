@@ -12,7 +12,7 @@ PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test soak soak-faults test-sanitizers fuzz lint bench bench-gate bench-scale screens dist man clean
+.PHONY: help deps deps-dev build demo test soak soak-faults test-sanitizers test-foreign fuzz lint bench bench-gate bench-scale screens dist man clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -61,6 +61,9 @@ soak-faults: deps-dev build ## faults of etcd, network and daemons in random ord
 
 test-sanitizers: deps-dev ## the C tests and the extension under ASan, UBSan and TSan
 	@$(MAKE) --no-print-directory -C tests/c asan tsan ext-asan-check
+
+test-foreign: deps-dev ## the C tests without threads and the fuzzers on ARM and a big-endian CPU, emulated
+	@$(MAKE) --no-print-directory -C tests/c foreign
 
 fuzz: deps-dev ## each fuzzer for FUZZ_SECONDS (60)
 	@$(MAKE) --no-print-directory -C tests/c fuzz

@@ -15,12 +15,17 @@ void corpus_fill(int argc, char **argv, void (*write_seeds)(const char *director
     }
 }
 
+void corpus_path(char *path, size_t size, const char *directory, unsigned number)
+{
+    int written = snprintf(path, size, "%s/seed-%u", directory, number);
+    CHECK(written > 0 && (size_t)written < size);
+}
+
 void corpus_write(const char *directory, const uint8_t *input, size_t length)
 {
     static unsigned number;
     char path[4096];
-    int written = snprintf(path, sizeof path, "%s/seed-%u", directory, number++);
-    CHECK(written > 0 && (size_t)written < sizeof path);
+    corpus_path(path, sizeof path, directory, number++);
     FILE *file = fopen(path, "wb");
     CHECK(file != NULL);
     CHECK_EQ(fwrite(input, 1, length, file), length);
