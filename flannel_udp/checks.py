@@ -32,6 +32,12 @@ def bad(code: str, subject: str, text: str) -> Finding:
     return Finding(code, subject, False, text)
 
 
+def daemon_findings(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the daemon itself knows to be wrong."""
+    if conflict := status["public_ip_conflict"]:
+        yield bad("public-ip-conflict", "PublicIP", conflict)
+
+
 def host_findings(
     status: Mapping[str, Any], *, ip_forward: bool, docker_addresses: Iterable[IPv4Address] | None
 ) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flannel_udp import netdev
 from flannel_udp.admin import Status
-from flannel_udp.checks import Finding, bad, host_findings, lease_findings
+from flannel_udp.checks import Finding, bad, daemon_findings, host_findings, lease_findings
 from flannel_udp.config import Options
 from flannel_udp.errors import FlannelError
 from flannel_udp.etcd import Etcd
@@ -21,6 +21,7 @@ def check(status: Status, read: Callable[[], Status]) -> Iterator[Finding]:
     if "stats" not in status:
         yield bad("not-ready", "daemon", f"it is not ready: {status['reason']}")
         return
+    yield from daemon_findings(status)
     yield from host_findings(
         status,
         ip_forward=netdev.ip_forward_enabled(),

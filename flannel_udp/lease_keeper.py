@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 from flannel_udp.errors import EtcdError, LeaseContestedError, LeaseLostError
 from flannel_udp.lease import Events, LeaseAdded, OwnLease, Snapshot
-from flannel_udp.registry import Registry, boottime
+from flannel_udp.registry import LEASE_TTL, Registry, boottime
 from flannel_udp.retry import Backoff, ChangeLog
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,10 @@ CONTEST_GRACE = 60.0  # seconds
 
 # A lease that lives shorter than the margin is renewed after a third of its life, or this.
 _LONGEST_HASTE = 60.0  # seconds
+
+# Of two daemons with one PublicIP, each hears of the other by the other's writes. An answer at most
+# so often tells the one that came later, and no two keep answering each other.
+_ANSWER_EVERY = 60.0  # seconds
 
 
 class _Task(Enum):
@@ -65,6 +69,10 @@ class LeaseKeeper:
         self._settled_losses = 0  # of these, looked into
         self._swept_losses = 0  # of these, after which our stale keys were removed
         self._contested_since: float | None = None
+        # The key may hold a write of ours, or of the process before us, that we heard nothing of.
+        self._unsure = True
+        self._rival_at: float | None = None  # when another daemon's write was last seen
+        self._answered_at: float | None = None  # when it was last answered
         self._stopping = False
         self._backoff, self._faults = Backoff(), ChangeLog(log, registry.lines)
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -73,6 +81,13 @@ class LeaseKeeper:
     def own(self) -> OwnLease:
         with self._condition:
             return self._own
+
+    @property
+    def conflict(self) -> str | None:
+        """The sentence about another daemon with our PublicIP, as long as one may be alive: it
+        writes the key at least once in the life of a lease."""
+        with self._condition:
+            return self._conflict()
 
     def start(self) -> None:
         self._thread.start()
@@ -162,22 +177,32 @@ class LeaseKeeper:
             losses = self._losses
             history_lost = losses != self._settled_losses
         held: OwnLease | None
-        match task:
-            case _Task.RECHECK:
-                if self._swept_losses != losses:
-                    # Before our own key: two hosts may hold each other's subnet in the old data.
-                    # Once, for it reads all leases, and a contest takes many tries.
-                    self._registry.remove_stale(own)
-                    self._swept_losses = losses
-                held = self._registry.recheck(own, known_at, history_lost=history_lost)
-            case _Task.RENEW:
-                held = self._registry.keep_alive(own)
-            case _Task.REWRITE:
-                held = self._registry.rewrite(own)
+        rewritten = False
+        try:
+            match task:
+                case _Task.RECHECK:
+                    if self._swept_losses != losses:
+                        # Before our own key: two hosts may hold each other's subnet in old data.
+                        # Once, for it reads all leases, and a contest takes many tries.
+                        self._registry.remove_stale(own)
+                        self._swept_losses = losses
+                    settled = self._registry.recheck(own, known_at, history_lost=history_lost)
+                    held, rewritten = settled.own, settled.rewritten
+                case _Task.RENEW:
+                    held = self._registry.keep_alive(own)
+                case _Task.REWRITE:
+                    held = self._registry.rewrite(own)
+        except EtcdError:
+            self._unsure = True
+            raise
         with self._condition:
             if held is None:
                 self._suspicions += 1
                 return
+            if rewritten and not self._unsure:
+                self._meet_rival()
+            if held.mod_revision != own.mod_revision:
+                self._unsure = False  # what was conditional on the old one comes too late now
             self._own = held
             match task:
                 case _Task.RECHECK:
@@ -202,6 +227,24 @@ class LeaseKeeper:
                 "lease %s lives for %.0f s and is renewed in %.0f s",
                 *(own.subnet, own.deadline - now, self._renew_at - now),
             )
+
+    def _conflict(self) -> str | None:
+        if self._rival_at is None or self._clock() - self._rival_at >= LEASE_TTL:
+            return None
+        return (
+            f"another daemon uses PublicIP {self._own.public_ip} too: it rewrote our lease"
+            f" {self._own.subnet}, so that two hosts have one subnet; give each host a --public-ip"
+            " of its own and start both daemons again"
+        )
+
+    def _meet_rival(self) -> None:
+        """Somebody else has written our key; the condition is held."""
+        now, is_news = self._clock(), self._conflict() is None
+        self._rival_at = now
+        if is_news:
+            log.warning("%s", self._conflict())
+        if self._answered_at is None or now - self._answered_at >= _ANSWER_EVERY:
+            self._answered_at = self._rewrite_at = now
 
     def _contest(self, error: LeaseContestedError) -> None:
         """Go on for a while although another host claims our subnet. Raises LeaseLostError."""

@@ -58,6 +58,8 @@ class _StatusCollector(Collector):
             yield _gauge("flannel_lease_remaining_seconds", "Until our lease runs out", left)
         changed = "Whether the network config in etcd is another than the one in use"
         yield _gauge("flannel_config_changed", changed, bool(status["config_changed"]))
+        conflict = "Whether another daemon uses our PublicIP too"
+        yield _gauge("flannel_public_ip_conflict", conflict, bool(status["public_ip_conflict"]))
         yield from _etcd(status["etcd"])
         yield _flags(
             *("flannel_offload_enabled", "What makes packets cheap and is in use", "offload"),

@@ -59,6 +59,15 @@ def version_of(lease: Lease | OwnLease) -> Version:
     return Version(lease.mod_revision, lease.etcd_lease)
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The lease to go on with. ``rewritten``: its key holds what ``own`` was, but not as we wrote
+    it; no daemon leaves that behind but one that runs with our PublicIP."""
+
+    own: OwnLease
+    rewritten: bool = False
+
+
 class Registry:
     """The leases below ``<prefix>/subnets/``. Every method makes one attempt and raises EtcdError
     when etcd cannot be used. Its only state, the keys already warned about, is behind a lock."""
@@ -317,8 +326,8 @@ class Registry:
             log.info("gave back lease %s of %s", own.subnet, own.public_ip)
         return given
 
-    def recheck(self, own: OwnLease, known_at: int, *, history_lost: bool = False) -> OwnLease:
-        """Settle what became of our key: the lease to go on with.
+    def recheck(self, own: OwnLease, known_at: int, *, history_lost: bool = False) -> Settled:
+        """Settle what became of our key.
 
         ``known_at`` is the newest revision at which ``own`` was known to hold; ``history_lost``
         tells that etcd's data was replaced since. A key that expired while we were cut off, or
@@ -332,11 +341,11 @@ class Registry:
         for _ in range(_TRIES):
             kv = self._etcd.get(own.key)
             if kv:
-                held = self._follow(kv, own, known_at, history_lost)
+                settled = self._follow(kv, own, known_at, history_lost)
             else:
-                held = self._create_again(own, known_at, history_lost)
-            if held:
-                return replace(held, identity=identity)
+                settled = self._create_again(own, known_at, history_lost)
+            if settled:
+                return replace(settled, own=replace(settled.own, identity=identity))
         raise EtcdError(
             f"the key {own.key} changes faster than it can be read: check who writes it"
         )
@@ -358,30 +367,38 @@ class Registry:
 
     def _follow(
         self, kv: KeyValue, own: OwnLease, known_at: int, history_lost: bool
-    ) -> OwnLease | None:
+    ) -> Settled | None:
+        # An operator who makes it a reservation writes the key too.
+        rewritten = kv.mod_revision != own.mod_revision and bool(kv.lease or not own.etcd_lease)
         try:
             holder = decode_lease(
                 self._name(kv), kv.value, etcd_lease=kv.lease, mod_revision=kv.mod_revision
             ).public_ip
         except LeaseDecodeError:
             holder = own.public_ip  # nobody else's: the rewrite below repairs it
+            rewritten = False
+        if rewritten or holder != own.public_ip:
+            same_history = not history_lost and self.same_history(
+                own.key, version_of(own), known_at
+            )
+            rewritten = rewritten and same_history
         if holder != own.public_ip:
             sentence = (
                 f"lease {own.subnet} was taken over by {holder}, whose PublicIP the key {own.key}"
                 " now carries: forwarding stops, start again to get another subnet"
             )
-            if history_lost or not self.same_history(own.key, version_of(own), known_at):
-                raise LeaseContestedError(sentence)
-            raise LeaseLostError(sentence)
+            raise LeaseLostError(sentence) if same_history else LeaseContestedError(sentence)
         held = self._take_over(kv, own.subnet, own.public_ip)
-        if held and held.etcd_lease != own.etcd_lease:
+        if held is None:
+            return None
+        if held.etcd_lease != own.etcd_lease:
             if held.etcd_lease:
                 log.info("lease %s is now under etcd lease %x", own.subnet, held.etcd_lease)
             else:
                 log.info("lease %s is now a reservation: it is not renewed any more", own.subnet)
-        return held
+        return Settled(held, rewritten)
 
-    def _create_again(self, own: OwnLease, known_at: int, history_lost: bool) -> OwnLease | None:
+    def _create_again(self, own: OwnLease, known_at: int, history_lost: bool) -> Settled | None:
         expired = own.deadline is not None and self._clock() >= own.deadline
         if not (history_lost or expired):
             history_lost = not self.same_history(own.key, version_of(own), known_at)
@@ -404,9 +421,10 @@ class Registry:
             created = self.rewrite(replace(own, mod_revision=0))
         else:
             created = self._create(own.subnet, own.public_ip)
-        if created:
-            log.warning("lease %s %s: it was created again", own.subnet, reason)
-        return created
+        if created is None:
+            return None
+        log.warning("lease %s %s: it was created again", own.subnet, reason)
+        return Settled(created)
 
 
 @dataclass(slots=True)

@@ -43,6 +43,7 @@ class StatusReport:
             "mtu": overlay.mtu,
             "firewall": self.firewall.report(),
             "config_changed": self.config_watch.difference,
+            "public_ip_conflict": self.keeper.conflict,
             "reservation": deadline is None,
             "lease_seconds_left": None if deadline is None else round(deadline - now, 1),
             "etcd": {

@@ -123,6 +123,8 @@ def _notes(status: Status) -> Iterator[str]:
             f"the network config in etcd changed: {status['config_changed']}; start the daemon"
             " again to follow it"
         )
+    if status.get("public_ip_conflict"):
+        yield status["public_ip_conflict"]
     if "firewall" in status:
         yield from status["firewall"]["problems"]
     held = status.get("held", ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from flannel_udp.checks import Finding, good, host_findings, lease_findings
+from flannel_udp.checks import Finding, daemon_findings, good, host_findings, lease_findings
 from flannel_udp.lease import Lease, encode_key
 
 STATUS: dict[str, Any] = {
@@ -26,6 +26,13 @@ OURS, THEIRS = lease("10.1.5.0/24", "172.30.0.1"), lease("10.1.6.0/24", "172.30.
 
 def bad(findings: list[Finding]) -> list[str]:
     return [f"{finding.subject}: {finding.text}" for finding in findings if not finding.is_good]
+
+
+def test_what_the_daemon_knows_to_be_wrong_is_bad() -> None:
+    status = {"public_ip_conflict": None}
+    assert bad([*daemon_findings(status)]) == []
+    (line,) = bad([*daemon_findings(status | {"public_ip_conflict": "another daemon"})])
+    assert line == "PublicIP: another daemon"
 
 
 def test_leases_that_are_all_in_use_are_good() -> None:

@@ -15,7 +15,7 @@ from etcd_server import EtcdServer, distro_binary, find_binary, wait_until
 from tcp_proxy import TcpProxy
 
 from flannel_udp.config import NetworkConfig
-from flannel_udp.errors import LeaseLostError
+from flannel_udp.errors import EtcdError, LeaseLostError
 from flannel_udp.etcd import Etcd
 from flannel_udp.follower import Follower, FollowState
 from flannel_udp.lease import Events, LeaseRemoved, OwnLease, Snapshot
@@ -58,31 +58,48 @@ class Host:
         ttl: int = LEASE_TTL,
         margin: float = 3600,
         clock: Clock | None = None,
+        prefix: str = "",
     ) -> None:
         self.server, self.proxy, self.clock = server, proxy, clock or Clock()
         self.lost: list[LeaseLostError] = []
         self.fatal: list[BaseException] = []
-        prefix = f"/{uuid.uuid4().hex[:6]}"
-        self.folder = f"{prefix}/subnets/"
+        self.expects_rival = False
+        self.prefix = prefix or f"/{uuid.uuid4().hex[:6]}"
+        self.folder = f"{self.prefix}/subnets/"
         self.etcd = Etcd([proxy.url])
-        self.registry = Registry(self.etcd, prefix, ttl=ttl, clock=self.clock)
+        self.registry = Registry(self.etcd, self.prefix, ttl=ttl, clock=self.clock)
         self.first, start = self.acquire()
         self.key = self.first.key
+        self._margin = margin
+        self._run(self.first, start)
+
+    def _run(self, own: OwnLease, start: Snapshot) -> None:
         self.keeper = LeaseKeeper(
             self.registry,
-            self.first,
-            margin,
+            own,
+            self._margin,
             self.lost.append,
             self.fatal.append,
             clock=self.clock,
             rewrite_after=0.2,
         )
-        self.follower = Follower(
-            self.registry, self.first, start, self.keeper.observe, self.fatal.append
-        )
+        self.follower = Follower(self.registry, own, start, self.keeper.observe, self.fatal.append)
         self.keeper.start()
         self.follower.start()
         self.await_watching()
+
+    def rewrite(self) -> int:
+        """The write that follows readiness; returns its revision."""
+        before = self.fields()[0]
+        self.keeper.mark_ready()
+        wait_until(lambda: self.fields()[0] > before, "the rewrite")
+        self.await_settled()
+        return self.fields()[0]
+
+    def restart(self, own: OwnLease, start: Snapshot) -> None:
+        """Another process goes on where this one was at that moment."""
+        self._stop()
+        self._run(own, start)
 
     def acquire(self) -> tuple[OwnLease, Snapshot]:
         return self.registry.acquire(CONFIG, US, SUBNET)
@@ -123,12 +140,16 @@ class Host:
         wait_until(is_settled, "the keeper's view being etcd's")
 
     def end(self) -> None:
+        self._stop()
+        self.etcd.close()
+        assert self.fatal == []
+        assert bool(self.keeper.conflict) == self.expects_rival, "a rival, or none, was seen"
+
+    def _stop(self) -> None:
         self.follower.stop()
         self.keeper.stop()
         assert self.follower.join(10)
         assert self.keeper.join(10)
-        self.etcd.close()
-        assert self.fatal == []
 
 
 @pytest.fixture(scope="module", params=list(BINARIES))
@@ -155,9 +176,10 @@ def host_on(
     ttl: int = LEASE_TTL,
     margin: float = 3600,
     clock: Clock | None = None,
+    prefix: str = "",
 ) -> Iterator[Host]:
     with TcpProxy(server.port) as proxy:
-        host = Host(server, proxy, ttl=ttl, margin=margin, clock=clock)
+        host = Host(server, proxy, ttl=ttl, margin=margin, clock=clock, prefix=prefix)
         yield host
         host.end()
 
@@ -381,6 +403,7 @@ def test_an_etcd_lease_attached_by_an_operator_is_kept_alive_from_then_on(host: 
 
 
 def test_a_value_nobody_can_read_is_repaired(host: Host) -> None:
+    host.rewrite()
     host.server.put(host.key, "garbage", lease=f"{host.first.etcd_lease:x}")
     wait_until(lambda: host.value() == VALUE, "the repair")
     host.await_settled()
@@ -388,11 +411,96 @@ def test_a_value_nobody_can_read_is_repaired(host: Host) -> None:
     assert host.lost == []
 
 
+# Two daemons with one PublicIP. In all other tests of this file there is one: see Host.end.
+
+
+def test_two_daemons_with_one_public_ip_both_say_so_once(
+    on_both: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = on_both
+    first.rewrite()
+    with host_on(first.server, prefix=first.prefix) as second:
+        first.expects_rival = second.expects_rival = True
+        assert second.key == first.key
+        assert first.keeper.conflict is None, "a daemon that only reads was taken for a rival"
+        second.keeper.mark_ready()
+        wait_until(lambda: first.keeper.conflict, "the first naming its rival")
+        wait_until(lambda: second.keeper.conflict, "the second naming its rival")
+        revision = second.rewrite()
+        wait_until(lambda: first.follower.revision >= revision, "the news")
+        first.await_settled()
+        assert first.fields()[0] == revision, "they answer each other for ever"
+        told = [each for each in caplog.messages if "another daemon uses PublicIP" in each]
+        assert told == [first.keeper.conflict, second.keeper.conflict]
+        assert "PublicIP 172.30.0.1 too" in told[0]
+        assert "give each host a --public-ip of its own and start both daemons again" in told[0]
+
+
+def test_a_flanneld_with_our_public_ip_is_named(host: Host) -> None:
+    """It comes with an etcd lease of its own."""
+    host.expects_rival = True
+    host.rewrite()
+    host.server.put(host.key, VALUE, lease=host.server.grant(600))
+    wait_until(lambda: host.keeper.conflict, "the rival being named")
+    assert host.lost == []
+
+
+def test_a_rival_that_is_silent_for_the_life_of_a_lease_is_gone(host: Host) -> None:
+    host.rewrite()
+    host.server.put(host.key, VALUE, lease=f"{host.first.etcd_lease:x}")
+    wait_until(lambda: host.keeper.conflict, "the rival being named")
+    host.clock.ahead = LEASE_TTL
+    assert host.keeper.conflict is None
+
+
+def test_what_the_process_before_us_wrote_is_no_rivals(host: Host) -> None:
+    """It left a state older than its last write, as after a crash."""
+    start = host.registry.snapshot()
+    host.rewrite()
+    host.restart(host.first, start)
+    host.await_settled()
+    host.rewrite()
+    assert host.keeper.conflict is None
+
+
+def test_our_write_whose_answer_was_lost_is_no_rivals(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.rewrite()
+    rewrite = host.registry.rewrite
+    answers: list[OwnLease | None] = []
+
+    def lose_the_answer(own: OwnLease) -> OwnLease | None:
+        answers.append(rewrite(own))
+        if len(answers) == 1:
+            raise EtcdError("no answer")
+        return answers[-1]
+
+    monkeypatch.setattr(host.registry, "rewrite", lose_the_answer)
+    host.keeper.mark_ready()
+    wait_until(lambda: len(answers) > 1 and answers[-1], "the second try succeeding", 20)
+    host.await_settled()
+    assert host.keeper.conflict is None
+
+
+def test_a_reservation_made_of_our_lease_is_no_rivals(host: Host) -> None:
+    host.rewrite()
+    host.server.put(host.key, VALUE)
+    wait_until(lambda: host.keeper.own.etcd_lease == 0, "the keeper following")
+    assert host.keeper.conflict is None
+
+
 def replace_data(
-    host: Host, values: dict[str, str], *, leased: bool = False, compact: bool = False
+    host: Host,
+    values: dict[str, str],
+    *,
+    leased: bool = False,
+    compact: bool = False,
+    cut: bool = True,
 ) -> None:
     """Etcd comes back with these values and a revision beyond the one we knew."""
-    host.cut()
+    if cut:
+        host.cut()
     host.server.kill()
     host.server.wipe()
     host.server.start()
@@ -477,6 +585,21 @@ def test_a_contest_does_not_read_all_leases_at_every_try(
     replace_data(host, {host.key: OTHER_VALUE})
     wait_until(lambda: calls.count("recheck") >= 4, "some tries")
     assert calls.count("remove_stale") == 1
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_our_key_in_replaced_data_is_no_rivals(server_alone: Host, follows: bool) -> None:
+    """Without the follower, the keeper meets it first."""
+    host = server_alone
+    host.rewrite()
+    if not follows:
+        host.follower.stop()
+        assert host.follower.join(5)
+    replace_data(host, {host.key: VALUE}, leased=True, cut=follows)
+    host.keeper.mark_ready()
+    host.await_settled()
+    assert host.keeper.own.etcd_lease != host.first.etcd_lease
+    assert host.keeper.conflict is None
 
 
 @pytest.mark.parametrize("claim", ["10.1.5.0-24", "10.1.4.0-23"])

@@ -35,6 +35,7 @@ FORWARDING: Status = {
     **{"interface": "eth0", "device": "flannel0", "preset": "auto", "mtu": 1472},
     "offloads": ["TSO", "UDP GSO"],
     "config_changed": None,
+    "public_ip_conflict": "another daemon uses PublicIP 172.30.0.1 too",
     **{"reservation": False, "lease_seconds_left": 86_000.5},
     "etcd": {"state": "watching", "revision": 77, "resyncs": 2, "silent_seconds": 0.0}
     | {"history_losses": 1},
@@ -85,6 +86,7 @@ def test_the_rest_of_the_status_is_there() -> None:
     assert value(found, "flannel_ready") == 1
     assert value(found, "flannel_build_info", version="0.1.0") == 1
     assert value(found, "flannel_mtu_bytes") == 1472
+    assert value(found, "flannel_public_ip_conflict") == 1
     assert value(found, "flannel_lease_remaining_seconds") == 86_000.5
     assert value(found, "flannel_etcd_state", state="watching") == 1
     assert value(found, "flannel_etcd_state", state="resync") == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from etcd_server import wait_until
-from instruments import HEALTH_FLAGS, health, lease_value, routes
+from instruments import HEALTH_FLAGS, health, lease_value, log_lines, routes
 from prometheus_client import parser
 from terminal import Terminal
 
@@ -256,6 +256,31 @@ def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
         assert "sysctl -w net.ipv4.ip_forward=1" in findings(host)["ip_forward"]
     finally:
         host.netns.sysctl("ipv4/ip_forward", 1)
+
+
+def test_two_hosts_with_one_public_ip_are_both_told(lab: Lab) -> None:
+    """The second takes the first's subnet without a word of etcd's."""
+    first, _, second = lab.hosts
+    assert second.stop_daemon() == 0
+    second.subnet_file.unlink()
+    second.start_daemon([f"--public-ip={first.address}"])
+    assert second.subnet == first.subnet
+    both = (first, second)
+    sentence = f"another daemon uses PublicIP {first.address} too"
+    wait_until(lambda: all(host.status()["public_ip_conflict"] for host in both), "the words", 30)
+    assert findings(first)["PublicIP"].startswith(f"public-ip-conflict: {sentence}")
+    for host in both:
+        assert sentence in status(host).stdout
+        assert metrics(host)["flannel_public_ip_conflict"] == 1
+        assert len(log_lines(host, f"WARNING {sentence}")) == 1
+
+    assert [host.stop_daemon() for host in both] == [0, 0]
+    second.subnet_file.unlink()
+    for host in both:
+        host.start_daemon()
+    assert first.subnet != second.subnet
+    assert None not in lab.ping_matrix().values()
+    assert [host.status()["public_ip_conflict"] for host in both] == [None, None]
 
 
 # top
