@@ -33,8 +33,17 @@ def bad(code: str, subject: str, text: str) -> Finding:
 
 
 def daemon_findings(status: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the daemon itself knows to be wrong."""
-    if conflict := status["public_ip_conflict"]:
+    """What the daemon itself knows to be wrong, also while it starts."""
+    if status["ready"]:
+        yield good("daemon", "it forwards, and subnet.env is written")
+    else:
+        yield bad("not-ready", "daemon", f"it is not ready: {status['reason']}")
+    if difference := status.get("config_changed"):
+        yield bad(
+            *("config-changed", "network config"),
+            f"it changed in etcd: {difference}; start the daemon again to follow it",
+        )
+    if conflict := status.get("public_ip_conflict"):
         yield bad("public-ip-conflict", "PublicIP", conflict)
 
 

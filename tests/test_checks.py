@@ -29,10 +29,26 @@ def bad(findings: list[Finding]) -> list[str]:
 
 
 def test_what_the_daemon_knows_to_be_wrong_is_bad() -> None:
-    status = {"public_ip_conflict": None}
-    assert bad([*daemon_findings(status)]) == []
-    (line,) = bad([*daemon_findings(status | {"public_ip_conflict": "another daemon"})])
-    assert line == "PublicIP: another daemon"
+    status: dict[str, Any] = {"ready": True, "config_changed": None, "public_ip_conflict": None}
+    assert [*daemon_findings(status)] == [good("daemon", "it forwards, and subnet.env is written")]
+    told = {
+        "ready": False,
+        "reason": "cannot write",
+        "config_changed": "Backend.Port is 9000, was 8285",
+        "public_ip_conflict": "another daemon",
+    }
+    assert bad([*daemon_findings(told)]) == [
+        "daemon: it is not ready: cannot write",
+        "network config: it changed in etcd: Backend.Port is 9000, was 8285; start the daemon again"
+        " to follow it",
+        "PublicIP: another daemon",
+    ]
+
+
+def test_a_daemon_that_still_starts_is_not_ready_and_no_more_is_said() -> None:
+    starting = {"ready": False, "reason": "starting"}
+    (finding,) = daemon_findings(starting)
+    assert (finding.code, finding.text) == ("not-ready", "it is not ready: starting")
 
 
 def test_leases_that_are_all_in_use_are_good() -> None:

@@ -435,12 +435,27 @@ def test_subnet_env_with_the_subnet_alone_is_obeyed(bare_lab: Lab, host: Host) -
     assert not log_lines(host, str(host.subnet_file))
 
 
+def test_a_host_that_does_not_forward_is_warned_once(bare_lab: Lab, host: Host) -> None:
+    host.netns.sysctl("ipv4/ip_forward", 0)
+    try:
+        host.start_daemon()
+        assert host.stop_daemon() == 0
+    finally:
+        host.netns.sysctl("ipv4/ip_forward", 1)
+    assert len(log_lines(host, "WARNING net.ipv4.ip_forward is 0: this host drops its")) == 1
+    assert log_lines(host, "sysctl -w net.ipv4.ip_forward=1")
+
+
 def test_unwritable_subnet_env_means_forwarding_but_not_ready(bare_lab: Lab, host: Host) -> None:
     bare_lab.hosts[1].start_daemon()
     host.subnet_file.mkdir()
     with waiting_daemon(bare_lab, host, because=f"cannot write {host.subnet_file}"):
         assert devices(host) == ["flannel0"]
         assert bare_lab.ping(host, bare_lab.hosts[1].containers[0]) is not None
+        check = [sys.executable, "-m", "flannel_udp", "status", "--check"]
+        checked = host.run([*check, f"--subnet-file={host.subnet_file}"], env=child_environment())
+        assert checked.returncode == 1
+        assert f"bad  daemon: it is not ready: cannot write {host.subnet_file}" in checked.stdout
         host.subnet_file.rmdir()
     assert host.subnet
 

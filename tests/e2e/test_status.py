@@ -100,6 +100,9 @@ def test_status_says_why_a_daemon_is_not_ready(lab: Lab) -> None:
         host.start_daemon(wait=False)
         wait_until(lambda: "no network config" in status(host).stdout, "the reason")
         assert status(host).returncode == 1
+        assert findings(host)["daemon"].startswith(
+            "not-ready: it is not ready: there is no network"
+        )
     finally:
         lab.etcdctl("put", f"{lab.prefix}/config", json.dumps(told))
     host.wait_until_ready()
@@ -161,8 +164,8 @@ def test_status_and_metrics_agree_with_the_kernels_counters(lab: Lab) -> None:
 def test_a_sound_cluster_passes_every_check(lab: Lab) -> None:
     assert findings(lab.hosts[0]) == {}
     lines = status(lab.hosts[0], "--check").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["ok"] * 6
-    for line, peer in zip(lines[4:], lab.hosts[1:], strict=True):
+    assert [line.split()[0] for line in lines] == ["ok"] * 7
+    for line, peer in zip(lines[5:], lab.hosts[1:], strict=True):
         assert f"{peer.address} ({peer.subnet.network_address}): answers in" in line  # type: ignore[union-attr]  # it has one
 
 
@@ -256,6 +259,26 @@ def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
         assert "sysctl -w net.ipv4.ip_forward=1" in findings(host)["ip_forward"]
     finally:
         host.netns.sysctl("ipv4/ip_forward", 1)
+
+
+def test_a_config_that_changed_under_the_daemon_is_told(lab: Lab) -> None:
+    host, key = lab.hosts[0], f"{lab.prefix}/config"
+    before = lab.etcdctl("get", "--print-value-only", key)
+    lab.etcdctl("put", key, '{"Network":"10.1.0.0/16","Backend":{"Type":"udp","Port":9000}}')
+    try:
+        wait_until(lambda: host.status()["config_changed"], "the change")
+        changed = "Backend.Port is 9000, was 8285"
+        assert f"the network config in etcd changed: {changed}; start the" in status(host).stdout
+        assert metrics(host)["flannel_config_changed"] == 1
+        found = findings(host)
+    finally:
+        lab.etcdctl("put", key, before)
+    assert found == {
+        "network config": f"config-changed: it changed in etcd: {changed}; start the daemon again"
+        " to follow it"
+    }
+    wait_until(lambda: host.status()["config_changed"] is None, "the old config")
+    assert metrics(host)["flannel_config_changed"] == 0
 
 
 def test_two_hosts_with_one_public_ip_are_both_told(lab: Lab) -> None:
