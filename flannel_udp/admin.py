@@ -34,14 +34,21 @@ class Readiness:
 
     def __init__(self) -> None:
         self._reason: str | None = "starting"
+        self._fault: str | None = None
 
     @property
     def reason(self) -> str | None:
         """Why the daemon is not ready; None when it is."""
-        return self._reason
+        return self._reason or self._fault
 
-    def not_ready(self, reason: str) -> None:
-        self._reason = reason
+    def not_ready(self, reason: str) -> bool:
+        """From now until ``ready``; whether the reason is another one than before."""
+        before, self._reason = self._reason, reason
+        return before != reason
+
+    def set_fault(self, fault: str | None) -> None:
+        """What keeps a daemon that was ready from forwarding; None once nothing does."""
+        self._fault = fault
 
     def ready(self) -> None:
         self._reason = None

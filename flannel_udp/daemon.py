@@ -87,6 +87,8 @@ def run(options: Options, taken: Takeover | None = None) -> int:
             except Exception as error:
                 log.exception("the start ended")
                 shutdown.fail(error)
+            if not shutdown.has_successor:
+                readiness.not_ready("stopping")
             if not shutdown.is_replaced:
                 systemd.notify("STOPPING=1")
     if not shutdown.has_successor:
@@ -202,6 +204,7 @@ def _serve(
         shutdown.fail,
         on_lost=release,
         on_restored=on_restored,
+        on_fault=readiness.set_fault,
     )
     control.enter_context(whole)
     control.enter_context(PumpWatch(pump, whole.wake, shutdown.fail))
@@ -412,9 +415,8 @@ def _write_subnet_env(options: Options, overlay: Overlay, readiness: admin.Readi
     try:
         subnet_env.write(options.subnet_file, overlay.subnet_env())
     except SubnetFileError as error:
-        if readiness.reason != str(error):  # once, not at every try
+        if readiness.not_ready(str(error)):  # once, not at every try
             log.warning("%s; forwarding, but not ready", error)
-        readiness.not_ready(str(error))
         return False
     log.debug("wrote %s", options.subnet_file)
     return True

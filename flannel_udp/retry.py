@@ -102,7 +102,7 @@ def retry_until(
     *,
     retry_on: tuple[type[Exception], ...] = (EtcdError, NetworkConfigError),
     works: str = "etcd answers and its data is good",
-    on_failure: Callable[[str], None] | None = None,
+    on_failure: Callable[[str], object] | None = None,
 ) -> _T | None:
     """What ``attempt`` returns once it raises none of ``retry_on``; None when ``stop`` is set.
 

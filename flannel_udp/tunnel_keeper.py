@@ -78,13 +78,15 @@ class TunnelKeeper:
         *,
         on_lost: Callable[[], None] = lambda: None,
         on_restored: Callable[[], None] = lambda: None,
+        on_fault: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         """``choose_again`` tells which interface and address a new start would take, or raises
         InterfaceError. ``on_fatal`` hears what cannot be repaired, and the thread ends.
         ``on_lost`` is called before lost ends are opened anew: when it returns, nobody else keeps
         the old ones, for a copy of the socket would hold the port. ``on_restored`` is called when
-        the pump goes on."""
-        self._on_lost, self._on_restored = on_lost, on_restored
+        the pump goes on. ``on_fault`` hears what could not be repaired yet, and None when all is
+        well."""
+        self._on_lost, self._on_restored, self._on_fault = on_lost, on_restored, on_fault
         self._plan, self._tunnel, self._pump = plan, tunnel, pump
         self._choose_again, self._on_fatal = choose_again, on_fatal
         self._faults, self._external_faults = ChangeLog(log), ChangeLog(log)
@@ -155,8 +157,10 @@ class TunnelKeeper:
             broken = self._broken_since
             if self._hopeless or (broken and time.monotonic() - broken > _PATIENCE):
                 raise TunnelLostError(str(error)) from None
+            self._on_fault(f"the tunnel is not whole: {error}")
             self._faults.failed(f"the tunnel is not whole: {error}; trying again")
             return _TRY_AGAIN
+        self._on_fault(None)
         self._faults.works("the tunnel is whole again")
         self._look_at_addresses()
         return self._look_at_external()

@@ -55,6 +55,19 @@ def test_health_speaks_flannels_words() -> None:
         get(port, "/healthz")
 
 
+def test_a_fault_interrupts_readiness_and_a_stop_ends_it() -> None:
+    readiness = Readiness()
+    readiness.set_fault("the tunnel is not whole")
+    assert readiness.reason == "starting"
+    readiness.ready()
+    assert readiness.reason == "the tunnel is not whole"
+    readiness.set_fault(None)
+    assert readiness.reason is None
+    assert readiness.not_ready("stopping")
+    assert not readiness.not_ready("stopping")
+    assert readiness.reason == "stopping"
+
+
 def test_metrics_come_in_the_format_asked_for() -> None:
     with serve_health("127.0.0.1", 0, Readiness(), expose) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)

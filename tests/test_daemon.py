@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from flannel_udp import daemon, hostlock
+from flannel_udp import admin, daemon, hostlock
 from flannel_udp.config import Options
 from flannel_udp.errors import DeviceError, FlannelError
 from flannel_udp.takeover import Takeover
@@ -70,3 +70,23 @@ def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_wit
     with pytest.raises(DeviceError):
         daemon.run(Options(subnet_file=tmp_path / "subnet.env"), taken)
     assert undone == ([] if keeps else [True])
+
+
+def test_a_daemon_that_stops_is_not_ready_any_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its end may take seconds, in which an orchestrator may still ask."""
+    seen: list[admin.Status] = []
+
+    def serve(*given: object) -> None:
+        *_, board, _, control = given
+        assert isinstance(board, admin.Board)
+        assert isinstance(control, contextlib.ExitStack)
+        board.readiness.ready()
+        control.callback(lambda: seen.append(board.read()))
+
+    monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "locks")
+    monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
+    monkeypatch.setattr(daemon, "_serve", serve)
+    assert daemon.run(Options(subnet_file=tmp_path / "subnet.env")) == 0
+    assert [(status["ready"], status["reason"]) for status in seen] == [(False, "stopping")]

@@ -199,6 +199,17 @@ def test_an_address_that_is_only_set_anew_is_waited_for(scene: Scene) -> None:
     wait_until(lambda: log_lines(scene.host, "eth0 and 172.30.0.1 are back"), "the line")
 
 
+def test_a_host_that_cannot_forward_is_not_ready_until_it_can(scene: Scene) -> None:
+    """The socket is shut down, and another one stays on its port."""
+    with udp_socket_of(scene.host) as stolen:
+        with suppress(OSError):
+            stolen.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: not scene.host.status()["ready"], "not being ready")
+        assert "the tunnel is not whole: " in scene.host.status()["reason"]
+    wait_until(lambda: scene.host.status()["ready"], "being ready again")
+    scene.await_return()
+
+
 def test_a_route_that_bypasses_the_tunnel_is_named_until_it_goes(scene: Scene) -> None:
     stray = str(scene.lab.hosts[1].subnet)
     scene.ip(f"route add {stray} via 172.30.0.9")
