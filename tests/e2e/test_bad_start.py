@@ -409,6 +409,21 @@ def test_wrong_password_is_waited_out(bare_lab: Lab, host: Host, tmp_path: Path)
     assert secret not in host.log_path.read_text()
 
 
+# --- a host that is not prepared
+
+
+def test_host_that_does_not_route_is_told_at_each_start(bare_lab: Lab, host: Host) -> None:
+    for forwards, lines in ((0, 1), (1, 1), (0, 2)):
+        host.netns.sysctl("ipv4/ip_forward", forwards)
+        try:
+            host.start_daemon()
+        finally:
+            host.netns.sysctl("ipv4/ip_forward", 1)
+        assert host.stop_daemon() == 0
+        told = log_lines(host, "WARNING", "net.ipv4.ip_forward is 0", "sysctl -w")
+        assert len(told) == lines
+
+
 # --- subnet.env
 
 
