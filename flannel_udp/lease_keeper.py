@@ -69,6 +69,7 @@ class LeaseKeeper:
         self._settled_losses = 0  # of these, looked into
         self._swept_losses = 0  # of these, after which our stale keys were removed
         self._contested_since: float | None = None
+        self._stale_removed = 0
         # The key may hold a write of ours, or of the process before us, that we heard nothing of.
         self._unsure = True
         self._rival_at: float | None = None  # when another daemon's write was last seen
@@ -88,6 +89,21 @@ class LeaseKeeper:
         writes the key at least once in the life of a lease."""
         with self._condition:
             return self._conflict()
+
+    @property
+    def contest(self) -> str | None:
+        """The sentence about another host that claims our subnet, while it may withdraw."""
+        if self._contested_since is None:
+            return None
+        return (
+            f"etcd's data was replaced and another host claims {self._own.subnet} in it: going on"
+            f" for {self._contest_grace:.0f} s, in which it may withdraw"
+        )
+
+    @property
+    def stale_removed(self) -> int:
+        """How many old keys of our PublicIP were removed that replaced data had brought back."""
+        return self._stale_removed
 
     def start(self) -> None:
         self._thread.start()
@@ -184,7 +200,7 @@ class LeaseKeeper:
                     if self._swept_losses != losses:
                         # Before our own key: two hosts may hold each other's subnet in old data.
                         # Once, for it reads all leases, and a contest takes many tries.
-                        self._registry.remove_stale(own)
+                        self._stale_removed += self._registry.remove_stale(own)
                         self._swept_losses = losses
                     settled = self._registry.recheck(own, known_at, history_lost=history_lost)
                     held, rewritten = settled.own, settled.rewritten
@@ -256,10 +272,8 @@ class LeaseKeeper:
                     self._losses += 1  # which the follower tells of only later
         if now - self._contested_since >= self._contest_grace:
             raise LeaseLostError(str(error)) from None
-        self._faults.failed(
-            f"etcd's data was replaced and another host claims {self._own.subnet} in it: going on"
-            f" for {self._contest_grace:.0f} s, in which it may withdraw"
-        )
+        if sentence := self.contest:
+            self._faults.failed(sentence)
 
     def _pause(self, seconds: float) -> None:
         with self._condition:

@@ -83,6 +83,10 @@ def _etcd(etcd: Status) -> Iterator[Metric]:
     yield CounterMetricFamily("flannel_etcd_resyncs", resyncs, etcd["resyncs"])
     losses = "Times etcd came back with other data than it had"
     yield CounterMetricFamily("flannel_etcd_history_losses", losses, etcd["history_losses"])
+    contested = "Whether another host claims our subnet in data that replaced etcd's"
+    yield _gauge("flannel_lease_contested", contested, bool(etcd["lease_contested"]))
+    removed = "Old leases of ours that such data brought back and that were removed"
+    yield CounterMetricFamily("flannel_stale_leases_removed", removed, etcd["stale_leases_removed"])
 
 
 def _pump(stats: dict[str, int]) -> Iterator[Metric]:

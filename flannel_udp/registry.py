@@ -350,20 +350,23 @@ class Registry:
             f"the key {own.key} changes faster than it can be read: check who writes it"
         )
 
-    def remove_stale(self, own: OwnLease) -> None:
-        """Delete the other keys of our PublicIP that replaced data brought back.
+    def remove_stale(self, own: OwnLease) -> int:
+        """Delete the other keys of our PublicIP that replaced data brought back; how many.
 
         Another host may hold such a subnet by now. Reservations stay: an operator made them.
         """
+        removed = 0
         for lease in self.snapshot().leases:
             key = self._folder + lease.key
             if lease.public_ip != own.public_ip or lease.is_reservation or key == own.key:
                 continue
             if self._etcd.delete_if_unchanged(key, mod_revision=lease.mod_revision):
+                removed += 1
                 log.warning(
                     "removed lease %s of %s, which etcd's old data brought back: ours is %s",
                     *(lease.subnet, own.public_ip, own.subnet),
                 )
+        return removed
 
     def _follow(
         self, kv: KeyValue, own: OwnLease, known_at: int, history_lost: bool

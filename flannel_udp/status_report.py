@@ -52,6 +52,8 @@ class StatusReport:
                 "revision": self.follower.revision,
                 "resyncs": self.follower.resyncs,
                 "history_losses": self.follower.history_losses,
+                "lease_contested": self.keeper.contest,
+                "stale_leases_removed": self.keeper.stale_removed,
                 "silent_seconds": round(now - self.follower.last_contact, 1),
             },
             "held": [

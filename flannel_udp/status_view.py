@@ -127,6 +127,8 @@ def _notes(status: Status) -> Iterator[str]:
         yield status["public_ip_conflict"]
     if "firewall" in status:
         yield from status["firewall"]["problems"]
+    if contest := status.get("etcd", {}).get("lease_contested"):
+        yield contest
     held = status.get("held", ())
     for lease in held[:_MOST_HELD]:
         yield (

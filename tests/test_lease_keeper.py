@@ -556,8 +556,10 @@ def test_a_time_without_etcd_does_not_turn_a_claim_into_a_theft(server_alone: Ho
     """Nobody could withdraw it in that time."""
     host = server_alone
     began = host.clock.at = boottime()
+    assert host.keeper.contest is None
     replace_data(host, {host.key: OTHER_VALUE})
     wait_until(lambda: host.keeper._contested_since == began, "the contest")
+    assert "another host claims 10.1.5.0/24" in str(host.keeper.contest)
     host.cut()
     host.clock.at = began + 10 * CONTEST_GRACE
     wait_until(lambda: host.keeper._contested_since is None, "a try without etcd")
@@ -566,6 +568,8 @@ def test_a_time_without_etcd_does_not_turn_a_claim_into_a_theft(server_alone: Ho
     assert host.lost == []
     host.server.delete(host.key)
     wait_until(lambda: host.value() == VALUE, "the key coming back")
+    host.await_settled()
+    assert host.keeper.contest is None
     assert host.lost == []
 
 
@@ -627,6 +631,7 @@ def test_our_stale_keys_in_replaced_data_are_removed_and_nobody_elses(server_alo
     host.server.put(host.folder + "10.1.11.0-24", VALUE, lease=host.server.grant(600))
     host.await_settled()
     assert host.server.get(host.folder + "10.1.11.0-24") == VALUE, "removed without need"
+    assert host.keeper.stale_removed == 1
 
 
 def test_our_reservations_in_replaced_data_stay(server_alone: Host) -> None:

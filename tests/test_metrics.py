@@ -38,7 +38,8 @@ FORWARDING: Status = {
     "public_ip_conflict": "another daemon uses PublicIP 172.30.0.1 too",
     **{"reservation": False, "lease_seconds_left": 86_000.5},
     "etcd": {"state": "watching", "revision": 77, "resyncs": 2, "silent_seconds": 0.0}
-    | {"history_losses": 1},
+    | {"history_losses": 1, "lease_contested": "another host claims it"}
+    | {"stale_leases_removed": 3},
     "held": [{"subnet": "10.1.7.0/24", "public_ip": "172.30.0.9", "seconds_left": 50.0}],
     "stats": {name: number for number, name in enumerate(STAT_NAMES, 1000)},
     "peers": [PEER, PEER | {"public_ip": "172.30.0.3", "sent_packets": 21}],
@@ -93,6 +94,8 @@ def test_the_rest_of_the_status_is_there() -> None:
     assert value(found, "flannel_etcd_revision") == 77
     assert value(found, "flannel_etcd_resyncs_total") == 2
     assert value(found, "flannel_etcd_history_losses_total") == 1
+    assert value(found, "flannel_lease_contested") == 1
+    assert value(found, "flannel_stale_leases_removed_total") == 3
     assert value(found, "flannel_held_leases") == 1
     assert value(found, "flannel_offload_enabled", offload="UDP GSO") == 1
     assert value(found, "flannel_offload_enabled", offload="UDP GRO") == 0

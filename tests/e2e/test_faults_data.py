@@ -168,7 +168,29 @@ def test_old_claims_are_withdrawn_by_their_hosts_and_nobody_gives_way(lab: Lab) 
     assert set(leases_in(lab.etcdctl, lab.prefix)) == set(before)
     assert log_lines(second, "removed lease", str(first.subnet), "old data brought back")
     assert log_lines(third, "removed lease 10.1.250.0/24")
+    for host, removed in ((first, 0), (second, 1), (third, 1)):
+        etcd = host.status()["etcd"]
+        assert (etcd["lease_contested"], etcd["stale_leases_removed"]) == (None, removed)
     assert lab.ping(first.containers[0], second.containers[0]) is not None
+
+
+def test_a_claim_in_replaced_data_is_shown_as_long_as_it_lasts(lab: Lab) -> None:
+    first = lab.hosts[0]
+    before, contested = subnets(lab), str(first.subnet).replace("/", "-")
+    with no_packet_lost(lab.hosts[1:]):
+        with cut_off(first, RESET):
+            lab.etcd.kill()
+            lab.etcd.wipe()
+            lab.etcd.start()
+            put_config(lab)
+            put(lab, contested, "172.30.0.77", leased=True)
+            await_loss(first)
+        wait_until(lambda: first.status()["etcd"]["lease_contested"], "the contest", RECOVER_WITHIN)
+        assert f"another host claims {first.subnet}" in shown_status(first)
+        lab.etcdctl("del", f"{lab.prefix}/subnets/{contested}")
+        await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
+    assert "another host claims" not in shown_status(first)
+    assert subnets(lab) == before
 
 
 def test_a_hold_ends_in_the_time_that_was_set(lab: Lab) -> None:
