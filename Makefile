@@ -18,7 +18,7 @@ help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 deps: packages $(VENV)/installed ## install what is missing to build and run
-deps-dev: packages-dev $(VENV)/installed $(VENV)/docker/complete ## install what is missing to test
+deps-dev: packages-dev $(VENV)/installed-dev $(VENV)/docker/complete ## install what is missing to test
 
 .PHONY: packages packages-dev
 packages:
@@ -31,8 +31,13 @@ $(BIN)/python: | packages
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@echo "Installing Python packages into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet 'setuptools>=77' --editable '.[etcd]'
 	@tools/install-etcd $(BIN)
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+	@echo "Installing what the tests need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 $(VENV)/built: $(PUMP) $(VENV)/installed

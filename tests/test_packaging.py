@@ -62,7 +62,7 @@ def dist(checkout: Path, network_rights: None) -> Path:
     (checkout / ".venv").symlink_to(sys.prefix)
     command = ["timeout", "--kill-after=10", "600", "make", "--no-print-directory"]
     # What is installed is up to date, and must not be installed anew from here.
-    for installed in (".venv/installed", ".venv/docker/complete"):
+    for installed in (".venv/installed", ".venv/installed-dev", ".venv/docker/complete"):
         command += ["--old-file", installed]
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     result = subprocess.run(
