@@ -8,6 +8,7 @@ to files is gone with it.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from typing import Any, Self
 
 from etcd_server import wait_until
 
-from flannel_udp.lab import Host
+from flannel_udp.lab import Host, Lab
 
 ROOT = Path(__file__).parent.parent.parent
 UNITS = "/etc/systemd/system"
 UNIT = "flannel-udp.service"
+SETTINGS = "/etc/default/flannel-udp"
 _PROGRAM = (str(ROOT), sys.prefix, sys.base_prefix)  # where what the tests run is
 
 # In the lab host's network namespace: into a control group of our own ($0).
@@ -81,6 +83,13 @@ BindReadOnlyPaths={paths}
 StandardOutput=append:{log}
 StandardError=append:{log}
 """
+
+
+def documented(heading: str) -> list[str]:
+    """The commands in a section of the README."""
+    text = (ROOT / "README.md").read_text()
+    section = re.split(r"\n##+ ", text.partition(f"\n### {heading}\n")[2])[0]
+    return "".join(re.findall("```sh\n(.*?)```", section, re.DOTALL)).splitlines()
 
 
 class SystemdHost:
@@ -145,6 +154,17 @@ class SystemdHost:
             said += result.stdout
             assert result.returncode == 0, f"{command}: {said}{result.stderr}\n{self.log}"
         return said
+
+    def install_service(self, lab: Lab, *settings: str) -> list[str]:
+        """As the README says, with these settings; returns what is left to type, to start it."""
+        commands = documented("As a service")
+        copies = [line for line in commands if line.startswith("install ")]
+        self.type(*copies)
+        lines = (f"FLANNELD_ETCD_ENDPOINTS={lab.etcd.url}", "FLANNELD_IFACE=eth0", *settings)
+        with self.path(SETTINGS).open("a") as file:
+            file.write("\n".join(lines) + "\n")
+        self.make_room_for_the_program()
+        return [line for line in commands if line not in copies]
 
     def make_room_for_the_program(self, unit: str = UNIT) -> None:
         """Where the unit's sandbox would hide the checkout that the tests run."""

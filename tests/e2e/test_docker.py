@@ -1,4 +1,4 @@
-"""Real docker on the overlay, wired as the packaging does it."""
+"""Real docker on the overlay, wired by the packaging: units, drop-in and the file between them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from dockerd import Dockerd
+from dockerd import OPTIONS, Dockerd
 from etcd_server import wait_until
 from instruments import connect, log_lines, same_to_both, seen_by_both
+from systemd_host import SETTINGS, UNIT, SystemdHost
 
 from flannel_udp.lab import UNDERLAY, Container, Lab
-from flannel_udp.lab_host import BRIDGE
 
 README = Path(__file__).parents[2] / "README.md"
 NAME = "idle"
@@ -24,9 +24,8 @@ NAME = "idle"
 
 @pytest.fixture(scope="module")
 def docker_lab(network_rights: None) -> Iterator[Lab]:
-    with Lab(hosts=2, containers=0, daemon_args=["--iptables-resync=1", "--ip-masq"]) as lab:
+    with Lab(hosts=2, containers=0, start_daemons=False) as lab:
         for host in lab.hosts:
-            host.netns.delete_link(BRIDGE)  # docker makes its own
             # Docker then switches it on, and sets the FORWARD chain to DROP.
             host.netns.sysctl("ipv4/ip_forward", 0)
         yield lab
@@ -34,8 +33,14 @@ def docker_lab(network_rights: None) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def dockers(docker_lab: Lab) -> Iterator[list[Dockerd]]:
+    """Docker's start brings flannel-udp up: nobody else starts it."""
     with ExitStack() as running:
-        yield [running.enter_context(Dockerd(host)) for host in docker_lab.hosts]
+        booted = [running.enter_context(SystemdHost(host)) for host in docker_lab.hosts]
+        for each in booted:
+            each.install_service(docker_lab, "FLANNELD_IPTABLES_RESYNC=1", "FLANNELD_IP_MASQ=true")
+        yield [running.enter_context(Dockerd(each)) for each in booted]
+        for each in booted:
+            print(each.log)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +119,7 @@ def test_a_restart_of_docker_leaves_the_overlay_alone(
     # While docker is away, the host itself must stay within reach of the other's containers.
     ping = ["ping", "-n", "-q", "-i", "0.02", "-c", "200", "-W", "5", tunnel]
     with there.netns.popen(ping, stdout=subprocess.PIPE, text=True) as pinging:
-        docker.stop()
-        docker.start()
+        docker.booted.type("systemctl restart docker")
         containers[0] = again = docker.start_container(NAME)
         summary, _ = pinging.communicate(timeout=60)
     assert "200 packets transmitted, 200 received" in summary
@@ -130,11 +134,14 @@ def test_without_ip_masq_docker_masquerades_and_the_status_says_so(
     docker, (_, there) = dockers[0], containers
     host = docker.host
     assert host.subnet
-    docker.stop()
-    assert host.stop_daemon() == 0
-    host.start_daemon(["--ip-masq=false"])
-    options = docker.start()
-    assert "--ip-masq=true" in options["DOCKER_NETWORK_OPTIONS"]
+    docker.booted.type("systemctl stop docker docker.socket", f"rm {OPTIONS}")
+    refused = docker.booted.run("systemctl start docker")
+    assert refused.returncode == 1, "docker came up with a subnet of its own choice"
+    docker.booted.type(
+        f"sed -i s/IP_MASQ=true/IP_MASQ=false/ {SETTINGS}",
+        *(f"systemctl restart {UNIT}", "systemctl reset-failed", "systemctl start docker"),
+    )
+    assert "--ip-masq=true" in docker.options["DOCKER_NETWORK_OPTIONS"]
     containers[0] = again = docker.start_container(NAME)
 
     said = docker.inside(NAME, "ping", "-c", "3", "-W", "5", str(there.address))

@@ -13,13 +13,11 @@ from pathlib import Path
 import pytest
 from etcd_server import EtcdServer, make_tls_files, wait_until
 from instruments import devices, leases
-from systemd_host import ROOT, UNIT, UNITS, SystemdHost
+from systemd_host import ROOT, SETTINGS, UNIT, UNITS, SystemdHost
 
 from flannel_udp import first_etcd
 from flannel_udp.lab import UNDERLAY, Host, Lab
 
-README = (ROOT / "README.md").read_text()
-SETTINGS = "/etc/default/flannel-udp"
 PATIENCE = 15.0  # seconds
 
 
@@ -42,27 +40,10 @@ def booted(service_lab: Lab) -> Iterator[SystemdHost]:
         print(booted.log)
 
 
-def documented(heading: str) -> list[str]:
-    """The commands of a section of the README."""
-    section = README.partition(f"\n### {heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
-    return "".join(re.findall("```sh\n(.*?)```", section, re.DOTALL)).splitlines()
-
-
-def settings(lab: Lab, *more: str) -> str:
-    """A file as the README has it made."""
-    lines = (f"FLANNELD_ETCD_ENDPOINTS={lab.etcd.url}", "FLANNELD_IFACE=eth0", *more)
-    return "\n".join(lines) + "\n"
-
-
 @pytest.fixture(scope="module")
 def service(service_lab: Lab, booted: SystemdHost) -> SystemdHost:
     """Installed and started with the commands of the README."""
-    copies = [line for line in documented("As a service") if line.startswith("install ")]
-    booted.type(*copies)
-    with booted.path(SETTINGS).open("a") as file:
-        file.write(settings(service_lab, "FLANNELD_IP_MASQ=true"))
-    booted.make_room_for_the_program()
-    said = booted.type(*[line for line in documented("As a service") if line not in copies])
+    said = booted.type(*booted.install_service(service_lab, "FLANNELD_IP_MASQ=true"))
     assert "active (running)" in said
     assert "forwarding 10.1." in said
     return booted
@@ -256,19 +237,6 @@ def test_a_stop_keeps_the_lease_and_what_docker_needs(
     assert "--bip=" in service.type("cat /run/flannel/docker")
     service.type(f"systemctl start {UNIT}")
     assert service.host.subnet == subnet
-
-
-def test_docker_starts_with_the_hosts_options(service: SystemdHost) -> None:
-    """By the README's commands; a docker that only notes with what it was started."""
-    service.write("/usr/local/sbin/dockerd", '#!/bin/sh\necho "$@" > /run/dockerd-options\n')
-    service.type("chmod +x /usr/local/sbin/dockerd")
-    unit = "[Service]\nType=oneshot\nExecStart=/bin/false\n"
-    service.write(f"{UNITS}/docker.service", unit)
-    service.type(*[line for line in documented("With docker") if not line.startswith("docker ")])
-    options = service.path("/run/dockerd-options").read_text()
-    subnet = service.host.subnet
-    assert subnet
-    assert f" --bip={subnet[1]}/24 --ip-masq=false --mtu=1472" in options
 
 
 FIRST_ETCD = "/opt/flannel-udp/bin/flannel-udp etcd --iface eth0 --network 10.9.0.0/16"
