@@ -73,9 +73,11 @@ def test_the_service_joins_and_tells_docker(service_lab: Lab, service: SystemdHo
     assert service.type("/opt/flannel-udp/bin/flannel-udp status --check").count("\n") > 1
 
 
-@pytest.mark.parametrize("fault", ["systemctl restart", "systemctl kill --signal=KILL"])
-def test_neither_restart_nor_crash_loses_a_packet(
-    service_lab: Lab, service: SystemdHost, fault: str
+@pytest.mark.parametrize(
+    ("fault", "most"), [("systemctl restart", 0), ("systemctl kill --signal=KILL", 2)]
+)
+def test_a_restart_loses_no_packet_and_a_crash_those_in_its_hands(
+    service_lab: Lab, service: SystemdHost, fault: str, most: int
 ) -> None:
     here, there = service_lab.hosts
     wait_until_joined(service_lab)
@@ -84,7 +86,9 @@ def test_neither_restart_nor_crash_loses_a_packet(
     with there.netns.popen(ping, stdout=subprocess.PIPE, text=True) as pinging:
         service.type(f"{fault} {UNIT}")
         summary, _ = pinging.communicate(timeout=60)
-    assert "100 packets transmitted, 100 received" in summary
+    received = re.search(r"100 packets transmitted, (\d+) received", summary)
+    assert received, summary
+    assert 100 - int(received[1]) <= most
     wait_until(lambda: service.shown("ActiveState") == "active", "the unit being active", PATIENCE)
     assert service.shown("MainPID") != before
     assert service.shown("NFileDescriptorStore") == "3"
