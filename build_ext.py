@@ -44,7 +44,7 @@ ffi.cdef(
     #define OFFLOAD_UDP_GRO ...
     struct pump_route { uint32_t prefix, length, public_ip; };
     struct pump_peer_stats {
-        uint32_t public_ip;
+        uint32_t public_ip, refuses_segments;
         uint64_t sent_packets, sent_bytes, received_packets, received_bytes, dropped_packets;
     };
     struct refusal { uint32_t outer_source, inner_source, inner_destination, reason; };
@@ -63,6 +63,8 @@ ffi.cdef(
     size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t capacity);
     uint32_t pump_lookup(struct pump *pump, uint32_t address);
     unsigned pump_offloads(struct pump *pump);
+    unsigned pump_refused_offloads(const struct pump *pump);
+    uint64_t pump_offload_changes(const struct pump *pump);
     int pump_event_fd(const struct pump *pump);
     int pump_next_refusal(struct pump *pump, struct refusal *refusal);
     int pump_failure(const struct pump *pump);

@@ -62,9 +62,23 @@ static int write_singly(struct worker *worker, const struct bundle *bundle)
     return 0;
 }
 
+/* The TUN took a superpacket of this protocol, or refused it. */
+static void note_superpacket(struct worker *worker, uint8_t protocol, bool refused)
+{
+    unsigned offload = protocol == PROTOCOL_TCP ? OFFLOAD_TSO : OFFLOAD_USO;
+    /* relaxed, both: only this thread writes it; worker_note_offload_change orders it for the readers */
+    unsigned before = atomic_load_explicit(&worker->refused_offloads, memory_order_relaxed);
+    unsigned after = refused ? before | offload : before & ~offload;
+    if (after == before)
+        return;
+    atomic_store_explicit(&worker->refused_offloads, after, memory_order_relaxed);
+    worker_note_offload_change(worker);
+}
+
 /* The TUN refused this superpacket: what it holds is written, and the next ones are not merged for a while. */
 static int fall_back_to_singles(struct worker *worker, const struct bundle *bundle)
 {
+    note_superpacket(worker, bundle->protocol, true);
     uint64_t *until = bundle->protocol == PROTOCOL_TCP ? &worker->tcp_single_until_ns : &worker->udp_single_until_ns;
     *until = worker->now_ns + SUPERPACKET_RETRY_NS;
     counter_add(&worker->counters.write_fallbacks, 1);
@@ -85,8 +99,10 @@ static int write_bundle(struct worker *worker, size_t index)
     if (error == 0) {
         size_t bytes = (size_t)bundle->headers * bundle->count + bundle->payload;
         count_written(worker, bundle->count, bundle->count == 1 ? iov[1].iov_len : bytes);
-        if (bundle->count > 1)
+        if (bundle->count > 1) {
             counter_add(&worker->counters.tun_written_superpackets, 1);
+            note_superpacket(worker, bundle->protocol, false);
+        }
         return 0;
     }
     if (bundle->count > 1 && tun_device_refused_superpacket(error))

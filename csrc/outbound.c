@@ -105,14 +105,19 @@ static int fill_outbox(struct worker *worker, size_t most)
 
 int outbound_flush(struct worker *worker)
 {
+    bool changed = false;
     const struct outbox_counters counters = {
         .sent_packets = &worker->counters.udp_sent_packets,
         .sent_bytes = &worker->counters.udp_sent_bytes,
         .segmented_sends = &worker->counters.udp_segmented_sends,
         .fallbacks = &worker->counters.send_fallbacks,
         .drops = worker->counters.drops,
+        .changed = &changed,
     };
-    return outbox_flush(&worker->buffers->outbox, worker->udp_fd, worker->now_ns, &counters);
+    int status = outbox_flush(&worker->buffers->outbox, worker->udp_fd, worker->now_ns, &counters);
+    if (changed)
+        worker_note_offload_change(worker);
+    return status;
 }
 
 int outbound_serve(struct worker *worker, size_t most)

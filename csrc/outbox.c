@@ -78,7 +78,7 @@ static size_t packet_length(const struct message *message, size_t index)
 static bool leaves_segmented(const struct outbox *outbox, const struct message *message, uint64_t now_ns)
 {
     return outbox->gso && message->packets > 1 && message->sent == 0 && !message->refused &&
-           now_ns >= message->peer->plain_until_ns;
+           now_ns >= counter_read(&message->peer->plain_until_ns);
 }
 
 /* Fills place `at` of the window with `packets` packets of the message from `index` on. */
@@ -126,6 +126,17 @@ static void count_sent(const struct outbox_counters *counters, struct peer *peer
     counter_add(counters->sent_bytes, bytes);
 }
 
+/* The peer's way out refuses segments until then; 0: it took some. */
+static void set_plain_until(struct peer *peer, uint64_t until_ns, const struct outbox_counters *counters)
+{
+    uint64_t before = counter_read(&peer->plain_until_ns);
+    if (before == until_ns)
+        return;
+    /* relaxed: as counter_add */
+    atomic_store_explicit(&peer->plain_until_ns, until_ns, memory_order_relaxed);
+    *counters->changed |= before == 0 || until_ns == 0;
+}
+
 /* One send is done with, well or not: what it held leaves the outbox. */
 static void advance(struct outbox *outbox, const struct message *message)
 {
@@ -140,11 +151,12 @@ static void take_sent(struct outbox *outbox, uint64_t now_ns, const struct outbo
     if (message->segmented) {
         count_sent(counters, message->peer, message->packets, message->length);
         counter_add(counters->segmented_sends, 1);
+        set_plain_until(message->peer, 0, counters);
     } else {
         count_sent(counters, message->peer, 1, packet_length(message, message->sent));
         /* Only now it is known that the segments were the trouble, not the peer. */
         if (message->refused && message->sent == 0) {
-            message->peer->plain_until_ns = now_ns + GSO_RETRY_NS;
+            set_plain_until(message->peer, now_ns + GSO_RETRY_NS, counters);
             counter_add(counters->fallbacks, 1);
         }
         message->sent++;

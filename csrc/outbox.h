@@ -42,9 +42,10 @@ struct message {
     struct iovec iov[UDP_SEGMENTS_MAX * OUTBOX_PIECES];
 };
 
-/* Statistics of a flush; all counters are the worker's. */
+/* What a flush counts, and where it notes that a peer's way out began or ceased to refuse segments. */
 struct outbox_counters {
     counter *sent_packets, *sent_bytes, *segmented_sends, *fallbacks, *drops; /* drops: by enum filter_drop */
+    bool *changed;
 };
 
 struct outbox {

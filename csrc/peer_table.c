@@ -36,10 +36,9 @@ static int take_slot(struct peer_table *table, uint32_t *slot)
         table->free = peer_table_at(table, *slot)->next;
         struct peer *peer = peer_table_at(table, *slot);
         counter *counters[] = {&peer->sent_packets, &peer->sent_bytes, &peer->received_packets,
-                               &peer->received_bytes, &peer->dropped_packets};
+                               &peer->received_bytes, &peer->dropped_packets, &peer->plain_until_ns};
         for (size_t i = 0; i < sizeof counters / sizeof *counters; i++)
             atomic_store_explicit(counters[i], 0, memory_order_relaxed); /* as counter_add */
-        peer->plain_until_ns = 0;
         return 0;
     }
     if (table->slots == PEER_CHUNKS * PEER_CHUNK_SIZE)

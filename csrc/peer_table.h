@@ -35,7 +35,7 @@ struct peer {
     counter sent_packets, sent_bytes;         /* inner packets and their bytes handed to the socket */
     counter received_packets, received_bytes; /* inner packets and their bytes accepted from the peer */
     counter dropped_packets;                  /* packets for the peer that the kernel refused to send */
-    uint64_t plain_until_ns; /* the worker's own: its way out refuses UDP_SEGMENT (CLOCK_MONOTONIC) */
+    counter plain_until_ns; /* its way out refused UDP_SEGMENT: not asked before then (CLOCK_MONOTONIC); else 0 */
 };
 
 enum { PEER_CHUNK_SIZE = 256, PEER_CHUNKS = 4096 };

@@ -388,6 +388,7 @@ size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t 
         if (count < capacity) {
             peers[count] = (struct pump_peer_stats){
                 .public_ip = peer->address,
+                .refuses_segments = counter_read(&peer->plain_until_ns) != 0,
                 .sent_packets = counter_read(&peer->sent_packets),
                 .sent_bytes = counter_read(&peer->sent_bytes),
                 .received_packets = counter_read(&peer->received_packets),
@@ -407,6 +408,17 @@ unsigned pump_offloads(struct pump *pump)
     unsigned offloads = pump->worker.offloads;
     pthread_mutex_unlock(&pump->lock);
     return offloads;
+}
+
+unsigned pump_refused_offloads(const struct pump *pump)
+{
+    return atomic_load_explicit(&pump->worker.refused_offloads, memory_order_relaxed);
+}
+
+uint64_t pump_offload_changes(const struct pump *pump)
+{
+    /* acquire: pairs with the release in worker_note_offload_change */
+    return atomic_load_explicit(&pump->worker.offload_changes, memory_order_acquire);
 }
 
 int pump_event_fd(const struct pump *pump)

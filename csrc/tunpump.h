@@ -52,6 +52,7 @@ const char *pump_stat_name(unsigned stat);
 
 struct pump_peer_stats {
     uint32_t public_ip;
+    uint32_t refuses_segments; /* 1 if its way out refused UDP_SEGMENT the last time: its packets leave one by one */
     uint64_t sent_packets, sent_bytes, received_packets, received_bytes, dropped_packets;
 };
 
@@ -95,7 +96,14 @@ uint32_t pump_lookup(struct pump *pump, uint32_t address);
 /* The offloads in use (enum offload). */
 unsigned pump_offloads(struct pump *pump);
 
-/* Becomes readable when there is a refusal to log or the worker has failed; reading it (8 bytes) resets it. */
+/* Of these, OFFLOAD_TSO and OFFLOAD_USO if the TUN refused a superpacket of that kind the last time. */
+unsigned pump_refused_offloads(const struct pump *pump);
+
+/* How often it has changed which offloads are refused, by the TUN or on the way to a peer. */
+uint64_t pump_offload_changes(const struct pump *pump);
+
+/* Becomes readable when there is a refusal to log, pump_offload_changes has moved or the worker has failed; reading
+ * it (8 bytes) resets it. */
 int pump_event_fd(const struct pump *pump);
 
 /* The oldest unread refusal. 1 if there was one, else 0. */

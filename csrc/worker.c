@@ -24,6 +24,13 @@ void worker_signal_event(const struct worker *worker)
     (void)n; /* EAGAIN: the counter is full, so the reader is awake already */
 }
 
+void worker_note_offload_change(struct worker *worker)
+{
+    /* release: who sees the count sees what has changed */
+    atomic_fetch_add_explicit(&worker->offload_changes, 1, memory_order_release);
+    worker_signal_event(worker);
+}
+
 /* ---- what a wake-up asks for ---- */
 
 /* While the socket is full the TUN is left alone; its queue fills and the loss shows there, at no cost to us. */
@@ -353,6 +360,8 @@ int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd)
     (void)n; /* EAGAIN: nobody has woken it */
     worker->tcp_single_until_ns = worker->udp_single_until_ns = 0;
     /* relaxed: the thread that will read them is made after this */
+    if (atomic_exchange_explicit(&worker->refused_offloads, 0, memory_order_relaxed) != 0)
+        worker_note_offload_change(worker);
     atomic_store_explicit(&worker->failure, 0, memory_order_relaxed);
     atomic_store_explicit(&worker->stop, false, memory_order_relaxed);
     return 0;

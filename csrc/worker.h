@@ -61,7 +61,7 @@ struct worker {
     struct tun_device tun;
     int epoll_fd;
     int wake_fd;  /* eventfd: Python -> worker */
-    int event_fd; /* eventfd: worker -> Python (a refusal to log, or the worker has stopped) */
+    int event_fd; /* eventfd: worker -> Python (a refusal to log, an offload refused, or the worker has stopped) */
     struct worker_buffers *buffers;
     pthread_t thread;
     bool started;
@@ -71,6 +71,8 @@ struct worker {
     atomic_int failure;     /* -errno that ended the worker, 0 while it is well */
     atomic_uint_fast64_t passes; /* odd while the worker may hold pointers into the tables */
     struct refusal_queue refusals;
+    atomic_uint refused_offloads;          /* OFFLOAD_TSO, OFFLOAD_USO: superpackets that the TUN refuses for a while */
+    atomic_uint_fast64_t offload_changes;  /* of these, and of peers whose way out refuses segments */
     struct worker_counters counters;
     counter past_cpu_ns; /* of threads that have ended */
 
@@ -79,7 +81,7 @@ struct worker {
     uint64_t now_ns;                /* CLOCK_MONOTONIC at this turn */
     uint64_t moved_ns;              /* at the last one that moved packets */
     unsigned poll_streak;           /* turns for which busy polling would have paid */
-    uint64_t tcp_single_until_ns;   /* the TUN refused a TCP superpacket */
+    uint64_t tcp_single_until_ns;   /* the TUN refused a TCP superpacket: not tried before then */
     uint64_t udp_single_until_ns;
     bool paused; /* TUN reads wait for the socket */
 };

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -64,6 +64,18 @@ class _StatusCollector(Collector):
         yield _flags(
             *("flannel_offload_enabled", "What makes packets cheap and is in use", "offload"),
             {name: name in status["offloads"] for name in names(ALL_OFFLOADS)},
+        )
+        yield _flags(
+            *(
+                "flannel_offload_refused",
+                "What the kernel refuses to do with it, just now",
+                "offload",
+            ),
+            {
+                "TSO": "TCP" in status["refused_superpackets"],
+                "USO": "UDP" in status["refused_superpackets"],
+                "UDP GSO": sum(peer["refuses_gso"] for peer in status["peers"]),
+            },
         )
         held = "Leases whose routes stay although etcd lost them with its data"
         yield _gauge("flannel_held_leases", held, len(status["held"]))
@@ -127,7 +139,7 @@ def _labelled(name: str, text: str, labels: dict[str, str]) -> Metric:
     return family
 
 
-def _flags(name: str, text: str, label: str, values: dict[str, bool]) -> Metric:
+def _flags(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(name, text, labels=(label,))
     for each, value in values.items():
         family.add_metric((each,), float(value))

@@ -54,7 +54,8 @@ class PumpConfig:
 class PeerStats:
     """One peer's traffic since its first route: inner packets and their bytes.
 
-    ``dropped_packets`` is what the kernel refused to send to it.
+    ``dropped_packets`` is what the kernel refused to send to it. With ``refuses_gso`` it refuses
+    UDP GSO on the way there, just now.
     """
 
     public_ip: IPv4Address
@@ -63,6 +64,7 @@ class PeerStats:
     received_packets: int
     received_bytes: int
     dropped_packets: int
+    refuses_gso: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,7 @@ class Pump:
                 row.received_packets,
                 row.received_bytes,
                 row.dropped_packets,
+                bool(row.refuses_segments),
             )
             for row in rows[0:count]
         ]
@@ -241,8 +244,18 @@ class Pump:
         return Offload(lib.pump_offloads(self._pump))
 
     @property
+    def refused_offloads(self) -> Offload:
+        """TSO or USO, if the TUN device refuses superpackets of that kind just now."""
+        return Offload(lib.pump_refused_offloads(self._pump))
+
+    @property
+    def offload_changes(self) -> int:
+        """How often it has changed what the TUN device or the way to a peer refuses."""
+        return int(lib.pump_offload_changes(self._pump))
+
+    @property
     def event_fd(self) -> int:
-        """Readable (8 bytes) when a refusal waits or the worker has failed."""
+        """Readable (8 bytes): a refusal waits, ``offload_changes`` moved, or the worker failed."""
         return int(lib.pump_event_fd(self._pump))
 
     def refusals(self) -> list[Refusal]:

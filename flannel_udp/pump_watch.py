@@ -1,4 +1,4 @@
-"""Listening to the pump: refusals go to the log, the end of its worker to who can mend it."""
+"""Listening to the pump: what is refused goes to the log, its end to who can mend it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from types import TracebackType
 
+from flannel_udp.fallbacks import Fallbacks
 from flannel_udp.pump import Pump, Refusal
+from flannel_udp.tunnel import superpackets
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class PumpWatch:
         self._pump, self._on_failure, self._on_fatal = pump, on_failure, on_fatal
         self._waiting: dict[_Key, tuple[float, Refusal]] = {}
         self._heard = Heard()
+        self._fallbacks, self._offload_changes = Fallbacks(), 0
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="pump-watch", daemon=True)
 
@@ -89,7 +92,7 @@ class PumpWatch:
         poll.register(self._pump.event_fd, select.POLLIN)
         poll.register(self._stop_reader, select.POLLIN)
         while True:
-            ready = dict(poll.poll(_GRACE * 1000 if self._waiting else None))
+            ready = dict(poll.poll(self._patience()))
             if self._stop_reader in ready:
                 return
             if self._pump.event_fd in ready:
@@ -98,6 +101,13 @@ class PumpWatch:
                 self._on_failure()
             self._hear()
             self._report()
+            self._look_at_offloads()
+
+    def _patience(self) -> float | None:
+        """Milliseconds until there is something to say although the pump is silent."""
+        times = [at for at, _ in self._waiting.values()]
+        times += [] if self._fallbacks.due is None else [self._fallbacks.due]
+        return max(0.0, min(times) - time.monotonic()) * 1000 if times else None
 
     def _hear(self) -> None:
         now = time.monotonic()
@@ -117,6 +127,23 @@ class PumpWatch:
                 self._heard.forget(_key(refusal))  # it had only just joined
                 continue
             log.warning("%s", _sentence(refusal))
+
+    def _look_at_offloads(self) -> None:
+        now, due, changes = time.monotonic(), self._fallbacks.due, self._pump.offload_changes
+        if changes == self._offload_changes and (due is None or now < due):
+            return
+        self._offload_changes = changes
+        peers = self._pump.peers()
+        begun, ended = self._fallbacks.observe(
+            superpackets(self._pump.refused_offloads),
+            {peer.public_ip for peer in peers if peer.refuses_gso},
+            {peer.public_ip for peer in peers},
+            now,
+        )
+        for line in begun:
+            log.warning("%s", line)
+        for line in ended:
+            log.info("%s", line)
 
 
 def _key(refusal: Refusal) -> _Key:

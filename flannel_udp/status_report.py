@@ -13,7 +13,7 @@ from flannel_udp.overlay import Overlay
 from flannel_udp.pump import Pump
 from flannel_udp.reconciler import Reconciler
 from flannel_udp.registry import boottime
-from flannel_udp.tunnel import names
+from flannel_udp.tunnel import names, superpackets
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class StatusReport:
             "device": overlay.tunnel.device,
             "preset": overlay.options.offload,
             "offloads": names(self.pump.offloads),
+            "refused_superpackets": superpackets(self.pump.refused_offloads),
             "mtu": overlay.mtu,
             "firewall": self.firewall.report(),
             "config_changed": self.config_watch.difference,
@@ -94,6 +95,7 @@ class StatusReport:
                 "received_packets": peer.received_packets,
                 "received_bytes": peer.received_bytes,
                 "dropped_packets": peer.dropped_packets,
+                "refuses_gso": peer.refuses_gso,
             }
             for peer in sorted(self.pump.peers(), key=lambda peer: peer.public_ip)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from flannel_udp import admin
 from flannel_udp.checks import Finding
 from flannel_udp.errors import StatusError
+from flannel_udp.fallbacks import listed
 from flannel_udp.units import scaled, span
 
 Status = Mapping[str, Any]
@@ -125,6 +127,18 @@ def _notes(status: Status) -> Iterator[str]:
         )
     if status.get("public_ip_conflict"):
         yield status["public_ip_conflict"]
+    for protocol in status.get("refused_superpackets", ()):
+        yield (
+            f"the tunnel device refuses {protocol} superpackets: its packets are written one by one"
+        )
+    refusing = [
+        IPv4Address(peer["public_ip"]) for peer in status.get("peers", ()) if peer["refuses_gso"]
+    ]
+    if refusing:
+        yield (
+            f"UDP GSO is refused on the way to {len(refusing)} of {len(status['peers'])} peers"
+            f" ({listed(refusing)}): packets for them are sent one by one"
+        )
     if "firewall" in status:
         yield from status["firewall"]["problems"]
     if contest := status.get("etcd", {}).get("lease_contested"):

@@ -175,6 +175,12 @@ def names(offloads: Offload) -> list[str]:
     return [str(each.name).replace("_", " ") for each in Offload if each in offloads]
 
 
+def superpackets(offloads: Offload) -> list[str]:
+    """The protocols whose superpackets these are."""
+    named = {Offload.TSO: "TCP", Offload.USO: "UDP"}
+    return [protocol for offload, protocol in named.items() if offload in offloads]
+
+
 def describe(offloads: Offload) -> str:
     """Their names in a sentence: ``TSO, UDP GSO``."""
     return ", ".join(names(offloads)) or "none"

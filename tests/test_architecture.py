@@ -15,9 +15,9 @@ PACKAGE = Path(flannel_udp.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 PURE = {
-    "allocator", "checks", "config", "errors", "etcd_values", "firewall_rules", "flags", "gojson",
-    "goregex", "handover", "held_leases", "iptables_rules", "lease", "nftables_rules", "rates",
-    "routes", "units", "words",
+    "allocator", "checks", "config", "errors", "etcd_values", "fallbacks", "firewall_rules",
+    "flags", "gojson", "goregex", "handover", "held_leases", "iptables_rules", "lease",
+    "nftables_rules", "rates", "routes", "units", "words",
 }  # fmt: skip
 PURE_IMPORTS = {
     "__future__", "argparse", "collections", "dataclasses", "enum", "functools", "ipaddress",

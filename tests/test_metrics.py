@@ -28,12 +28,14 @@ PEER = {
     "received_packets": 13,
     "received_bytes": 14,
     "dropped_packets": 15,
+    "refuses_gso": True,
 }
 FORWARDING: Status = {
     **{"version": "0.1.0", "ready": True, "reason": None},
     **{"network": "10.1.0.0/16", "subnet": "10.1.5.0/24", "public_ip": "172.30.0.1", "port": 8285},
     **{"interface": "eth0", "device": "flannel0", "preset": "auto", "mtu": 1472},
     "offloads": ["TSO", "UDP GSO"],
+    "refused_superpackets": ["UDP"],
     "config_changed": None,
     "public_ip_conflict": "another daemon uses PublicIP 172.30.0.1 too",
     **{"reservation": False, "lease_seconds_left": 86_000.5},
@@ -42,7 +44,7 @@ FORWARDING: Status = {
     | {"stale_leases_removed": 3},
     "held": [{"subnet": "10.1.7.0/24", "public_ip": "172.30.0.9", "seconds_left": 50.0}],
     "stats": {name: number for number, name in enumerate(STAT_NAMES, 1000)},
-    "peers": [PEER, PEER | {"public_ip": "172.30.0.3", "sent_packets": 21}],
+    "peers": [PEER, PEER | {"public_ip": "172.30.0.3", "sent_packets": 21, "refuses_gso": False}],
 }
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -99,6 +101,11 @@ def test_the_rest_of_the_status_is_there() -> None:
     assert value(found, "flannel_held_leases") == 1
     assert value(found, "flannel_offload_enabled", offload="UDP GSO") == 1
     assert value(found, "flannel_offload_enabled", offload="UDP GRO") == 0
+    refused = {
+        offload: value(found, "flannel_offload_refused", offload=offload)
+        for offload in ("TSO", "USO", "UDP GSO")
+    }
+    assert refused == {"TSO": 0, "USO": 1, "UDP GSO": 1}
     assert value(found, "flannel_peers") == 2
     assert value(found, "flannel_peer_sent_packets_total", peer="172.30.0.2") == 11
     assert value(found, "flannel_peer_sent_packets_total", peer="172.30.0.3") == 21

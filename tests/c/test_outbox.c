@@ -27,6 +27,7 @@ static unsigned takes;       /* sends it takes in one call at most; 0: any */
 
 static struct worker_like {
     counter sent_packets, sent_bytes, segmented_sends, fallbacks, drops[DROP_COUNT];
+    bool changed;
 } counted;
 static struct outbox outbox;
 static uint8_t arena[2 << 20];
@@ -146,7 +147,7 @@ static void add(size_t host, size_t length, size_t pieces)
 static int flush(uint64_t now_ns)
 {
     const struct outbox_counters counters = {&counted.sent_packets, &counted.sent_bytes, &counted.segmented_sends,
-                                             &counted.fallbacks, counted.drops};
+                                             &counted.fallbacks, counted.drops, &counted.changed};
     return outbox_flush(&outbox, 7, now_ns, &counters);
 }
 
@@ -200,7 +201,7 @@ static void one_bad_peer_holds_nobody_up(void)
 static void packets_of_many_peers_in_turn_leave_in_one_segmented_send_each(void)
 {
     begin(true);
-    for (size_t packet = 0; packet < 12 * HOSTS; packet++)
+    for (size_t packet = 0; packet < (size_t)12 * HOSTS; packet++)
         add(packet % HOSTS, 300, 1);
     CHECK_EQ(flush(1), 0);
     check_all_went();
@@ -223,6 +224,8 @@ static void refused_segments_leave_singly_and_once(void)
         CHECK_EQ(hosts[0].segmented_sends, 1);
         CHECK_EQ(counted.fallbacks, 1);
         CHECK_EQ(counted.segmented_sends, 1);
+        CHECK(counted.changed);
+        CHECK(hosts[0].peer.plain_until_ns == 0 && hosts[1].peer.plain_until_ns != 0);
     }
 }
 
@@ -240,14 +243,20 @@ static void segments_are_tried_again_after_a_while_and_by_other_peers_at_once(vo
         CHECK_EQ(counted.fallbacks, 1);
         CHECK_EQ(hosts[0].segmented_sends, round + 1);
         CHECK(round == 0 || calls == 1);
+        CHECK_EQ(counted.changed, round == 0);
+        counted.changed = false;
     }
-    hosts[1].refuses_segments = 0;
-    now += 10 * second;
-    outbox_reset(&outbox);
-    for (size_t packet = 0; packet < 20; packet++)
-        add(1, 500, 1);
-    CHECK_EQ(flush(now), 0);
-    CHECK_EQ(hosts[1].segmented_sends, 1);
+    for (unsigned attempt = 0; attempt < 2; attempt++) {
+        now += 10 * second;
+        hosts[1].refuses_segments = attempt == 0 ? EIO : 0;
+        outbox_reset(&outbox);
+        for (size_t packet = 0; packet < 20; packet++)
+            add(1, 500, 1);
+        CHECK_EQ(flush(now), 0);
+        CHECK_EQ(hosts[1].segmented_sends, attempt);
+        CHECK_EQ(counted.changed, attempt == 1); /* still refused is nothing new */
+        CHECK_EQ(hosts[1].peer.plain_until_ns == 0, attempt == 1);
+    }
     check_all_went();
 }
 

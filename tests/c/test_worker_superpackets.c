@@ -72,10 +72,21 @@ static void carry_run(const struct ends *ends, uint8_t protocol, uint8_t mark, b
     receive_run(protocol == TCP ? ends->tcp : ends->udp, protocol, mark, whole);
 }
 
+/* What is refused now, and how often that has changed, of which an event told. */
+static void check_state(struct pump *pump, unsigned refused, uint64_t changes)
+{
+    uint64_t events = 0;
+    CHECK_EQ(pump_refused_offloads(pump), refused);
+    CHECK_EQ(pump_offload_changes(pump), changes);
+    CHECK_EQ(read(pump_event_fd(pump), &events, sizeof events), 8);
+    CHECK_EQ(events, 1);
+}
+
 /* One protocol's superpackets are refused; the other one's are none of that matter. */
 static void refuse(struct pump *pump, const struct ends *ends, uint8_t refused, uint8_t other)
 {
-    uint64_t fallbacks = rig_stat(pump, PUMP_STAT_write_fallbacks);
+    uint64_t fallbacks = rig_stat(pump, PUMP_STAT_write_fallbacks), changes = pump_offload_changes(pump);
+    unsigned offload = refused == TCP ? OFFLOAD_TSO : OFFLOAD_USO;
     atomic_store(&refused_gso_type, refused == TCP ? VIRTIO_NET_HDR_GSO_TCPV4 : VIRTIO_NET_HDR_GSO_UDP_L4);
     atomic_store(&refused_writes, 0);
     carry_run(ends, refused, 1, false);
@@ -83,6 +94,7 @@ static void refuse(struct pump *pump, const struct ends *ends, uint8_t refused, 
     carry_run(ends, refused, 3, false);
     CHECK_EQ(atomic_load(&refused_writes), 1); /* not asked again for a while */
     CHECK_EQ(rig_stat(pump, PUMP_STAT_write_fallbacks), fallbacks + 1);
+    check_state(pump, offload, changes + 1);
 
     faults_advance_clock(RETRY_SECONDS - 1);
     carry_run(ends, refused, 4, false);
@@ -91,12 +103,14 @@ static void refuse(struct pump *pump, const struct ends *ends, uint8_t refused, 
     carry_run(ends, refused, 5, false);
     CHECK_EQ(atomic_load(&refused_writes), 2);
     CHECK_EQ(rig_stat(pump, PUMP_STAT_write_fallbacks), fallbacks + 2);
+    CHECK_EQ(pump_offload_changes(pump), changes + 1);
 
     atomic_store(&refused_gso_type, VIRTIO_NET_HDR_GSO_NONE);
     carry_run(ends, refused, 6, false);
     faults_advance_clock(RETRY_SECONDS);
     carry_run(ends, refused, 7, true);
     carry_run(ends, other, 8, true);
+    check_state(pump, 0, changes + 2);
 }
 
 static void a_tun_that_refuses_superpackets_gets_their_packets_and_is_asked_again(void)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 
 import pytest
 from etcd_server import wait_until
-from instruments import unreachable
+from instruments import log_lines, unreachable
 from transfers import MIB, segmented_burst, transfer
 
 from flannel_udp.lab import Host, Lab
+from flannel_udp.lab_etcd import child_environment
 
 NARROW = 1400  # bytes of a frame's IP packet, where the hosts' interfaces take 1500
 SIZE = 1444  # a datagram that the tunnel's MTU just takes
@@ -80,6 +82,16 @@ def test_a_way_that_becomes_narrower_loses_and_doubles_nothing_and_is_fast_again
         assert stats(far)["udp_received_packets"] == arrived + COUNT
         return stats(near)["udp_segmented_sends"] - sent
 
+    def shown() -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "flannel_udp",
+            "status",
+            f"--subnet-file={near.subnet_file}",
+        ]
+        return near.run(command, timeout=60, env=child_environment()).stdout
+
     assert burst() > 0
     set_path_mtu(routed_lab, NARROW)
     for source, target in ((near, far), (far, near)):
@@ -89,6 +101,9 @@ def test_a_way_that_becomes_narrower_loses_and_doubles_nothing_and_is_fast_again
     assert burst() == 0
     assert stats(near)["send_fallbacks"] == 1
     assert burst() == 0
+    told = f"the kernel refuses UDP GSO on the way to {FAR_HOST}: nothing is lost"
+    wait_until(lambda: bool(log_lines(near, told)), "the line in the log")
+    assert "UDP GSO is refused on the way to 1 of 1 peers (172.31.0.2)" in shown()
     transfer(
         ((near.containers[0], far.containers[0]), (far.containers[0], near.containers[0])), 16 * MIB
     )
@@ -98,6 +113,8 @@ def test_a_way_that_becomes_narrower_loses_and_doubles_nothing_and_is_fast_again
         # Else the kernels remember for ten minutes.
         host.run(["ip", "route", "flush", "cache"], check=True)
     wait_until(lambda: burst() > 0, "sending whole runs again", GSO_AGAIN_WITHIN)
+    assert "refused" not in shown()
+    assert len(log_lines(near, "refuses UDP GSO")) == 1
 
 
 def test_streams_survive_a_way_that_becomes_narrower_beneath_them(routed_lab: Lab) -> None:
