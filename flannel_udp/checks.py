@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -32,6 +33,10 @@ def bad(code: str, subject: str, text: str) -> Finding:
     return Finding(code, subject, False, text)
 
 
+def note(code: str, subject: str, text: str) -> Finding:
+    return Finding(code, subject, True, text)
+
+
 def daemon_findings(status: Mapping[str, Any]) -> Iterator[Finding]:
     """What the daemon itself knows to be wrong, also while it starts."""
     if status["ready"]:
@@ -47,6 +52,27 @@ def daemon_findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         yield bad("public-ip-conflict", "PublicIP", conflict)
 
 
+# Linux b10b446 of 7.0-rc1 cuts a run whose packets are all of one size into datagrams with wrong
+# lengths and checksums, where the driver of the interface leaves the cutting to software; 7.1.5 has
+# the whole repair.
+_MANGLES_UDP_GSO = (7, 0, 0), (7, 1, 4)
+
+
+def kernel_fault(release: str, offloads: Iterable[str]) -> str | None:
+    """What is known against this kernel (``uname -r``) with the offloads in use, as a sentence."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    first, last = _MANGLES_UDP_GSO
+    if "UDP GSO" not in offloads or found is None:
+        return None
+    if not first <= tuple(int(number or 0) for number in found.groups()) <= last:
+        return None
+    return (
+        f"kernel {release} may mangle what is sent with UDP GSO, as Linux 7.0 to 7.1.4 do with some"
+        " network drivers: if large transfers to other hosts crawl, update it to 7.1.5, or use"
+        " --offload tso until then"
+    )
+
+
 def host_findings(
     status: Mapping[str, Any], *, ip_forward: bool, docker_addresses: Iterable[IPv4Address] | None
 ) -> Iterator[Finding]:
@@ -59,6 +85,8 @@ def host_findings(
             "off: this host drops its containers' packets; run sysctl -w net.ipv4.ip_forward=1",
         )
     )
+    if fault := kernel_fault(status["kernel"], status["offloads"]):
+        yield note("kernel-udp-gso", "kernel", fault)
     for problem in status["firewall"]["problems"]:
         yield bad("firewall-rule", "firewall", problem)
     if not status["firewall"]["problems"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from flannel_udp.admin import Status
@@ -39,6 +40,7 @@ class StatusReport:
             "interface": overlay.external.name,
             "device": overlay.tunnel.device,
             "preset": overlay.options.offload,
+            "kernel": os.uname().release,
             "offloads": names(self.pump.offloads),
             "refused_superpackets": superpackets(self.pump.refused_offloads),
             "mtu": overlay.mtu,

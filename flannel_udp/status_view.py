@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flannel_udp import admin
-from flannel_udp.checks import Finding
+from flannel_udp.checks import Finding, kernel_fault
 from flannel_udp.errors import StatusError
 from flannel_udp.fallbacks import listed
 from flannel_udp.units import scaled, span
@@ -127,6 +127,8 @@ def _notes(status: Status) -> Iterator[str]:
         )
     if status.get("public_ip_conflict"):
         yield status["public_ip_conflict"]
+    if "kernel" in status and (fault := kernel_fault(status["kernel"], status["offloads"])):
+        yield fault
     for protocol in status.get("refused_superpackets", ()):
         yield (
             f"the tunnel device refuses {protocol} superpackets: its packets are written one by one"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from flannel_udp.checks import kernel_fault
 from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.errors import DeviceError, HandoverError
 from flannel_udp.lease import OwnLease
@@ -119,6 +120,8 @@ def _probe(device: str, tun_fd: int, udp_fd: int, preset: str) -> Offload:
             " use --offload auto"
         )
     log.info("offloads in use: %s (--offload %s)", describe(offloads), preset)
+    if fault := kernel_fault(os.uname().release, names(offloads)):
+        log.warning("%s", fault)
     return offloads
 
 

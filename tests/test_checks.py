@@ -5,13 +5,23 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from flannel_udp.checks import Finding, daemon_findings, good, host_findings, lease_findings
+import pytest
+
+from flannel_udp.checks import (
+    Finding,
+    daemon_findings,
+    good,
+    host_findings,
+    kernel_fault,
+    lease_findings,
+)
 from flannel_udp.lease import Lease, encode_key
 
 STATUS: dict[str, Any] = {
     "subnet": "10.1.5.0/24",
     "public_ip": "172.30.0.1",
     "firewall": {"problems": []},
+    **{"kernel": "6.12.9", "offloads": ["TSO", "UDP GSO"]},
     "peers": [{"public_ip": "172.30.0.2", "subnets": ["10.1.6.0/24"]}],
 }
 
@@ -82,3 +92,34 @@ def test_a_host_that_does_not_forward_or_whose_docker_is_elsewhere_is_told_what_
     assert rule == "firewall: docker masquerades"
     assert "sysctl -w net.ipv4.ip_forward=1" in first
     assert "172.17.0.1 is not in our subnet 10.1.5.0/24" in second
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        *("7.0.0-rc1", "7.0.0", "7.0", "7.0.12-arch1-1", "7.0.0-31-generic", "7.1.0-rc6"),
+        *("7.1.4", "7.1.4-200.fc45.x86_64", "7.1.4+"),
+    ],
+)
+def test_kernels_that_may_mangle_udp_gso_are_named(release: str) -> None:
+    assert f"kernel {release} may mangle" in str(kernel_fault(release, ["TSO", "UDP GSO"]))
+    assert kernel_fault(release, ["TSO", "UDP GRO"]) is None
+    status = STATUS | {"kernel": release}
+    (found,) = [
+        each
+        for each in host_findings(status, ip_forward=True, docker_addresses=None)
+        if each.subject == "kernel"
+    ]
+    assert (found.code, found.is_good) == ("kernel-udp-gso", True)
+    assert "--offload tso" in found.text
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        *("6.19.11", "6.18.44-fc-v595", "5.4.0-216-generic", "7.1.5", "7.1.5-rc1", "7.1.10"),
+        *("7.2.0-rc1", "7.10.0", "8.0.0", "17.0.0", "3.10.0-1160.el7", "custom", ""),
+    ],
+)
+def test_other_kernels_are_not(release: str) -> None:
+    assert kernel_fault(release, ["UDP GSO"]) is None
