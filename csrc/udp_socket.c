@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <linux/sock_diag.h>
+#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -53,17 +54,97 @@ int udp_socket_open(uint32_t address, uint16_t port)
     return fd;
 }
 
+/* ---- what the kernel has ---- */
+
+enum { TRIAL_SIZE = 64, TRIAL_BYTES = 2 * TRIAL_SIZE, TRIAL_PATIENCE_MS = 100 };
+
+/* Receives what a trial sent: two datagrams of TRIAL_SIZE bytes. Whether they came in one receive, in *merged. 0, or
+ * -EBADMSG for other ones, -EAGAIN if nothing comes. */
+static int receive_trial(int fd, const uint8_t sent[TRIAL_BYTES], bool *merged)
+{
+    *merged = false;
+    for (size_t got = 0; got < TRIAL_BYTES;) {
+        uint8_t received[TRIAL_BYTES + 1], control[UDP_CONTROL_SIZE] __attribute__((aligned(8)));
+        struct iovec iov = {received, sizeof received};
+        struct mmsghdr message = {.msg_hdr = {.msg_iov = &iov,
+                                              .msg_iovlen = 1,
+                                              .msg_control = control,
+                                              .msg_controllen = sizeof control}};
+        struct pollfd readable = {.fd = fd, .events = POLLIN};
+        if (poll(&readable, 1, TRIAL_PATIENCE_MS) <= 0 || udp_socket_receive_batch(fd, &message, 1) < 0)
+            return -EAGAIN;
+        *merged = message.msg_len == TRIAL_BYTES;
+        if (udp_socket_datagram_size(&message) != TRIAL_SIZE || got + message.msg_len > TRIAL_BYTES ||
+            memcmp(received, sent + got, message.msg_len) != 0)
+            return -EBADMSG;
+        got += message.msg_len;
+    }
+    return 0;
+}
+
+/* Sends two datagrams from one socket to the other in one go. Of `promised`, which of OFFLOAD_UDP_* work: all if it
+ * cannot be tried. */
+static unsigned try_between(int from, int to, unsigned promised)
+{
+    struct sockaddr_in source, target;
+    socklen_t size = sizeof source;
+    uint8_t bytes[TRIAL_BYTES], control[UDP_CONTROL_SIZE] __attribute__((aligned(8))) = {0};
+    struct iovec iov = {bytes, sizeof bytes};
+    struct mmsghdr message = {
+        .msg_hdr = {.msg_name = &target, .msg_namelen = sizeof target, .msg_iov = &iov, .msg_iovlen = 1}};
+    if (getsockname(from, (struct sockaddr *)&source, &size) < 0 ||
+        getsockname(to, (struct sockaddr *)&target, &size) < 0 ||
+        connect(to, (const struct sockaddr *)&source, size) < 0) /* nobody else's datagrams are taken for ours */
+        return promised;
+    for (size_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (uint8_t)i;
+    udp_socket_set_segment_size(&message.msg_hdr, control, TRIAL_SIZE);
+    int n = udp_socket_send_batch(from, &message, 1);
+    if (n < 0)
+        return udp_socket_refused_segments(n) ? promised & ~(unsigned)OFFLOAD_UDP_GSO : promised;
+    bool merged;
+    switch (receive_trial(to, bytes, &merged)) {
+    case 0:
+        return merged ? promised : promised & ~(unsigned)OFFLOAD_UDP_GRO;
+    case -EAGAIN:
+        return promised; /* a firewall on lo */
+    default:
+        return 0;
+    }
+}
+
+/* Tries over loopback what setsockopt has promised. Which of it works: all where lo is down, or no socket left. */
+static unsigned try_segments(unsigned promised)
+{
+    if (!(promised & OFFLOAD_UDP_GSO))
+        return promised; /* there is nothing to try UDP_GRO with */
+    unsigned works = promised;
+    int from = udp_socket_open(INADDR_LOOPBACK, 0), to = udp_socket_open(INADDR_LOOPBACK, 0);
+    bool merges = promised & OFFLOAD_UDP_GRO;
+    if (from >= 0 && to >= 0 && (!merges || set_int(to, IPPROTO_UDP, UDP_GRO, 1) == 0))
+        works = try_between(from, to, promised);
+    if (from >= 0)
+        close(from);
+    if (to >= 0)
+        close(to);
+    return works;
+}
+
 unsigned udp_socket_attach(int fd, unsigned wanted)
 {
-    unsigned on = 0;
+    unsigned promised = 0;
     /* A size of 0 switches nothing on: it only asks whether the kernel knows the option. */
     if (wanted & OFFLOAD_UDP_GSO && set_int(fd, IPPROTO_UDP, UDP_SEGMENT, 0) == 0)
-        on |= OFFLOAD_UDP_GSO;
-    int gro = wanted & OFFLOAD_UDP_GRO ? 1 : 0;
-    if (set_int(fd, IPPROTO_UDP, UDP_GRO, gro) == 0 && gro)
-        on |= OFFLOAD_UDP_GRO;
+        promised |= OFFLOAD_UDP_GSO;
+    if (wanted & OFFLOAD_UDP_GRO && set_int(fd, IPPROTO_UDP, UDP_GRO, 1) == 0)
+        promised |= OFFLOAD_UDP_GRO;
+    unsigned on = try_segments(promised);
+    if (!(on & OFFLOAD_UDP_GRO))
+        (void)set_int(fd, IPPROTO_UDP, UDP_GRO, 0); /* a kernel without it has it off */
     return on;
 }
+
+/* ---- messages ---- */
 
 void udp_socket_set_segment_size(struct msghdr *message, uint8_t control[UDP_CONTROL_SIZE], size_t size)
 {

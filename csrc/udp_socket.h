@@ -21,7 +21,8 @@ enum {
  * The descriptor or -errno: -EADDRINUSE (port taken), -EADDRNOTAVAIL (not our address), -EACCES. */
 int udp_socket_open(uint32_t address, uint16_t port);
 
-/* Switches on those of the wanted OFFLOAD_UDP_* that the kernel has, and the others off. Which are on. */
+/* Switches on those of the wanted OFFLOAD_UDP_* that the kernel has, and the others off. Which are on. They are tried
+ * over loopback in the caller's network namespace; where lo is down, what setsockopt says is believed. */
 unsigned udp_socket_attach(int fd, unsigned wanted);
 
 /* Makes a message's control buffer ask for segments of `size` bytes; 0 asks for nothing. */

@@ -1,0 +1,150 @@
+/* The socket's offloads are tried by a real use, and believed only where that cannot be done. */
+#include "udp_socket.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "faults.h"
+#include "offload.h"
+#include "packets.h"
+#include "rig.h"
+
+enum { BOTH = OFFLOAD_UDP_GSO | OFFLOAD_UDP_GRO, GRO_OPTION = 104 };
+
+/* What is found of the wanted ones; the socket merges only if that is among them, and no descriptor is left. */
+static unsigned found(unsigned wanted)
+{
+    int fd = udp_socket_open(0, 0), merges = -1;
+    size_t descriptors = rig_descriptors();
+    socklen_t size = sizeof merges;
+    CHECK(fd >= 0);
+    unsigned on = udp_socket_attach(fd, wanted);
+    CHECK_EQ(rig_descriptors(), descriptors);
+    CHECK_EQ(getsockopt(fd, IPPROTO_UDP, GRO_OPTION, &merges, &size), 0);
+    CHECK_EQ(merges != 0, (on & OFFLOAD_UDP_GRO) != 0);
+    close(fd);
+    return on;
+}
+
+static void what_works_is_on_as_far_as_it_is_wanted(void)
+{
+    CHECK_EQ(found(BOTH), BOTH); /* every kernel that runs these tests has them */
+    CHECK_EQ(found(OFFLOAD_UDP_GSO), OFFLOAD_UDP_GSO);
+    CHECK_EQ(found(OFFLOAD_UDP_GRO), OFFLOAD_UDP_GRO);
+    CHECK_EQ(found(0), 0);
+    CHECK_EQ(found(OFFLOAD_TSO | OFFLOAD_USO), 0);
+}
+
+static int send_error;
+
+static int refusing_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    (void)fd, (void)batch, (void)count, (void)flags;
+    errno = send_error;
+    return -1;
+}
+
+static void refused_segments_are_off_and_other_errors_prove_nothing(void)
+{
+    static const int refusals[] = {EIO, EINVAL, EMSGSIZE}, others[] = {EPERM, ENETUNREACH, ENOBUFS, EAGAIN};
+    faults_replace_send(refusing_send);
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
+        send_error = refusals[i];
+        CHECK_EQ(found(BOTH), OFFLOAD_UDP_GRO);
+    }
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        send_error = others[i];
+        CHECK_EQ(found(BOTH), BOTH);
+    }
+    faults_replace_send(NULL);
+}
+
+/* A kernel that takes no notice of the segment size: one datagram leaves. */
+static int whole_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    batch->msg_hdr.msg_control = NULL;
+    batch->msg_hdr.msg_controllen = 0;
+    return faults_real_send(fd, batch, count, flags);
+}
+
+static int corrupting_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    uint8_t *bytes = batch->msg_hdr.msg_iov[0].iov_base;
+    bytes[batch->msg_hdr.msg_iov[0].iov_len / 2] ^= 1;
+    int sent = faults_real_send(fd, batch, count, flags);
+    bytes[batch->msg_hdr.msg_iov[0].iov_len / 2] ^= 1;
+    return sent;
+}
+
+static void segments_that_are_not_cut_or_arrive_changed_are_off(void)
+{
+    faults_replace_send(whole_send);
+    CHECK_EQ(found(BOTH), 0);
+    CHECK_EQ(found(OFFLOAD_UDP_GSO), 0);
+    faults_replace_send(corrupting_send);
+    CHECK_EQ(found(BOTH), 0);
+    faults_replace_send(NULL);
+}
+
+/* A kernel that does not merge. */
+static int single_sends(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    struct iovec *iov = batch->msg_hdr.msg_iov;
+    iov->iov_len /= 2;
+    (void)whole_send(fd, batch, count, flags);
+    iov->iov_base = (uint8_t *)iov->iov_base + iov->iov_len;
+    return whole_send(fd, batch, count, flags);
+}
+
+static void datagrams_that_are_not_merged_show_that_there_is_no_merging(void)
+{
+    faults_replace_send(single_sends);
+    CHECK_EQ(found(BOTH), OFFLOAD_UDP_GSO);
+    CHECK_EQ(found(OFFLOAD_UDP_GSO), OFFLOAD_UDP_GSO);
+    faults_replace_send(NULL);
+}
+
+/* A kernel that merges and does not say so. */
+static int silent_receive(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    int received = faults_real_receive(fd, batch, count, flags);
+    batch->msg_hdr.msg_controllen = 0;
+    return received;
+}
+
+static void a_merged_receive_without_its_size_is_off(void)
+{
+    faults_replace_receive(silent_receive);
+    CHECK_EQ(found(BOTH), 0);
+    faults_replace_receive(NULL);
+}
+
+static int losing_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    (void)fd, (void)batch, (void)flags;
+    return (int)count;
+}
+
+static void where_it_cannot_be_tried_the_kernel_is_believed(void)
+{
+    faults_replace_send(losing_send); /* a firewall on lo */
+    CHECK_EQ(found(BOTH), BOTH);
+    faults_replace_send(NULL);
+    CHECK_EQ(unshare(CLONE_NEWNET), 0); /* lo is down */
+    CHECK_EQ(found(BOTH), BOTH);
+}
+
+int main(void)
+{
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
+    rig_enter_namespace();
+    RUN(what_works_is_on_as_far_as_it_is_wanted);
+    RUN(refused_segments_are_off_and_other_errors_prove_nothing);
+    RUN(segments_that_are_not_cut_or_arrive_changed_are_off);
+    RUN(datagrams_that_are_not_merged_show_that_there_is_no_merging);
+    RUN(a_merged_receive_without_its_size_is_off);
+    RUN(where_it_cannot_be_tried_the_kernel_is_believed);
+}
