@@ -65,6 +65,7 @@ struct pump {
     struct route_table *addresses; /* of this host (address_set.h) */
     struct peer_table *peers;
     uint_fast64_t grace_passes; /* the worker's passes when the last grace period began */
+    struct udp_overflows overflows;
     struct worker worker;
 };
 
@@ -137,6 +138,7 @@ int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
 {
     pthread_mutex_lock(&pump->lock);
     worker_stop(&pump->worker);
+    (void)udp_socket_overflows(pump->worker.udp_fd, &pump->overflows); /* the last ones, if it is still there */
     int error = worker_rejoin(&pump->worker, tun_fd, udp_fd);
     if (error == 0)
         error = worker_start(&pump->worker);
@@ -340,11 +342,11 @@ static uint64_t cpu_ns(const struct worker *worker)
 {
     clockid_t clock;
     struct timespec used;
-    uint64_t past = counter_read(&worker->past_cpu_ns);
-    if (!worker->started || pthread_getcpuclockid(worker->thread, &clock) != 0 ||
-        clock_gettime(clock, &used) < 0)
-        return past;
-    return past + (uint64_t)used.tv_sec * UINT64_C(1000000000) + (uint64_t)used.tv_nsec;
+    uint64_t ended = counter_read(&worker->ended_cpu_ns);
+    if (ended == 0 && worker->started && pthread_getcpuclockid(worker->thread, &clock) == 0 &&
+        clock_gettime(clock, &used) == 0)
+        return worker->past_cpu_ns + (uint64_t)used.tv_sec * UINT64_C(1000000000) + (uint64_t)used.tv_nsec;
+    return worker->past_cpu_ns + counter_read(&worker->ended_cpu_ns); /* anew: it may have ended just now */
 }
 
 const char *pump_stat_name(unsigned stat)
@@ -370,7 +372,7 @@ void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity)
 #undef PUMP_COPY
     for (size_t i = 0; i < DROP_COUNT; i++)
         all[PUMP_STAT_FIRST_DROP + i] = counter_read(&counters->drops[i]);
-    all[PUMP_STAT_udp_overflows] = udp_socket_overflows(pump->worker.udp_fd);
+    all[PUMP_STAT_udp_overflows] = udp_socket_overflows(pump->worker.udp_fd, &pump->overflows);
     all[PUMP_STAT_cpu_ns] = cpu_ns(&pump->worker);
     all[PUMP_STAT_routes] = route_table_count(pump->routes);
     pthread_mutex_unlock(&pump->lock);

@@ -244,11 +244,19 @@ int udp_socket_clear_error(int fd)
     return -error;
 }
 
-uint64_t udp_socket_overflows(int fd)
+uint64_t udp_socket_overflows(int fd, struct udp_overflows *overflows)
 {
     uint32_t info[SK_MEMINFO_VARS] = {0};
-    socklen_t size = sizeof info;
-    if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0)
-        return 0;
-    return info[SK_MEMINFO_DROPS];
+    uint64_t cookie = 0;
+    socklen_t size = sizeof info, cookie_size = sizeof cookie;
+    if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &cookie_size) < 0)
+        return overflows->total;
+    if (overflows->socket != cookie) {
+        overflows->socket = cookie;
+        overflows->seen = 0;
+    }
+    overflows->total += (uint32_t)(info[SK_MEMINFO_DROPS] - overflows->seen); /* also when it has wrapped */
+    overflows->seen = info[SK_MEMINFO_DROPS];
+    return overflows->total;
 }

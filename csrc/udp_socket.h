@@ -57,8 +57,15 @@ bool udp_socket_is_dead(int error);
 /* Takes the pending error off the socket, so that it stops waking us. That error as -errno, or 0. */
 int udp_socket_clear_error(int fd);
 
-/* Datagrams the kernel dropped because the receive buffer was full, since the socket was opened; 0 if the
- * kernel does not tell (before 4.12). */
-uint64_t udp_socket_overflows(int fd);
+/* Datagrams the kernel dropped because the receive buffer was full. It counts them for each socket and in 32 bits. */
+struct udp_overflows {
+    uint64_t socket; /* its cookie */
+    uint32_t seen;   /* of that socket's, already counted */
+    uint64_t total;  /* of all sockets */
+};
+
+/* Counts those of the socket that are not counted yet. The total; unchanged if the kernel does not tell (before 4.12)
+ * or there is no socket. */
+uint64_t udp_socket_overflows(int fd, struct udp_overflows *overflows);
 
 #endif

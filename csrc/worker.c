@@ -238,7 +238,7 @@ static void *worker_main(void *argument)
     change_activity(worker);
     int error = worker_loop(worker);
     change_activity(worker);
-    counter_add(&worker->past_cpu_ns, clock_ns(CLOCK_THREAD_CPUTIME_ID));
+    counter_add(&worker->ended_cpu_ns, clock_ns(CLOCK_THREAD_CPUTIME_ID));
     if (error < 0) {
         /* release: the counters of the last turn are visible to who sees the failure */
         atomic_store_explicit(&worker->failure, error, memory_order_release);
@@ -379,6 +379,8 @@ int worker_start(struct worker *worker)
     int error = pthread_sigmask(SIG_SETMASK, &blocked, &before);
     if (error != 0)
         return -error;
+    worker->past_cpu_ns += counter_read(&worker->ended_cpu_ns);
+    atomic_store_explicit(&worker->ended_cpu_ns, 0, memory_order_relaxed); /* the thread is made after this */
     error = pthread_create(&worker->thread, NULL, worker_main, worker);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL); /* it succeeded a moment ago with the same arguments */
     if (error != 0)

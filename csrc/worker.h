@@ -74,7 +74,8 @@ struct worker {
     atomic_uint refused_offloads;          /* OFFLOAD_TSO, OFFLOAD_USO: superpackets that the TUN refuses for a while */
     atomic_uint_fast64_t offload_changes;  /* of these, and of peers whose way out refuses segments */
     struct worker_counters counters;
-    counter past_cpu_ns; /* of threads that have ended */
+    counter ended_cpu_ns; /* of this thread, once it has nothing more to do; 0 until then */
+    uint64_t past_cpu_ns; /* of those before it (the controlling thread's own) */
 
     /* the worker's own */
     struct limiter limiter;         /* of ICMP replies */

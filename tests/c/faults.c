@@ -1,6 +1,7 @@
 #include "faults.h"
 
 #include <errno.h>
+#include <linux/sock_diag.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -14,7 +15,7 @@ static _Atomic(faults_receive *) receive_stand_in;
 static _Atomic(faults_write *) write_stand_in;
 static _Atomic(faults_read *) read_stand_in;
 static _Atomic(faults_wait *) wait_stand_in;
-static atomic_uint seconds_ahead;
+static atomic_uint seconds_ahead, drops_ahead;
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): the linker makes these names */
 void *__real_malloc(size_t size);
@@ -42,6 +43,8 @@ int __real_epoll_wait(int fd, struct epoll_event *events, int count, int millise
 int __wrap_epoll_wait(int fd, struct epoll_event *events, int count, int milliseconds);
 int __real_clock_gettime(clockid_t clock, struct timespec *now);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
+int __real_getsockopt(int fd, int level, int option, void *value, socklen_t *size);
+int __wrap_getsockopt(int fd, int level, int option, void *value, socklen_t *size);
 /* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 void faults_fail_allocation(long n)
@@ -109,6 +112,19 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
     int error = __real_clock_gettime(clock, now);
     if (clock == CLOCK_MONOTONIC)
         now->tv_sec += atomic_load(&seconds_ahead);
+    return error;
+}
+
+void faults_add_drops(uint32_t drops)
+{
+    atomic_store(&drops_ahead, drops);
+}
+
+int __wrap_getsockopt(int fd, int level, int option, void *value, socklen_t *size)
+{
+    int error = __real_getsockopt(fd, level, option, value, size);
+    if (error == 0 && level == SOL_SOCKET && option == SO_MEMINFO)
+        ((uint32_t *)value)[SK_MEMINFO_DROPS] += atomic_load(&drops_ahead);
     return error;
 }
 

@@ -8,6 +8,7 @@
 #define FLANNEL_UDP_TESTS_FAULTS_H
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -39,6 +40,9 @@ faults_receive faults_real_receive;
 faults_write faults_real_write;
 faults_read faults_real_read;
 faults_wait faults_real_wait;
+
+/* The kernel tells so many more drops of every socket than there were. */
+void faults_add_drops(uint32_t drops);
 
 /* CLOCK_MONOTONIC goes forward by so many seconds at once. */
 void faults_advance_clock(unsigned seconds);

@@ -1,6 +1,7 @@
 /* The socket's offloads are tried by a real use, and believed only where that cannot be done. */
 #include "udp_socket.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
@@ -137,6 +138,44 @@ static void where_it_cannot_be_tried_the_kernel_is_believed(void)
     CHECK_EQ(found(BOTH), BOTH);
 }
 
+/* A socket that nobody reads, sent more than it holds; what the kernel then counts as dropped. */
+static uint32_t overflow(int fd, struct udp_overflows *overflows)
+{
+    enum { SENT = 2000, SIZE = 1400 };
+    static const uint8_t bytes[SIZE];
+    struct sockaddr_in local = {0};
+    socklen_t size = sizeof local;
+    uint64_t before = udp_socket_overflows(fd, overflows);
+    int least = 1, from = rig_socket(address("127.0.0.1"), 0);
+    CHECK_EQ(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &least, sizeof least), 0);
+    CHECK_EQ(getsockname(fd, (struct sockaddr *)&local, &size), 0);
+    for (size_t i = 0; i < SENT; i++)
+        rig_send(from, address("127.0.0.1"), ntohs(local.sin_port), bytes, SIZE);
+    close(from);
+    uint64_t dropped = udp_socket_overflows(fd, overflows) - before;
+    CHECK(dropped > 0 && dropped < SENT);
+    return (uint32_t)dropped;
+}
+
+static void overflows_go_on_with_another_socket_and_beyond_32_bits(void)
+{
+    struct udp_overflows overflows = {0};
+    int first = udp_socket_open(address("127.0.0.1"), 0), second = udp_socket_open(address("127.0.0.1"), 0);
+    uint64_t total = overflow(first, &overflows);
+    total += overflow(second, &overflows);
+    CHECK_EQ(overflows.total, total);
+    faults_add_drops(UINT32_MAX - 5);
+    total += UINT32_MAX - 5;
+    CHECK_EQ(udp_socket_overflows(second, &overflows), total);
+    faults_add_drops(10);
+    total += 16;
+    CHECK_EQ(udp_socket_overflows(second, &overflows), total);
+    faults_add_drops(0);
+    close(first);
+    close(second);
+    CHECK_EQ(udp_socket_overflows(second, &overflows), total); /* there is none */
+}
+
 int main(void)
 {
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
@@ -146,5 +185,6 @@ int main(void)
     RUN(segments_that_are_not_cut_or_arrive_changed_are_off);
     RUN(datagrams_that_are_not_merged_show_that_there_is_no_merging);
     RUN(a_merged_receive_without_its_size_is_off);
+    RUN(overflows_go_on_with_another_socket_and_beyond_32_bits);
     RUN(where_it_cannot_be_tried_the_kernel_is_believed);
 }

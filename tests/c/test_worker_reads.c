@@ -206,6 +206,34 @@ static void a_socket_that_cannot_be_read_any_more_ends_the_worker_and_tells(void
     close_ends(&ends);
 }
 
+/* Between its last word and its end the thread still has a clock of its own. */
+static void the_cpu_time_of_a_worker_that_ends_is_counted_once(void)
+{
+    struct ends ends = open_ends();
+    struct pump *pump = rig_carrying(&rig);
+    uint64_t cpu_ns = 0;
+    for (unsigned round = 0; round < 200; round++) {
+        fail(EBADF, 1);
+        faults_replace_receive(failing_receive);
+        while (atomic_load(&failed_calls) == 0) /* a receive that had begun may take what was sent, too */
+            send_inward(&ends);
+        await_the_end(pump, EBADF);
+        for (unsigned look = 0; look < 20; look++) {
+            uint64_t now = rig_stat(pump, PUMP_STAT_cpu_ns);
+            CHECK(now >= cpu_ns);
+            cpu_ns = now;
+        }
+        uint64_t events;
+        CHECK_EQ(read(pump_event_fd(pump), &events, sizeof events), 8);
+        CHECK_EQ(pump_restart(pump, rig.config.tun_fd, rig.config.udp_fd), 0);
+    }
+    faults_replace_receive(NULL);
+    pump_stop(pump);
+    CHECK(rig_stat(pump, PUMP_STAT_cpu_ns) >= cpu_ns);
+    pump_free(pump);
+    close_ends(&ends);
+}
+
 static void a_tun_that_cannot_be_read_ends_the_worker_and_tells(void)
 {
     static const int errors[] = {EBADFD, EBADF, ENODEV, EIO, EFAULT};
@@ -276,6 +304,7 @@ int main(void)
         RUN_ON_RIG(errors_that_a_receive_reports_are_counted_and_cost_no_datagram, rig_presets[i]);
         RUN_ON_RIG(an_error_that_waits_on_the_socket_is_taken_off_and_counted, rig_presets[i]);
         RUN_ON_RIG(a_socket_that_cannot_be_read_any_more_ends_the_worker_and_tells, rig_presets[i]);
+        RUN_ON_RIG(the_cpu_time_of_a_worker_that_ends_is_counted_once, rig_presets[i]);
         RUN_ON_RIG(a_tun_that_cannot_be_read_ends_the_worker_and_tells, rig_presets[i]);
         RUN_ON_RIG(a_socket_that_cannot_send_any_more_ends_the_worker_and_tells, rig_presets[i]);
         RUN_ON_RIG(interrupted_calls_are_made_again_and_lose_nothing, rig_presets[i]);

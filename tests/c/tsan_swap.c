@@ -164,14 +164,16 @@ static void *receive_inward(void *unused)
 /* Reads what can be read while packets and tables move, and has strangers refused all the time. */
 static void *read_all(void *unused)
 {
-    uint64_t values[PUMP_STAT_COUNT], last = 0;
+    uint64_t values[PUMP_STAT_COUNT], last = 0, cpu_ns = 0;
     struct pump_peer_stats peers[64];
     struct refusal refusal;
     while (!atomic_load(&senders_stop)) {
         CHECK_EQ(pump_offloads(pump), rig.config.offloads);
         pump_read_stats(pump, values, PUMP_STAT_COUNT);
         CHECK(values[PUMP_STAT_udp_sent_packets] >= last);
+        CHECK(values[PUMP_STAT_cpu_ns] >= cpu_ns);
         last = values[PUMP_STAT_udp_sent_packets];
+        cpu_ns = values[PUMP_STAT_cpu_ns];
         CHECK(pump_read_peers(pump, peers, 64) >= 2);
         CHECK_EQ(pump_lookup(pump, address("10.1.6.2")), host(STABLE_HOST));
         uint32_t hop = pump_lookup(pump, address("10.1.9.2"));
