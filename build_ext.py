@@ -1,5 +1,6 @@
 """The compiled extension ``flannel_udp._pump``: cffi in API mode over the C files in csrc/."""
 
+import sys
 from pathlib import Path
 
 from cffi import FFI
@@ -26,6 +27,10 @@ SOURCES = (
     "udp_socket",
     "worker",
 )
+
+# Some 32-bit machines (mips, powerpc, armel) have no 64-bit atomics but those of libatomic. On the
+# others --as-needed leaves it out, and 64-bit ones may not even have it installed.
+LIBATOMIC = ["-Wl,--as-needed", "-latomic", "-Wl,--no-as-needed"] if sys.maxsize < 2**32 else []
 
 ffi = FFI()
 
@@ -139,4 +144,5 @@ ffi.set_source(
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=gnu11", "-O3", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"],
     libraries=["pthread"],
+    extra_link_args=LIBATOMIC,
 )

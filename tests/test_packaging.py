@@ -6,6 +6,7 @@ import configparser
 import fnmatch
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -163,6 +164,16 @@ def verify(unit: Path) -> str:
         timeout=60,
     )
     return result.stderr
+
+
+@pytest.mark.parametrize(("largest", "links_it"), [(2**31 - 1, True), (2**63 - 1, False)])
+def test_libatomic_is_linked_only_where_64_bit_atomics_may_need_it(
+    monkeypatch: pytest.MonkeyPatch, largest: int, links_it: bool
+) -> None:
+    monkeypatch.setattr(sys, "maxsize", largest)
+    monkeypatch.chdir(ROOT)
+    *_, options = runpy.run_path("build_ext.py")["ffi"]._assigned_source
+    assert ("-latomic" in options["extra_link_args"]) == links_it
 
 
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
