@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from ipaddress import IPv4Interface
 
 import pytest
 from continuity import Traffic, traffic
 from etcd_server import make_tls_files, wait_until
+from faults import RESET, cut_off
 from instruments import (
     devices,
     lease_value,
@@ -24,54 +24,31 @@ from instruments import (
     udp_socket_of,
     unreachable,
 )
+from restarts import (
+    EXIT_WITHIN,
+    STORED,
+    both_running,
+    device_index,
+    lose_data,
+    stored,
+    stored_lab,
+    terminate,
+    went_on,
+)
 
 from flannel_udp.lab import Host, Lab
 
-STORED = ["tun", "udp", "state"]
-EXIT_WITHIN = 10.0  # seconds
-
 
 @pytest.fixture(scope="module")
-def stored_lab(network_rights: None) -> Iterator[Lab]:
-    """Two hosts whose service managers have a descriptor store."""
-    with Lab(hosts=2, start_daemons=False, keeps_descriptors=True) as lab:
+def lab(network_rights: None) -> Iterator[Lab]:
+    with stored_lab() as lab:
         yield lab
 
 
 @pytest.fixture
-def running(stored_lab: Lab) -> Iterator[Lab]:
-    """Both daemons forward; afterwards they stop for good."""
-    for host in stored_lab.hosts:
-        host.log_path.unlink(missing_ok=True)
-    stored_lab.start_daemons()
-    assert unreachable(stored_lab) == []
-    yield stored_lab
-    ends = [host.stop_daemon() for host in stored_lab.hosts]
-    for host in stored_lab.hosts:
-        host.manager.drop_descriptors()
-        print(f"--- daemon log of {host.name}\n{host.log_path.read_text()}")
-    assert ends == [0, 0]
-    for host in stored_lab.hosts:
-        assert "Traceback" not in host.log_path.read_text()
-        assert devices(host) == []
-
-
-def device_index(host: Host) -> str:
-    """It tells whether flannel0 is the same device as before."""
-    return host.run(["cat", "/sys/class/net/flannel0/ifindex"], check=True).stdout
-
-
-def stored(host: Host) -> list[str]:
-    return list(host.manager.stored)
-
-
-def terminate(host: Host) -> None:
-    assert host.stop_daemon() == 0
-
-
-def went_on(host: Host) -> int:
-    """How often a daemon took over from the one before."""
-    return len(log_lines(host, "going on with", "before etcd is asked"))
+def running(lab: Lab) -> Iterator[Lab]:
+    with both_running(lab):
+        yield lab
 
 
 @pytest.mark.parametrize(
@@ -129,6 +106,67 @@ def test_what_changed_in_between_is_not_missed(running: Lab) -> None:
     running.etcdctl("del", f"{folder}10.1.199.0-24")
 
 
+def held(host: Host) -> dict[str, float]:
+    """Subnet -> seconds for which its route stays although etcd lost the lease."""
+    return {each["subnet"]: each["seconds_left"] for each in host.status()["held"]}
+
+
+def test_held_routes_are_held_on_and_not_for_longer(running: Lab) -> None:
+    host = running.hosts[0]
+    stranger = f"{running.prefix}/subnets/10.1.166.0-24", lease_value("172.30.0.66")
+    running.etcdctl("put", *stranger)
+    wait_until(lambda: "10.1.166.0/24" in routes(host), "the stranger's route")
+    lose_data(running)
+    wait_until(lambda: list(held(host)) == ["10.1.166.0/24"], "the hold")
+    before = held(host)["10.1.166.0/24"]
+    with traffic(running) as flow:
+        terminate(host)
+        host.start_daemon()
+        assert held(host)["10.1.166.0/24"] < before
+        assert routes(host)["10.1.166.0/24"] == "172.30.0.66"
+        flow.assert_unharmed()
+    wait_until(lambda: host.status()["etcd"]["state"] == "watching", "the watch")
+    assert "10.1.166.0/24" in held(host)
+    running.etcdctl("put", *stranger)
+    wait_until(lambda: not held(host), "the end of the hold")
+    assert routes(host)["10.1.166.0/24"] == "172.30.0.66"
+    running.etcdctl("del", stranger[0])
+    wait_until(lambda: "10.1.166.0/24" not in routes(host), "the end of the route")
+
+
+def test_data_that_was_lost_in_between_is_noticed(running: Lab) -> None:
+    """Etcd comes back with a revision beyond the one that the last process knew."""
+    host, other = running.hosts
+    subnet, revision = host.subnet, host.status()["etcd"]["revision"]
+    with traffic(running) as flow:
+        with cut_off(host, RESET):
+            lose_data(running)
+            for number in range(revision + 10):
+                running.etcdctl("put", "/elsewhere", str(number))
+            terminate(host)
+            host.start_daemon()
+        assert routes(host) == {str(other.subnet): str(other.address)}
+        wait_until(lambda: host.status()["etcd"]["history_losses"] == 1, "the loss")
+        wait_until(lambda: len(leases(running)) == 2, "both leases")
+        flow.assert_unharmed()
+    assert host.subnet == subnet
+    assert f'"{host.address}"' in leases(running)[str(subnet).replace("/", "-")]
+    wait_until(lambda: not held(host), "the end of the hold")
+
+
+def test_a_frozen_etcd_holds_up_neither_the_stop_nor_the_start(running: Lab) -> None:
+    host = running.hosts[0]
+    with traffic(running) as flow:
+        running.etcd.pause()
+        terminate(host)
+        host.start_daemon()
+        assert host.status()["ready"]
+        flow.assert_unharmed()
+    running.etcd.resume()
+    wait_until(lambda: host.status()["etcd"]["state"] == "watching", "the watch", 30)
+    assert log_lines(host, "read all leases again") == []
+
+
 def test_killed_daemon_has_left_its_newest_routes(running: Lab) -> None:
     """They are recorded now and then, not only at the end."""
     host = running.hosts[0]
@@ -178,70 +216,6 @@ def state(host: Host) -> bytes:
     """What the daemon has recorded for its successor."""
     descriptor = host.manager.stored["state"]
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-
-
-def cut(descriptor: int) -> None:
-    os.ftruncate(descriptor, 20)
-
-
-def overwrite(descriptor: int, offset: int, text: bytes) -> None:
-    os.pwrite(descriptor, text, offset)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (cut, "its state is cut short"),
-        (partial(overwrite, offset=16, text=b"\x09"), "its state has format 9"),
-        (partial(overwrite, offset=60, text=b"garbage"), "its state is damaged"),
-    ],
-    ids=["cut short", "of another version", "garbage"],
-)
-def test_state_that_cannot_be_read_means_a_fresh_start(
-    running: Lab, spoil: Callable[[int], None], sentence: str
-) -> None:
-    host = running.hosts[0]
-    before = host.subnet
-    host.kill_daemon()
-    spoil(host.manager.stored["state"])
-    assert_fresh_start(running, host, sentence)
-    assert host.subnet == before
-
-
-def assert_fresh_start(lab: Lab, host: Host, sentence: str, *flags: str) -> None:
-    old = device_index(host)
-    host.start_daemon(flags)
-    assert len(log_lines(host, "starting afresh", sentence)) == 1
-    assert went_on(host) == 0
-    assert devices(host) == ["flannel0"]
-    assert device_index(host) != old
-    assert stored(host) == STORED
-    assert unreachable(lab) == []
-
-
-def test_other_flags_of_the_device_mean_a_fresh_start(running: Lab) -> None:
-    host = running.hosts[0]
-    terminate(host)
-    assert_fresh_start(running, host, "--offload", "--offload", "none")
-
-
-def test_a_changed_network_config_means_a_fresh_start(running: Lab) -> None:
-    """It is found out while packets flow already, for etcd may be away."""
-    host = running.hosts[0]
-    config = running.etcdctl("get", "--print-value-only", f"{running.prefix}/config").strip()
-    terminate(host)
-    changed = config.replace('"Type": "udp"', '"Type": "udp", "MTU": 1400')
-    running.etcdctl("put", f"{running.prefix}/config", changed)
-    try:
-        host.start_daemon()
-        wait_until(lambda: log_lines(host, "starting afresh: the network config"), "the sentence")
-        host.wait_until_ready()
-        assert host.env
-        assert host.env.mtu == 1400
-        assert stored(host) == STORED
-        assert unreachable(running) == []
-    finally:
-        running.etcdctl("put", f"{running.prefix}/config", config)
 
 
 def test_a_lost_lease_is_not_handed_over(running: Lab) -> None:
@@ -385,15 +359,6 @@ def test_a_route_of_others_that_came_in_between_makes_way(running: Lab) -> None:
         flow.assert_connected()
     assert went_on(host) == 1
     assert device_index(host) == before
-    assert unreachable(running) == []
-
-
-def test_a_device_deleted_in_between_means_a_fresh_start(running: Lab) -> None:
-    host = running.hosts[0]
-    terminate(host)
-    host.netns.delete_link("flannel0")
-    host.start_daemon()
-    assert len(log_lines(host, "starting afresh", "flannel0 is gone")) == 1
     assert unreachable(running) == []
 
 
