@@ -294,6 +294,8 @@ def test_the_changelog_has_the_form_it_names() -> None:
     for kind in (kind for version in versions for kind in version.split("\n### ")[1:]):
         assert kind.startswith(KINDS_OF_CHANGE)
         assert kind.count("\n\n- ") == 1
+    entries = [line for version in versions for line in version.splitlines() if line[:2] == "- "]
+    assert len(entries) == len(set(entries))
 
 
 def test_migration_has_a_row_for_every_flag() -> None:
