@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -133,19 +133,14 @@ def _answers(cluster: Cluster) -> bool:
 
 
 def _start(plan: Plan, cluster: Cluster, *, systemd: bool) -> None:
+    """Returns when it serves. Raises EtcdProgramError."""
     if systemd:
-        try:
-            UNIT.write_text(plan.unit())
-        except OSError as error:
-            raise EtcdProgramError(f"cannot write {UNIT}: {error.strerror}; run as root") from None
-        for words in (("daemon-reload",), ("enable", UNIT.name), ("restart", UNIT.name)):
-            done = subprocess.run(["systemctl", *words], capture_output=True, text=True)
-            if done.returncode:
-                said = done.stderr.strip().partition("\n")[0].rstrip(".")  # then hints follow
-                raise EtcdProgramError(
-                    f"systemctl {' '.join(words)} failed: {said}; journalctl -u {UNIT.stem} says"
-                    " more"
-                )
+        _start_unit(plan)
+        # The unit is up, but a connection that was refused before is not tried again at once.
+        if not _comes_to_serve(cluster, lambda: True):
+            raise EtcdProgramError(
+                f"etcd does not serve {plan.url}; journalctl -u {UNIT.stem} says more"
+            )
         print(f"etcd runs as {UNIT.name}, serving {plan.url}")
         return
     with plan.log_path.open("ab") as log:
@@ -158,18 +153,38 @@ def _start(plan: Plan, cluster: Cluster, *, systemd: bool) -> None:
             env={name: value for name, value in os.environ.items() if not name.startswith("ETCD")},
             start_new_session=True,
         )
+    if not _comes_to_serve(cluster, lambda: process.poll() is None):
+        with suppress(ProcessLookupError):
+            process.kill()
+        last = plan.log_path.read_text(errors="replace").splitlines()[-1:]
+        raise EtcdProgramError(
+            f"etcd does not serve {plan.url}; the last line of {plan.log_path}: {' '.join(last)}"
+        )
+    print(f"etcd runs as process {process.pid}, serving {plan.url}; its log is {plan.log_path}")
+
+
+def _start_unit(plan: Plan) -> None:
+    try:
+        UNIT.write_text(plan.unit())
+    except OSError as error:
+        raise EtcdProgramError(f"cannot write {UNIT}: {error.strerror}; run as root") from None
+    for words in (("daemon-reload",), ("enable", UNIT.name), ("restart", UNIT.name)):
+        done = subprocess.run(["systemctl", *words], capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().partition("\n")[0].rstrip(".")  # then hints follow
+            raise EtcdProgramError(
+                f"systemctl {' '.join(words)} failed: {said}; journalctl -u {UNIT.stem} says more"
+            )
+
+
+def _comes_to_serve(cluster: Cluster, is_alive: Callable[[], bool]) -> bool:
+    """Waits for it, in vain if it ends or takes too long."""
     end = time.monotonic() + _READY_WITHIN
     while not _answers(cluster):
-        if process.poll() is not None or time.monotonic() > end:
-            with suppress(ProcessLookupError):
-                process.kill()
-            last = plan.log_path.read_text(errors="replace").splitlines()[-1:]
-            raise EtcdProgramError(
-                f"etcd does not serve {plan.url}; the last line of {plan.log_path}:"
-                f" {' '.join(last)}"
-            )
+        if not is_alive() or time.monotonic() > end:
+            return False
         time.sleep(0.1)
-    print(f"etcd runs as process {process.pid}, serving {plan.url}; its log is {plan.log_path}")
+    return True
 
 
 def _config_of(network: IPv4Network) -> str:
