@@ -15,8 +15,13 @@
 #define UDP_GRO 104 /* Linux 5.0 */
 #endif
 
-/* Room for a burst while the worker is descheduled: 4 MiB hold about 20 ms at 1.5 Gbit/s. */
-enum { SOCKET_BUFFER = 4 << 20 };
+enum {
+    /* Room for a burst while the worker is descheduled: about 20 ms at 1.5 Gbit/s. */
+    RECEIVE_BUFFER = 4 << 20,
+    /* What waits for a neighbour that does not answer is on our account until the kernel gives up, 208 KiB of each
+     * (unres_qlen_bytes). A full account pauses everybody; the kernel doubles this, so it takes 150 of them. */
+    SEND_BUFFER = 16 << 20,
+};
 
 static int set_int(int fd, int level, int option, int value)
 {
@@ -26,10 +31,10 @@ static int set_int(int fd, int level, int option, int value)
 /* FORCE passes net.core.*mem_max but takes CAP_NET_ADMIN; without it the plain option gets what it may. */
 static void enlarge_buffers(int fd)
 {
-    if (set_int(fd, SOL_SOCKET, SO_RCVBUFFORCE, SOCKET_BUFFER) < 0)
-        (void)set_int(fd, SOL_SOCKET, SO_RCVBUF, SOCKET_BUFFER);
-    if (set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BUFFER) < 0)
-        (void)set_int(fd, SOL_SOCKET, SO_SNDBUF, SOCKET_BUFFER);
+    if (set_int(fd, SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER) < 0)
+        (void)set_int(fd, SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER);
+    if (set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER) < 0)
+        (void)set_int(fd, SOL_SOCKET, SO_SNDBUF, SEND_BUFFER);
 }
 
 int udp_socket_open(uint32_t address, uint16_t port)

@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 OUTER_HEADERS = 28  # bytes: IPv4 without options (20) and UDP (8)
 
-# The TUN ring holds this many packets while the pump is busy or not scheduled. The kernel's default
-# of 500 is half a millisecond of small packets at full rate; what does not fit is dropped.
+# The TUN ring holds this many packets while the pump is busy, not scheduled or being restarted. The
+# kernel's default of 500 is half a millisecond of small packets at full rate; what does not fit is
+# dropped. Full of superpackets it holds 256 MiB: docs/operations.md tells how to bound that.
 TUN_QUEUE_LENGTH = 4096
 
 # The route of the bridge that carries the subnet has metric 0 and must win over the blackhole.

@@ -34,8 +34,6 @@ static void ether_open(struct ether_rig *ether)
     ether->rig = rig;
     ether->rig.config.public_ip = address("172.30.0.1");
     ether->rig.config.udp_fd = udp_socket_open(address("172.30.0.1"), RIG_PORT);
-    int least = 1;
-    CHECK_EQ(setsockopt(ether->rig.config.udp_fd, SOL_SOCKET, SO_SNDBUF, &least, sizeof least), 0);
 }
 
 static void ether_close(struct ether_rig *ether)
@@ -75,7 +73,9 @@ static void answer_and_receive(struct ether_rig *ether, size_t count)
 
 static struct pump *paused(struct ether_rig *ether, size_t packets)
 {
+    int least = 1;
     ether_open(ether);
+    CHECK_EQ(setsockopt(ether->rig.config.udp_fd, SOL_SOCKET, SO_SNDBUF, &least, sizeof least), 0);
     struct pump *pump;
     CHECK_EQ(pump_create(&ether->rig.config, &pump), 0);
     struct pump_route peer = rig_route("10.1.6.0", 24, "172.30.0.6");
@@ -144,6 +144,30 @@ static void a_full_socket_stops_at_once_and_still_receives(void)
     ether_close(&ether);
 }
 
+/* What waits for a neighbour that does not answer is on the socket's account, up to unres_qlen_bytes of each. */
+static void a_hundred_silent_neighbours_pause_nobody(void)
+{
+    enum { NEIGHBOURS = 100, PACKETS = 110 };
+    struct ether_rig ether;
+    static const uint8_t payload[1400];
+    ether_open(&ether);
+    struct pump *pump = rig_create(&ether.rig);
+    CHECK_EQ(pump_start(pump), 0);
+    int host = rig_socket(address("10.1.5.1"), 4000);
+    for (uint32_t i = 0; i < NEIGHBOURS; i++) {
+        struct pump_route route = {
+            .prefix = address("10.1.100.0") + (i << 8), .length = 24, .public_ip = address("172.30.0.100") + i};
+        CHECK_EQ(pump_update(pump, &route, 1), 0);
+        for (size_t j = 0; j < PACKETS; j++)
+            rig_send(host, route.prefix + 2, 4000, payload, sizeof payload);
+        rig_await(pump, PUMP_STAT_udp_sent_packets, (uint64_t)(i + 1) * PACKETS);
+    }
+    CHECK_EQ(rig_stat(pump, PUMP_STAT_send_pauses), 0);
+    pump_free(pump);
+    close(host);
+    ether_close(&ether);
+}
+
 static void a_restart_ends_a_pause_and_carries_on(void)
 {
     struct ether_rig ether;
@@ -171,5 +195,6 @@ int main(void)
         RUN_ON_RIG(a_peer_that_goes_during_a_pause_keeps_its_slot, rig_presets[i]);
         RUN_ON_RIG(a_full_socket_stops_at_once_and_still_receives, rig_presets[i]);
         RUN_ON_RIG(a_restart_ends_a_pause_and_carries_on, rig_presets[i]);
+        RUN_ON_RIG(a_hundred_silent_neighbours_pause_nobody, rig_presets[i]);
     }
 }
