@@ -12,7 +12,7 @@ static bool in_own_subnet(const struct filter_identity *own, uint32_t address)
     return (address & own->subnet_mask) == own->subnet;
 }
 
-enum filter_drop filter_outbound(const struct filter_identity *own, const struct route_table *routes,
+enum drop_reason filter_outbound(const struct filter_identity *own, const struct route_table *routes,
                                  const struct peer_table *peers, const struct packet *packet,
                                  struct peer **peer)
 {
@@ -34,7 +34,7 @@ static bool is_ours(const struct filter_identity *own, uint32_t address)
            address_set_holds(own->addresses, address);
 }
 
-static enum filter_drop check_source(const struct filter_identity *own, const struct route_table *routes,
+static enum drop_reason check_source(const struct filter_identity *own, const struct route_table *routes,
                                      const struct peer_table *peers, uint32_t source,
                                      const struct peer *sender)
 {
@@ -49,20 +49,20 @@ static enum filter_drop check_source(const struct filter_identity *own, const st
     return DROP_NONE;
 }
 
-enum filter_drop filter_inbound(const struct filter_identity *own, const struct route_table *routes,
+enum drop_reason filter_inbound(const struct filter_identity *own, const struct route_table *routes,
                                 const struct peer_table *peers, const struct packet *packet,
                                 uint32_t outer_source, struct peer **peer)
 {
     *peer = peer_table_find(peers, outer_source);
     if (*peer == NULL && own->check_source)
         return DROP_UDP_UNKNOWN_PEER;
-    enum filter_drop drop = check_source(own, routes, peers, packet->source, *peer);
+    enum drop_reason drop = check_source(own, routes, peers, packet->source, *peer);
     if (drop != DROP_NONE)
         return drop;
     return in_own_subnet(own, packet->destination) ? DROP_NONE : DROP_UDP_WRONG_DESTINATION;
 }
 
-enum filter_drop filter_inbound_fault(enum packet_fault fault)
+enum drop_reason filter_inbound_fault(enum packet_fault fault)
 {
     switch (fault) {
     case PACKET_OK:

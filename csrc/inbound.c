@@ -15,7 +15,7 @@ static bool admit(struct worker *worker, const uint8_t *bytes, size_t length, ui
     struct peer *sender = NULL;
     struct refusal refusal = {.outer_source = outer_source};
     enum packet_fault fault = packet_parse(packet, bytes, length);
-    enum filter_drop drop = filter_inbound_fault(fault);
+    enum drop_reason drop = filter_inbound_fault(fault);
     if (fault == PACKET_OK) {
         drop = filter_inbound(worker->own, worker->routes, worker->peers, packet, outer_source, &sender);
         refusal.inner_source = packet->source;

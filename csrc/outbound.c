@@ -65,7 +65,7 @@ static int take_outbound(struct worker *worker, uint8_t *bytes, size_t length,
         count_drop(worker, fault == PACKET_IPV6 ? DROP_TUN_IPV6 : DROP_TUN_MALFORMED);
         return 0;
     }
-    enum filter_drop drop = filter_outbound(worker->own, worker->routes, worker->peers, &packet, &peer);
+    enum drop_reason drop = filter_outbound(worker->own, worker->routes, worker->peers, &packet, &peer);
     if (drop == DROP_NONE && add_outbound(worker, bytes, &packet, vnet, peer) < 0)
         drop = DROP_TUN_MALFORMED;
     if (drop == DROP_NONE)

@@ -166,7 +166,7 @@ static void take_sent(struct outbox *outbox, uint64_t now_ns, const struct outbo
 
 /* The kernel refused the front send with an error that is not about waiting. Whether it leaves the outbox; else its
  * packets are to be sent one by one. */
-static bool take_refused(struct outbox *outbox, int error, enum filter_drop drop,
+static bool take_refused(struct outbox *outbox, int error, enum drop_reason drop,
                          const struct outbox_counters *counters)
 {
     struct message *message = &outbox->messages[outbox->first];
@@ -195,7 +195,7 @@ static int window_send(struct outbox *outbox, size_t sends, int fd, uint64_t now
             take_sent(outbox, now_ns, counters);
         if (n >= 0)
             continue;
-        enum filter_drop drop;
+        enum drop_reason drop;
         switch (udp_socket_judge_send(n, &drop)) {
         case SEND_WAIT:
             return 1;

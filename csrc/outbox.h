@@ -44,7 +44,7 @@ struct message {
 
 /* What a flush counts, and where it notes that a peer's way out began or ceased to refuse segments. */
 struct outbox_counters {
-    counter *sent_packets, *sent_bytes, *segmented_sends, *fallbacks, *drops; /* drops: by enum filter_drop */
+    counter *sent_packets, *sent_bytes, *segmented_sends, *fallbacks, *drops; /* drops: by enum drop_reason */
     bool *changed;
 };
 

@@ -16,7 +16,7 @@
 
 struct refusal {
     uint32_t outer_source, inner_source, inner_destination; /* host byte order; inner ones 0 if not parsed */
-    uint32_t reason;                                        /* enum filter_drop */
+    uint32_t reason;                                        /* enum drop_reason */
 };
 
 enum {

@@ -356,7 +356,7 @@ const char *pump_stat_name(unsigned stat)
         WORKER_COUNTERS(PUMP_NAME) PUMP_GAUGES(PUMP_NAME)
 #undef PUMP_NAME
 #define PUMP_NAME(upper, lower) [PUMP_STAT_FIRST_DROP + DROP_##upper] = "drop_" #lower,
-        FILTER_DROPS(PUMP_NAME)
+        DROP_REASONS(PUMP_NAME)
 #undef PUMP_NAME
     };
     return stat < PUMP_STAT_COUNT ? names[stat] : NULL;

@@ -33,7 +33,7 @@ struct pump_route {
 };
 
 /* The statistics of a pump, an array of 64-bit values: the worker's counters, then these, then one "drop_<reason>"
- * for each refusal of filter.h. */
+ * for each of drop.h. */
 #define PUMP_GAUGES(X)                                                                                       \
     X(udp_overflows) /* datagrams the kernel dropped before we could read them */                            \
     X(cpu_ns)        /* CPU time of the worker, all its threads */                                           \

@@ -189,7 +189,7 @@ int udp_socket_send_batch(int fd, struct mmsghdr *batch, size_t count)
     return n < 0 ? -errno : n;
 }
 
-enum send_verdict udp_socket_judge_send(int error, enum filter_drop *drop)
+enum send_verdict udp_socket_judge_send(int error, enum drop_reason *drop)
 {
     switch (-error) {
     case EAGAIN:

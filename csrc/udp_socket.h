@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#include "filter.h"
+#include "drop.h"
 
 enum {
     UDP_SEND_MAX = 65507,   /* bytes of payload one send takes, all segments together */
@@ -43,7 +43,7 @@ enum send_verdict {
 };
 
 /* Judges an error of udp_socket_send_batch; for SEND_DROP *drop names the counter. */
-enum send_verdict udp_socket_judge_send(int error, enum filter_drop *drop);
+enum send_verdict udp_socket_judge_send(int error, enum drop_reason *drop);
 
 /* Whether a segmented send that failed so may pass as single datagrams. */
 bool udp_socket_refused_segments(int error);

@@ -56,7 +56,7 @@ void worker_signal_event(const struct worker *worker);
 /* Tells that a use of an offload is refused from now on, or no longer. */
 void worker_note_offload_change(struct worker *worker);
 
-static inline void count_drop(struct worker *worker, enum filter_drop drop)
+static inline void count_drop(struct worker *worker, enum drop_reason drop)
 {
     counter_add(&worker->counters.drops[drop], 1);
 }

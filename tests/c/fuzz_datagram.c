@@ -59,7 +59,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 static void check_inbound(const struct filter_identity *own, const struct packet *packet, uint32_t outer_source)
 {
     struct peer *peer = NULL;
-    enum filter_drop drop = filter_inbound(own, routes, peers, packet, outer_source, &peer);
+    enum drop_reason drop = filter_inbound(own, routes, peers, packet, outer_source, &peer);
     if (drop != DROP_NONE) {
         CHECK(drop >= DROP_UDP_UNKNOWN_PEER && drop <= DROP_UDP_WRONG_DESTINATION);
         return;
@@ -75,7 +75,7 @@ static void check_inbound(const struct filter_identity *own, const struct packet
 static void check_outbound(const struct filter_identity *own, const struct packet *packet)
 {
     struct peer *peer = NULL;
-    enum filter_drop drop = filter_outbound(own, routes, peers, packet, &peer);
+    enum drop_reason drop = filter_outbound(own, routes, peers, packet, &peer);
     CHECK((drop == DROP_NONE) == (peer != NULL));
     if (drop == DROP_NONE || !icmp_may_answer(packet))
         return;

@@ -215,7 +215,7 @@ uint64_t rig_stat(struct pump *pump, enum pump_stat stat)
     return values[stat];
 }
 
-enum pump_stat rig_drop(enum filter_drop drop)
+enum pump_stat rig_drop(enum drop_reason drop)
 {
     return (enum pump_stat)(PUMP_STAT_FIRST_DROP + (unsigned)drop);
 }

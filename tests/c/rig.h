@@ -71,7 +71,7 @@ void rig_check_balance(struct pump *pump);
 uint64_t rig_stat(struct pump *pump, enum pump_stat stat);
 
 /* The statistic's number of a refusal. */
-enum pump_stat rig_drop(enum filter_drop drop);
+enum pump_stat rig_drop(enum drop_reason drop);
 
 /* Waits until the statistic has the value; fails if it passes it or the patience ends. */
 void rig_await(struct pump *pump, enum pump_stat stat, uint64_t value);

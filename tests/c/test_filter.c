@@ -41,21 +41,21 @@ static void tear_down(void)
     route_table_free(addresses);
 }
 
-static enum filter_drop outbound(const char *destination, const char *expected_peer)
+static enum drop_reason outbound(const char *destination, const char *expected_peer)
 {
     struct packet packet = {.source = address("10.1.5.2"), .destination = address(destination)};
     struct peer *peer = NULL;
-    enum filter_drop drop = filter_outbound(&own, routes, peers, &packet, &peer);
+    enum drop_reason drop = filter_outbound(&own, routes, peers, &packet, &peer);
     CHECK_EQ(drop == DROP_NONE, expected_peer != NULL);
     CHECK(expected_peer == NULL || peer->address == address(expected_peer));
     return drop;
 }
 
-static enum filter_drop inbound(const char *outer, const char *source, const char *destination)
+static enum drop_reason inbound(const char *outer, const char *source, const char *destination)
 {
     struct packet packet = {.source = address(source), .destination = address(destination)};
     struct peer *peer = NULL;
-    enum filter_drop drop = filter_inbound(&own, routes, peers, &packet, address(outer), &peer);
+    enum drop_reason drop = filter_inbound(&own, routes, peers, &packet, address(outer), &peer);
     CHECK(peer == peer_table_find(peers, address(outer)));
     return drop;
 }

@@ -177,7 +177,7 @@ static void one_bad_peer_holds_nobody_up(void)
 {
     static const struct {
         int error;
-        enum filter_drop drop;
+        enum drop_reason drop;
     } refusals[] = {{EPERM, DROP_TUN_SEND_FIREWALL},        {EACCES, DROP_TUN_SEND_FIREWALL},
                     {EHOSTUNREACH, DROP_TUN_SEND_UNREACHABLE}, {ENETUNREACH, DROP_TUN_SEND_UNREACHABLE},
                     {EINVAL, DROP_TUN_SEND_UNREACHABLE},    {EMSGSIZE, DROP_TUN_SEND_TOO_LARGE},

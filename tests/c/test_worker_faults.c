@@ -65,7 +65,7 @@ static void a_peer_the_kernel_refuses_costs_the_others_nothing(void)
 {
     static const struct {
         int error;
-        enum filter_drop drop;
+        enum drop_reason drop;
     } refusals[] = {{EPERM, DROP_TUN_SEND_FIREWALL},         {EACCES, DROP_TUN_SEND_FIREWALL},
                     {ENETUNREACH, DROP_TUN_SEND_UNREACHABLE}, {EHOSTUNREACH, DROP_TUN_SEND_UNREACHABLE},
                     {ENETDOWN, DROP_TUN_SEND_UNREACHABLE},    {EHOSTDOWN, DROP_TUN_SEND_UNREACHABLE},
