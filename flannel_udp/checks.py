@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Any
 
+from flannel_udp.interface import Bridge
 from flannel_udp.lease import Lease
 
 
@@ -74,9 +75,14 @@ def kernel_fault(release: str, offloads: Iterable[str]) -> str | None:
 
 
 def host_findings(
-    status: Mapping[str, Any], *, ip_forward: bool, docker_addresses: Iterable[IPv4Address] | None
+    status: Mapping[str, Any],
+    *,
+    ip_forward: bool,
+    bridge_rules: bool | None,
+    bridges: Iterable[Bridge],
 ) -> Iterator[Finding]:
-    """``docker_addresses`` are those of docker0, None where there is none."""
+    """``bridge_rules``: whether iptables sees packets between the ports of a bridge; None where the
+    kernel has not loaded what that needs."""
     yield (
         good("ip_forward", "on")
         if ip_forward
@@ -91,18 +97,51 @@ def host_findings(
         yield bad("firewall-rule", "firewall", problem)
     if not status["firewall"]["problems"]:
         yield good("firewall", "no rule is known to harm the overlay")
-    if docker_addresses is None:
-        return
     subnet = IPv4Network(status["subnet"])
-    shown = ", ".join(map(str, docker_addresses)) or "no address"
-    yield (
-        good("docker0", f"{shown} lies in our subnet")
-        if any(address in subnet for address in docker_addresses)
-        else bad(
-            *("docker-subnet", "docker0"),
-            f"{shown} is not in our subnet {subnet}: docker did not read its options; write them"
-            " with mk-docker-opts and restart docker",
+    known = list(bridges)
+    ours = [b for b in known if any(address in subnet for address in b.addresses)]
+    for bridge in ours:
+        if not bridge_rules:
+            yield _bridge_rules(bridge, is_loaded=bridge_rules is not None)
+        yield _bridge(bridge, status)
+    if not ours:
+        yield from (_stray(b, subnet) for b in known if b.name == "docker0")
+
+
+def _bridge_rules(bridge: Bridge, *, is_loaded: bool) -> Finding:
+    consequence = (
+        "iptables rules, such as those of Kubernetes services and of docker's icc=false, do not"
+        f" hold between containers of {bridge.name}; if you rely on them, run"
+    )
+    if is_loaded:
+        return note(
+            *("bridge-iptables-off", "br_netfilter"),
+            f"off: {consequence} sysctl -w net.bridge.bridge-nf-call-iptables=1",
         )
+    return note(
+        *("br-netfilter-missing", "br_netfilter"),
+        f"not loaded: {consequence} modprobe br_netfilter",
+    )
+
+
+def _bridge(bridge: Bridge, status: Mapping[str, Any]) -> Finding:
+    """What containers in our subnet are plugged into: their MTU must fit the tunnel's."""
+    if bridge.port_mtu is not None and bridge.port_mtu > status["mtu"]:
+        return bad(
+            *("container-mtu", bridge.name),
+            f"containers send packets of up to {bridge.port_mtu} bytes and the tunnel takes"
+            f" {status['mtu']}: give docker the options that mk-docker-opts writes, or the CNI"
+            " plugin FLANNEL_MTU, and make the containers anew",
+        )
+    return good(bridge.name, f"{', '.join(map(str, bridge.addresses))} lies in our subnet")
+
+
+def _stray(docker: Bridge, subnet: IPv4Network) -> Finding:
+    shown = ", ".join(map(str, docker.addresses)) or "no address"
+    return bad(
+        *("docker-subnet", docker.name),
+        f"{shown} is not in our subnet {subnet}: docker did not read its options; write them with"
+        " mk-docker-opts and restart docker",
     )
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flannel_udp import netdev
+from flannel_udp import netdev_host
 from flannel_udp.admin import Status
 from flannel_udp.checks import Finding, bad, daemon_findings, host_findings, lease_findings
 from flannel_udp.config import Options
@@ -23,8 +23,9 @@ def check(status: Status, read: Callable[[], Status]) -> Iterator[Finding]:
         return
     yield from host_findings(
         status,
-        ip_forward=netdev.ip_forward_enabled(),
-        docker_addresses=netdev.addresses("docker0"),
+        ip_forward=netdev_host.ip_forward_enabled(),
+        bridge_rules=netdev_host.bridged_packets_meet_iptables(),
+        bridges=netdev_host.bridges(),
     )
     yield from _check_leases(status)
     yield from check_peers(status, read)

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import NoReturn, TypeVar
 
-from flannel_udp import admin, hostlock, metrics, netdev, netdev_watch, subnet_env, systemd
+from flannel_udp import (
+    admin,
+    hostlock,
+    metrics,
+    netdev,
+    netdev_host,
+    netdev_watch,
+    subnet_env,
+    systemd,
+)
 from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.config_watch import ConfigWatch
 from flannel_udp.errors import (
@@ -431,7 +440,7 @@ def _has_rules(firewall: Firewall, readiness: admin.Readiness) -> bool:
 
 
 def _warn_of_host_settings() -> None:
-    if not netdev.ip_forward_enabled():
+    if not netdev_host.ip_forward_enabled():
         log.warning(
             "net.ipv4.ip_forward is 0: this host drops its containers' packets until"
             " 'sysctl -w net.ipv4.ip_forward=1' is run"

@@ -39,6 +39,18 @@ class Link:
         return ExternalInterface(self.name, self.index, self.mtu, address)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Bridge:
+    """A bridge of the host, its IPv4 addresses, and the largest MTU of what is plugged into it.
+
+    The bridge's own MTU tells little: with nothing plugged in it is the kernel's default.
+    """
+
+    name: str
+    addresses: tuple[IPv4Address, ...]
+    port_mtu: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Hop:
     """Where the kernel sends a packet: the interface index, and the source address it prefers."""

@@ -69,12 +69,6 @@ def choose_interface(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     return chosen, public_ip
 
 
-def addresses(name: str) -> tuple[IPv4Address, ...] | None:
-    """The usable IPv4 addresses of an interface; None if there is none of that name."""
-    with netlink("list the interfaces") as ip:
-        return next((link.addresses for link in _read_links(ip) if link.name == name), None)
-
-
 def current_interface(options: Options) -> ExternalInterface:
     """What a start would choose now, without a word in the log. Raises InterfaceError."""
     return _choose(options)[0].interface
@@ -331,11 +325,6 @@ def _route(message: Message) -> Route:
         gateway=next((gateway for gateway in gateways if gateway), None),
         type=message["type"],
     )
-
-
-def ip_forward_enabled() -> bool:
-    """Whether the kernel routes between interfaces (``net.ipv4.ip_forward``)."""
-    return Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
 
 
 def _write_sysctl(path: str, value: str, *, optional: bool = False) -> None:

@@ -16,7 +16,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 PURE = {
     "allocator", "checks", "config", "errors", "etcd_values", "fallbacks", "firewall_rules",
-    "flags", "gojson", "goregex", "handover", "held_leases", "iptables_rules", "lease",
+    "flags", "gojson", "goregex", "handover", "held_leases", "interface", "iptables_rules", "lease",
     "nftables_rules", "rates", "routes", "units", "words",
 }  # fmt: skip
 PURE_IMPORTS = {

@@ -15,11 +15,13 @@ from flannel_udp.checks import (
     kernel_fault,
     lease_findings,
 )
+from flannel_udp.interface import Bridge
 from flannel_udp.lease import Lease, encode_key
 
 STATUS: dict[str, Any] = {
     "subnet": "10.1.5.0/24",
     "public_ip": "172.30.0.1",
+    "mtu": 1472,
     "firewall": {"problems": []},
     **{"kernel": "6.12.9", "offloads": ["TSO", "UDP GSO"]},
     "peers": [{"public_ip": "172.30.0.2", "subnets": ["10.1.6.0/24"]}],
@@ -80,18 +82,52 @@ def test_a_lease_without_a_route_and_a_route_without_a_lease_differ() -> None:
     assert line.startswith("172.30.0.2 (10.1.6.0/24): missing in etcd")
 
 
-def test_the_host_is_good_without_docker_and_with_docker_in_our_subnet() -> None:
-    for docker in (None, [IPv4Address("10.1.5.1")]):
-        assert not bad(list(host_findings(STATUS, ip_forward=True, docker_addresses=docker)))
+def host(*bridges: Bridge, ip_forward: bool = True, rules: bool | None = True) -> list[Finding]:
+    return [
+        *host_findings(STATUS, ip_forward=ip_forward, bridge_rules=rules, bridges=bridges),
+    ]
 
 
-def test_a_host_that_does_not_forward_or_whose_docker_is_elsewhere_is_told_what_to_do() -> None:
-    docker = [IPv4Address("172.17.0.1")]
+def bridge(name: str, address: str, mtu: int | None = 1472) -> Bridge:
+    return Bridge(name, (IPv4Address(address),), mtu)
+
+
+OURS_0, ELSEWHERE = bridge("docker0", "10.1.5.1"), bridge("docker0", "172.17.0.1", 1500)
+
+
+def test_a_host_is_good_without_a_bridge_and_with_one_in_our_subnet() -> None:
+    for bridges in ((), (OURS_0,), (bridge("cni0", "10.1.5.1", None),)):
+        assert {finding.code for finding in host(*bridges)} == {"ok"}
+
+
+def test_what_a_host_does_wrong_is_told_with_what_to_do() -> None:
+    (line,) = bad(host(ip_forward=False))
+    assert "sysctl -w net.ipv4.ip_forward=1" in line
     status = STATUS | {"firewall": {"problems": ["docker masquerades"]}}
-    first, rule, second = bad([*host_findings(status, ip_forward=False, docker_addresses=docker)])
-    assert rule == "firewall: docker masquerades"
-    assert "sysctl -w net.ipv4.ip_forward=1" in first
-    assert "172.17.0.1 is not in our subnet 10.1.5.0/24" in second
+    (line,) = bad([*host_findings(status, ip_forward=True, bridge_rules=True, bridges=())])
+    assert line == "firewall: docker masquerades"
+    (line,) = bad(host(ELSEWHERE))
+    assert "docker0: 172.17.0.1 is not in our subnet 10.1.5.0/24" in line
+
+
+def test_dockers_own_bridge_may_be_elsewhere_where_another_carries_our_subnet() -> None:
+    assert bad(host(ELSEWHERE, bridge("cni0", "10.1.5.1"))) == []
+
+
+def test_containers_whose_packets_do_not_fit_the_tunnel_are_told() -> None:
+    (line,) = bad(host(bridge("cni0", "10.1.5.1", 1500)))
+    assert line.startswith("cni0: containers send packets of up to 1500 bytes and the tunnel takes")
+
+
+def test_rules_that_do_not_hold_on_a_bridge_are_worth_a_note_and_no_more() -> None:
+    for rules, code in ((None, "br-netfilter-missing"), (False, "bridge-iptables-off")):
+        assert {finding.code for finding in host(rules=rules)} == {"ok"}, "without a bridge"
+        found = host(OURS_0, rules=rules)
+        assert bad(found) == []
+        (told,) = (finding for finding in found if finding.code != "ok")
+        assert told.code == code
+    assert "modprobe br_netfilter" in host(OURS_0, rules=None)[2].text
+    assert "sysctl -w net.bridge.bridge-nf-call-iptables=1" in host(OURS_0, rules=False)[2].text
 
 
 @pytest.mark.parametrize(
@@ -107,7 +143,7 @@ def test_kernels_that_may_mangle_udp_gso_are_named(release: str) -> None:
     status = STATUS | {"kernel": release}
     (found,) = [
         each
-        for each in host_findings(status, ip_forward=True, docker_addresses=None)
+        for each in host_findings(status, ip_forward=True, bridge_rules=True, bridges=())
         if each.subject == "kernel"
     ]
     assert (found.code, found.is_good) == ("kernel-udp-gso", True)

@@ -322,9 +322,3 @@ def test_gateway_route_covering_the_subnet(
 ) -> None:
     ip(host, "route", "add", *route.split())
     assert host.call(netdev.gateway_route_covering, SUBNET, network) == expected
-
-
-def test_ip_forward_is_that_of_the_namespace(namespace: Namespace) -> None:
-    for value in (0, 1):
-        namespace.sysctl("ipv4/ip_forward", value)
-        assert namespace.call(netdev.ip_forward_enabled) is bool(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import socket
@@ -14,7 +15,7 @@ import pytest
 from dockerd import OPTIONS, Dockerd
 from etcd_server import wait_until
 from instruments import connect, log_lines, same_to_both, seen_by_both
-from systemd_host import SETTINGS, UNIT, SystemdHost
+from systemd_host import SETTINGS, UNIT, UNITS, SystemdHost
 
 from flannel_udp.lab import UNDERLAY, Container, Lab
 
@@ -49,6 +50,13 @@ def containers(dockers: list[Dockerd]) -> list[Container]:
     return [docker.run_container(NAME) for docker in dockers]
 
 
+def checked(docker: Dockerd) -> dict[str, str]:
+    """What status --check finds bad on the host, by subject."""
+    result = docker.booted.run("/opt/flannel-udp/bin/flannel-udp status --check --json")
+    found = json.loads(result.stdout)
+    return {each["subject"]: each["text"] for each in found if not each["is_good"]}
+
+
 def test_docker_takes_the_hosts_subnet_and_mtu(
     dockers: list[Dockerd], containers: list[Container]
 ) -> None:
@@ -56,6 +64,7 @@ def test_docker_takes_the_hosts_subnet_and_mtu(
         assert docker.host.subnet
         assert container.address in docker.host.subnet
         assert " mtu 1472 " in docker.inside(NAME, "ip", "link", "show", "eth0")
+        assert checked(docker) == {}
 
 
 def test_containers_reach_each_other_though_docker_drops(
@@ -154,3 +163,17 @@ def test_without_ip_masq_docker_masquerades_and_the_status_says_so(
     assert problem.startswith(f"docker masquerades {host.subnet}")
     assert re.search("--ip-masq, and docker", problem)
     assert len(log_lines(host, "WARNING docker masquerades")) == 1
+    assert checked(docker) == {"firewall": problem}
+
+
+def test_docker_that_does_not_read_its_options_is_told(dockers: list[Dockerd]) -> None:
+    """As before the drop-in is there: docker takes the subnet that it always takes."""
+    docker = dockers[1]
+    docker.booted.type(
+        *("systemctl stop docker docker.socket", f"rm -r {UNITS}/docker.service.d"),
+        *("systemctl daemon-reload", "rm -r /var/lib/docker/network", "ip link del docker0"),
+        "systemctl start docker",
+    )
+    sentence = checked(docker)["docker0"]
+    assert sentence.startswith(f"172.17.0.1 is not in our subnet {docker.host.subnet}: docker did")
+    assert "mk-docker-opts and restart docker" in sentence

@@ -261,6 +261,21 @@ def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
         host.netns.sysctl("ipv4/ip_forward", 1)
 
 
+def test_containers_of_another_mtu_and_rules_that_miss_a_bridge_are_told(lab: Lab) -> None:
+    host = lab.hosts[0]
+    host.netns.sysctl("bridge/bridge-nf-call-iptables", 0)
+    host.netns.set_link("c1", mtu=1500)
+    try:
+        lines = status(host, "--check").stdout.splitlines()
+    finally:
+        host.netns.sysctl("bridge/bridge-nf-call-iptables", 1)
+        host.netns.set_link("c1", mtu=1472)
+    (told,) = [line for line in lines if line.startswith("bad")]
+    assert told.startswith("bad  docker0: containers send packets of up to 1500 bytes and the")
+    (told,) = [line for line in lines if line.startswith("note")]
+    assert "sysctl -w net.bridge.bridge-nf-call-iptables=1" in told
+
+
 def test_a_config_that_changed_under_the_daemon_is_told(lab: Lab) -> None:
     host, key = lab.hosts[0], f"{lab.prefix}/config"
     before = lab.etcdctl("get", "--print-value-only", key)
