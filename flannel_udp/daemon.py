@@ -21,6 +21,7 @@ from flannel_udp import (
     subnet_env,
     systemd,
 )
+from flannel_udp.clock_watch import ClockWatch
 from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.config_watch import ConfigWatch
 from flannel_udp.errors import (
@@ -217,6 +218,7 @@ def _serve(
     )
     control.enter_context(whole)
     control.enter_context(PumpWatch(pump, whole.wake, shutdown.fail))
+    control.enter_context(ClockWatch())
     for thread in (follower, keeper):
         _launch(thread, control)
     log.info(

@@ -76,7 +76,19 @@ _TEXTS: tuple[tuple[tuple[str, ...], Fault], ...] = (
     ),
     (
         ("CERTIFICATE_VERIFY_FAILED", "expired"),
-        Fault(Kind.UNREACHABLE, "its TLS certificate has expired", "renew it"),
+        Fault(
+            Kind.UNREACHABLE,
+            "its TLS certificate has expired",
+            "renew it, or set the clock of this host if that is wrong",
+        ),
+    ),
+    (
+        ("CERTIFICATE_VERIFY_FAILED", "not yet valid"),
+        Fault(
+            Kind.UNREACHABLE,
+            "its TLS certificate is not valid yet",
+            "set the clock of this host, or of the one that made the certificate",
+        ),
     ),
     (
         ("CERTIFICATE_VERIFY_FAILED",),

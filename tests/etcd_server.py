@@ -66,12 +66,33 @@ class TlsFiles:
     client_key: Path
 
 
+# Of "openssl x509", only newer versions let a certificate begin at another time than now.
+_CA_CONFIG = """\
+[ca]
+default_ca = this
+[this]
+database = index
+new_certs_dir = .
+certificate = ca.pem
+private_key = ca.key
+default_md = sha256
+rand_serial = yes
+policy = any
+[any]
+commonName = supplied
+"""
+
+
 def make_tls_files(
-    folder: Path, names: str = "IP:127.0.0.1,DNS:localhost", server_days: int = 2
+    folder: Path,
+    names: str = "IP:127.0.0.1,DNS:localhost",
+    server_days: int = 2,
+    server_from: str = "",
 ) -> TlsFiles:
     """Make an authority and certificates with openssl; ``names`` is the certificates' SAN.
 
-    The server's certificate lives ``server_days`` from now; negative: it has expired.
+    The server's certificate lives ``server_days`` from now; negative: it has expired. With
+    ``server_from``, as in 20900101000000Z, it begins then.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -90,6 +111,14 @@ def make_tls_files(
         openssl(
             *["x509", "-req", "-in", f"{who}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"],
             *["-CAcreateserial", "-days", days, "-extfile", "ext", "-out", f"{who}.pem"],
+        )
+    if server_from:
+        (folder / "index").touch()
+        (folder / "ca.conf").write_text(_CA_CONFIG)
+        openssl(
+            *["ca", "-batch", "-config", "ca.conf", "-in", "server.csr", "-out", "server.pem"],
+            *["-startdate", server_from, "-enddate", "20991231235959Z", "-extfile", "ext"],
+            "-notext",
         )
     return TlsFiles(
         folder / "ca.pem",

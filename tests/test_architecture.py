@@ -116,8 +116,8 @@ def test_the_upper_floors_are_entered_from_above(target: str) -> None:
 
 
 def test_nothing_is_decided_by_the_wall_clock() -> None:
-    """Somebody may set it while a lease lives."""
-    for module in MODULES:
+    """Somebody may set it while a lease lives. One module looks whether somebody did, to say so."""
+    for module in set(MODULES) - {"clock_watch"}:
         names = {name for name in imported(module) if name.startswith(("time.", "datetime"))}
         attributes = {
             ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -308,6 +309,24 @@ def test_a_certificate_for_another_name_is_named(tmp_path: Path) -> None:
     with EtcdServer(tmp_path / "etcd", tls=tls) as server:
         text = failure(Etcd([server.url], certs=certificates.load(tls.ca, None, None)))
     assert "its TLS certificate is for another name at" in text
+
+
+@pytest.mark.parametrize(
+    ("validity", "words"),
+    [
+        ({"server_days": -1}, ("has expired", "renew it, or set the clock of this host")),
+        ({"server_from": "20900101000000Z"}, ("is not valid yet", "set the clock of this host")),
+    ],
+    ids=["expired", "not yet"],
+)
+def test_a_certificate_at_the_wrong_time_names_the_clock(
+    tmp_path: Path, validity: dict[str, Any], words: tuple[str, str]
+) -> None:
+    tls = make_tls_files(tmp_path / "tls", **validity)
+    with EtcdServer(tmp_path / "etcd", tls=tls) as server:
+        text = failure(Etcd([server.url], certs=certificates.load(tls.ca, None, None)))
+    assert f"its TLS certificate {words[0]} at" in text
+    assert words[1] in text
 
 
 def test_http_to_a_tls_server_advises_https(tls_server: EtcdServer) -> None:

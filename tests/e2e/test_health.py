@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from clock_shim import ClockShim
 from etcd_server import wait_until
 from instruments import HEALTH_FLAGS, health, log_lines
 
@@ -12,8 +13,14 @@ from flannel_udp.lab import Host, Lab
 
 
 @pytest.fixture(scope="module")
-def health_lab(network_rights: None) -> Iterator[Lab]:
-    with Lab(hosts=1, start_daemons=False, daemon_args=HEALTH_FLAGS) as lab:
+def clock(tmp_path_factory: pytest.TempPathFactory) -> ClockShim:
+    return ClockShim(tmp_path_factory.mktemp("clock"))
+
+
+@pytest.fixture(scope="module")
+def health_lab(network_rights: None, clock: ClockShim) -> Iterator[Lab]:
+    environment = clock.environment
+    with Lab(1, start_daemons=False, daemon_args=HEALTH_FLAGS, daemon_env=environment) as lab:
         yield lab
 
 
@@ -59,3 +66,19 @@ def test_ready_stays_ready_while_etcd_is_away(health_lab: Lab, host: Host) -> No
     health_lab.etcd.start()
     wait_until(lambda: host.status()["etcd"]["state"] == "watching", "following again")
     assert health(host, "/readyz") == (200, "flanneld is ready")
+
+
+def test_a_clock_that_is_set_is_told_and_changes_nothing(
+    health_lab: Lab, host: Host, clock: ClockShim
+) -> None:
+    host.log_path.unlink(missing_ok=True)
+    host.start_daemon()
+    before = host.status()
+    clock.set_ahead(100_000)  # longer than a lease lives
+    wait_until(lambda: log_lines(host, "this host's clock was set forward by 1 d 3 h"), "the line")
+    after = host.status()
+    clock.set_ahead(0)
+    assert after["etcd"]["state"] == "watching"
+    assert 0 <= before["lease_seconds_left"] - after["lease_seconds_left"] < 60
+    assert health(host, "/readyz") == (200, "flanneld is ready")
+    assert host.stop_daemon() == 0
