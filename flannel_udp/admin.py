@@ -35,6 +35,12 @@ class Readiness:
     def __init__(self) -> None:
         self._reason: str | None = "starting"
         self._fault: str | None = None
+        self._remark: Callable[[], str | None] = lambda: None
+
+    @property
+    def remark(self) -> str | None:
+        """What is worth knowing of a daemon that is ready all the same."""
+        return self._remark()
 
     @property
     def reason(self) -> str | None:
@@ -50,8 +56,9 @@ class Readiness:
         """What keeps a daemon that was ready from forwarding; None once nothing does."""
         self._fault = fault
 
-    def ready(self) -> None:
-        self._reason = None
+    def ready(self, remark: Callable[[], str | None] = lambda: None) -> None:
+        """``remark`` is asked whenever somebody asks us."""
+        self._remark, self._reason = remark, None
 
 
 class Board:
@@ -114,7 +121,8 @@ def serve_health(
             elif self.path != "/readyz":
                 self._answer(404, "see /healthz, /readyz and /metrics")
             elif (reason := readiness.reason) is None:
-                self._answer(200, "flanneld is ready")
+                remark = readiness.remark
+                self._answer(200, "flanneld is ready" + (f"\n{remark}" if remark else ""))
             else:
                 self._answer(503, f"flanneld is not ready yet\n{reason}")
 

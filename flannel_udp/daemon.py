@@ -231,7 +231,7 @@ def _serve(
             break
         written = written or _write_subnet_env(options, overlay, readiness)
     else:
-        readiness.ready()
+        readiness.ready(follower.staleness)
         keeper.mark_ready()
         systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tunnel.device}")
     if taken:

@@ -23,8 +23,12 @@ from flannel_udp.lease import Events, OwnLease, Snapshot
 from flannel_udp.logs import DETAIL
 from flannel_udp.registry import Registry, boottime, version_of
 from flannel_udp.retry import Backoff, ChangeLog, LineBudget
+from flannel_udp.units import span
 
 log = logging.getLogger(__name__)
+
+# A connection that is made anew sooner than this is not worth a word.
+_STALE_AFTER = 3.0  # seconds
 
 
 class FollowState(Enum):
@@ -96,6 +100,13 @@ class Follower:
         """CLOCK_BOOTTIME seconds when etcd last spoke; while watching that is now, give or take
         the 13 s after which a silent connection is given up."""
         return boottime() if self._state is FollowState.WATCHING else self._last_contact
+
+    def staleness(self) -> str | None:
+        """How old the known leases are, as a clause; None while etcd tells of every change."""
+        silent = boottime() - self.last_contact
+        if silent < _STALE_AFTER:
+            return None
+        return f"etcd silent for {span(silent)}, routes of revision {self._revision}"
 
     @property
     def history_losses(self) -> int:

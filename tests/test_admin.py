@@ -49,6 +49,8 @@ def test_health_speaks_flannels_words() -> None:
         assert get(port, "/readyz") == (503, "flanneld is not ready yet\netcd cannot be used")
         readiness.ready()
         assert get(port, "/readyz") == (200, "flanneld is ready")
+        readiness.ready(lambda: "etcd silent for 12 s")
+        assert get(port, "/readyz") == (200, "flanneld is ready\netcd silent for 12 s")
         assert get(port, "/healthz") == (200, "flanneld is running")
         assert get(port, "/elsewhere") == (404, "see /healthz, /readyz and /metrics")
     with pytest.raises(ConnectionRefusedError):

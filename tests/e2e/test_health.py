@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -58,10 +59,13 @@ def test_ready_stays_ready_while_etcd_is_away(health_lab: Lab, host: Host) -> No
     """Else one outage of etcd would mark every host of the cluster unready."""
     host.log_path.unlink(missing_ok=True)
     host.start_daemon()
+    revision = host.status()["etcd"]["revision"]
     health_lab.etcd.kill()
     wait_until(lambda: log_lines(host, "cannot be followed"), "noticing that etcd is away")
     assert host.status()["etcd"]["state"] != "watching"
-    assert health(host, "/readyz") == (200, "flanneld is ready")
+    stale = rf"flanneld is ready\netcd silent for \d+ s, routes of revision {revision}"
+    wait_until(lambda: re.fullmatch(stale, health(host, "/readyz")[1]), "its age being told")
+    assert health(host, "/readyz")[0] == 200
     assert health(host, "/healthz") == (200, "flanneld is running")
     health_lab.etcd.start()
     wait_until(lambda: host.status()["etcd"]["state"] == "watching", "following again")
