@@ -112,7 +112,7 @@ def drops(stats: Mapping[str, int]) -> list[str]:
     ]
 
 
-def subnets(peer: Status) -> str:
+def _subnets(peer: Status) -> str:
     """Of a peer, as many as fit."""
     shown = peer["subnets"][:_MOST_SUBNETS]
     more = len(peer["subnets"]) - len(shown)
@@ -164,7 +164,7 @@ def _peers(peers: list[Status]) -> Table:
     for peer in peers:
         table.add_row(
             peer["public_ip"],
-            subnets(peer),
+            _subnets(peer),
             span(peer["age_seconds"]),
             scaled(peer["sent_bytes"], "B"),
             scaled(peer["received_bytes"], "B"),

@@ -21,10 +21,15 @@ from rich.text import Text
 
 from flannel_udp.errors import StatusError
 from flannel_udp.rates import History, Traffic
-from flannel_udp.status_view import drops, subnets
+from flannel_udp.status_view import drops
 from flannel_udp.units import scaled, sparkline
 
-_BARS = 12  # columns of a sparkline
+_WIDTH = 80  # columns of the narrowest terminal
+# All columns of the table, and the blanks between them, fit into it.
+_ADDRESS = 15  # columns of 255.255.255.255
+_SUBNETS = 21  # of 255.255.255.252/30 +9
+_RATE = 7  # of 12.3 MB
+_BARS = 8  # of a sparkline
 _HEAD = 9  # lines that are not peers
 
 
@@ -60,30 +65,45 @@ def picture(status: dict[str, Any], history: History, trouble: str, lines: int) 
     """What fits into so many lines: the whole, then the peers with the most traffic first."""
     ready = "ready" if status["ready"] else f"not ready: {status['reason']}"
     title = Text(f"flannel-udp {status['version']}  {ready}   q quits", "bold")
-    title.truncate(79)
+    title.truncate(_WIDTH)
     if trouble or "stats" not in status:
         return Group(title, Text(trouble, "red"))
     etcd, stats = status["etcd"], status["stats"]
     about = Text(
-        f"{status['device']} {status['subnet']}  on {status['interface']} {status['public_ip']}"
-        f"  {', '.join(status['offloads']) or 'no offloads'}\n"
+        f"{status['device']} {status['subnet']}  on {status['interface']} {status['public_ip']}\n"
         f"etcd {etcd['state']}  {stats['routes']} routes  {len(status['peers'])} peers"
-        f"  cpu {history.cpu:.0%}  drops {scaled(history.whole.dropped_packets)}/s"
-        f"  all {', '.join(drops(stats)) or 'none'}",
+        f"  cpu {history.cpu:.0%}  {', '.join(status['offloads']) or 'no offloads'}\n"
+        + _drops(f"drops {scaled(history.whole.dropped_packets)}/s  all ", drops(stats)),
         no_wrap=True,
-        overflow="ellipsis",
     )
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, expand=False)
-    table.add_column("peer", no_wrap=True, width=15)
-    table.add_column("subnet", no_wrap=True, overflow="ellipsis", width=18)
-    for heading, style in (("sent/s", "cyan"), ("received/s", "green")):
-        table.add_column(heading, justify="right", no_wrap=True, width=10)
+    table = Table(box=box.SIMPLE, padding=0, show_edge=False)
+    table.add_column("peer", no_wrap=True, width=_ADDRESS)
+    table.add_column("subnet", no_wrap=True, overflow="ellipsis", width=_SUBNETS)
+    for heading, style in (("sent/s", "cyan"), ("recv/s", "green")):
+        table.add_column(heading, justify="right", no_wrap=True, width=_RATE)
         table.add_column("", no_wrap=True, width=_BARS, style=style)
+    table.add_column("drops/s", justify="right", no_wrap=True, width=_RATE)
     table.add_row("all", "", *_traffic(history.whole))
     for peer in _busiest(status["peers"], history)[: max(0, lines - _HEAD)]:
         traffic = history.peers.get(peer["public_ip"], Traffic())
-        table.add_row(peer["public_ip"], subnets(peer), *_traffic(traffic))
-    return Group(title, about, table)
+        table.add_row(peer["public_ip"], _subnets(peer), *_traffic(traffic))
+    return Group(title, about, "", table)
+
+
+def _drops(heading: str, reasons: list[str]) -> str:
+    """As many reasons as fit on a line."""
+    shown = len(reasons)
+    while True:
+        more = f" and {len(reasons) - shown} more" if shown < len(reasons) else ""
+        line = heading + (", ".join(reasons[:shown]) or "none") + more
+        if len(line) <= _WIDTH or shown <= 1:
+            return line
+        shown -= 1
+
+
+def _subnets(peer: dict[str, Any]) -> str:
+    first, *more = peer["subnets"] or ("",)
+    return f"{first} +{len(more)}" if more else first
 
 
 def _busiest(peers: list[dict[str, Any]], history: History) -> list[dict[str, Any]]:
@@ -94,13 +114,15 @@ def _busiest(peers: list[dict[str, Any]], history: History) -> list[dict[str, An
     return sorted(peers, key=rate, reverse=True)
 
 
-def _traffic(traffic: Traffic) -> tuple[str, str, str, str]:
+def _traffic(traffic: Traffic) -> tuple[str, ...]:
+    """The cells behind who it is with."""
     sent, received = [*traffic.sent], [*traffic.received]
     return (
         scaled(sent[-1], "B") if sent else "",
         sparkline(sent, _BARS),
         scaled(received[-1], "B") if received else "",
         sparkline(received, _BARS),
+        scaled(traffic.dropped_packets),
     )
 
 
