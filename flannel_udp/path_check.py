@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -19,7 +20,7 @@ from flannel_udp.admin import Status
 from flannel_udp.checks import Finding, bad, good
 
 PATIENCE = 1.0  # seconds for an answer
-_AT_ONCE = 32  # peers
+_AT_ONCE = 256  # peers; a socket each
 _HEADERS = 28  # bytes of IPv4 and ICMP in front of a ping's payload
 _LEAST = 68  # bytes: every IPv4 link carries such packets (RFC 791)
 
@@ -29,28 +30,53 @@ class _Peer:
     public_ip: IPv4Address
     inside: IPv4Address  # of its flannel0
 
+    def __str__(self) -> str:
+        return f"{self.public_ip} ({self.inside})"
+
 
 def check_peers(status: Status, read: Callable[[], Status]) -> Iterator[Finding]:
-    """One finding for each peer; ``read`` asks for the status again, afterwards."""
+    """One finding for each peer; ``read`` asks for the status again, afterwards.
+
+    What takes time is done with all peers at once: some seconds for hundreds that are down.
+    """
+    try:
+        yield from _check_peers(status, read)
+    except icmplib.ICMPLibError as error:
+        yield bad("cannot-ping", "peers", f"{_why(error)}, so the way to the peers is not known")
+
+
+def _why(error: icmplib.ICMPLibError) -> str:
+    if isinstance(error, icmplib.SocketPermissionError):
+        return "they cannot be pinged: run this as root with CAP_NET_RAW"
+    return f"they cannot be pinged: {error}"
+
+
+def _check_peers(status: Status, read: Callable[[], Status]) -> Iterator[Finding]:
     peers = [
         _Peer(IPv4Address(each["public_ip"]), IPv4Network(each["subnets"][0]).network_address)
         for each in status["peers"]
         if each["subnets"]
     ]
+    if not peers:
+        return
+    with icmplib.ICMPv4Socket():
+        pass  # it may be opened: or else each of many fails, and asyncio logs all but the first
     small = _ping((peer.inside for peer in peers), 56)
     alive = [peer for peer in peers if peer.inside in small]
     large = _ping((peer.inside for peer in alive), status["mtu"] - _HEADERS)
     silent = [peer for peer in peers if peer.inside not in small]
     outside = _ping((peer.public_ip for peer in silent), 56)
     refused = _refused(status, read()) if silent else set()
-    for peer in peers:
-        name = f"{peer.public_ip} ({peer.inside})"
+
+    def judge(peer: _Peer) -> Finding:
         if peer.inside in large:
-            yield good(name, f"answers in {small[peer.inside]:.1f} ms")
-        elif peer.inside in small:
-            yield bad("mtu-black-hole", name, _black_hole(peer, status["mtu"]))
-        else:
-            yield _silence(name, peer, status, outside, refused)
+            return good(str(peer), f"answers in {small[peer.inside]:.1f} ms")
+        if peer.inside in small:
+            return _black_hole(peer, status["mtu"])
+        return _silence(peer, status, outside, refused)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from pool.map(judge, peers)
 
 
 def _ping(
@@ -71,8 +97,8 @@ def _ping(
     return {IPv4Address(host.address): host.min_rtt for host in hosts if host.is_alive}
 
 
-def _black_hole(peer: _Peer, mtu: int) -> str:
-    """The sentence for a way that small packets pass and large ones do not."""
+def _black_hole(peer: _Peer, mtu: int) -> Finding:
+    """How large a packet may be on a way that small ones pass and large ones do not."""
     passes, lost = _LEAST, mtu
     while lost - passes > 1:
         middle = (passes + lost) // 2
@@ -80,38 +106,39 @@ def _black_hole(peer: _Peer, mtu: int) -> str:
             passes = middle
         else:
             lost = middle
-    return (
+    return bad(
+        *("mtu-black-hole", str(peer)),
         f"MTU black hole: packets of {mtu} bytes are lost, those of {passes} arrive; let ICMP"
         f' "fragmentation needed" through on the way, or set "MTU": {passes} in Backend of the'
-        " network config"
+        " network config",
     )
 
 
 def _silence(
-    name: str, peer: _Peer, status: Status, outside: dict[IPv4Address, float], refused: set[str]
+    peer: _Peer, status: Status, outside: dict[IPv4Address, float], refused: set[str]
 ) -> Finding:
     """Why a peer does not answer at all."""
     port = status["port"]
     if str(peer.public_ip) in refused:
         return bad(
-            *("send-refused", name),
+            *("send-refused", str(peer)),
             f"this host refuses to send to it: its firewall (OUTPUT, UDP {port}) or its routes;"
             " the drops of the status name which",
         )
     if _port_is_closed(status, peer):
         return bad(
-            *("port-closed", name),
+            *("port-closed", str(peer)),
             f"UDP port {port} is closed there: no daemon runs, or a firewall rejects; look there"
             " with flannel-udp status",
         )
     if peer.public_ip in outside:
         return bad(
-            *("port-blocked", name),
+            *("port-blocked", str(peer)),
             f"its host answers, but nothing comes back through UDP port {port}: a firewall drops"
             " it, here or there or in between; allow UDP to and from that port",
         )
     return bad(
-        *("host-down", name),
+        *("host-down", str(peer)),
         "neither the tunnel nor its host answers: the host is down, or cut off",
     )
 

@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from etcd_server import wait_until
-from instruments import HEALTH_FLAGS, health, lease_value, log_lines, routes
+from instruments import HEALTH_FLAGS, EtcdWriter, health, lease_value, leases, log_lines, routes
 from prometheus_client import parser
 from terminal import Terminal
 
@@ -250,6 +251,37 @@ def test_leases_that_vanish_while_the_daemon_does_not_hear_of_it_are_told(lab: L
     wait_until(
         lambda: all(str(host.subnet) in routes(peer) for peer in lab.hosts[1:]), "its return"
     )
+
+
+def test_without_the_right_to_ping_the_rest_is_checked_and_that_is_said(lab: Lab) -> None:
+    host = lab.hosts[0]
+    no_raw = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw"]
+    argv = [*no_raw, *command(host, "status", "--check")]
+    result = host.run(argv, env=child_environment())
+    assert (result.returncode, result.stderr) == (1, "")
+    *rest, line = result.stdout.splitlines()
+    assert line.startswith("bad  peers: they cannot be pinged: run this as root with CAP_NET_RAW")
+    assert {each.split()[0] for each in rest} == {"ok"}
+
+
+def test_many_hosts_that_are_down_are_told_in_seconds(lab: Lab) -> None:
+    """One after the other they would take more than a second each."""
+    host = lab.hosts[0]
+    gone = {f"10.1.{number}.0-24": f"172.31.0.{number}" for number in range(1, 255)}
+    writer = EtcdWriter(lab)
+    taken = set(leases(lab))
+    gone = {name: address for name, address in gone.items() if name not in taken}
+    writer.put_many({name: lease_value(address) for name, address in gone.items()})
+    try:
+        wait_until(lambda: len(host.status()["peers"]) == len(gone) + 2, "the routes")
+        began = time.monotonic()
+        found = findings(host)
+        took = time.monotonic() - began
+    finally:
+        for name in gone:
+            writer.delete(name)
+    assert [each[:10] for each in found.values()] == ["host-down:"] * len(gone)
+    assert took < len(gone) / 10
 
 
 def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
