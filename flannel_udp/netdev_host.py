@@ -1,4 +1,4 @@
-"""What the overlay needs of its host beside the tunnel: forwarding, and bridges that fit it."""
+"""What the host's kernel tells beside the tunnel itself: settings, bridges, its count of drops."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import defaultdict
 from ipaddress import IPv4Address
 from pathlib import Path
 from socket import AF_INET
+
+from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_udp import netdev
 from flannel_udp.interface import Bridge
@@ -46,3 +48,13 @@ def bridges() -> list[Bridge]:
         for link in links
         if (link.get("linkinfo") or {}).get("kind") == "bridge"
     )
+
+
+def queue_drops(device: str) -> int:
+    """Packets that the queue of a tunnel device did not take since it was made; 0 if it is gone."""
+    with netdev.netlink(f"look at {device}") as ip:
+        try:
+            (link,) = ip.link("get", ifname=device)
+        except NetlinkError:
+            return 0
+    return int(link.get("stats64")["tx_dropped"])

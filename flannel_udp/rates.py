@@ -63,7 +63,7 @@ class History:
         whole.sent.append(sum(traffic.sent[-1] for traffic in peers.values()))
         whole.received.append(sum(traffic.received[-1] for traffic in peers.values()))
         whole.dropped_packets = sum(
-            (value - before.get(name, 0)) / seconds
+            max(0, value - before.get(name, 0)) / seconds
             for name, value in stats.items()
             if name.startswith("drop_")
         )

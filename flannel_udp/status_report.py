@@ -10,11 +10,15 @@ from flannel_udp.config_watch import ConfigWatch
 from flannel_udp.firewall import Firewall
 from flannel_udp.follower import Follower
 from flannel_udp.lease_keeper import LeaseKeeper
+from flannel_udp.netdev_host import queue_drops
 from flannel_udp.overlay import Overlay
 from flannel_udp.pump import Pump
 from flannel_udp.reconciler import Reconciler
 from flannel_udp.registry import boottime
 from flannel_udp.tunnel import names, superpackets
+
+# What only the kernel can count: packets for the tunnel that the pump never saw.
+QUEUE_DROPS = "drop_tun_queue_full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class StatusReport:
                 }
                 for held in self.reconciler.held()
             ],
-            "stats": self.pump.stats(),
+            "stats": self.pump.stats() | {QUEUE_DROPS: queue_drops(overlay.tunnel.device)},
             "peers": self._peers(now),
         }
 

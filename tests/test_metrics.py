@@ -14,6 +14,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from flannel_udp.admin import Status
 from flannel_udp.metrics import exposition
 from flannel_udp.pump import STAT_NAMES
+from flannel_udp.status_report import QUEUE_DROPS
 
 ROOT = Path(__file__).parent.parent
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -43,7 +44,7 @@ FORWARDING: Status = {
     | {"history_losses": 1, "lease_contested": "another host claims it"}
     | {"stale_leases_removed": 3},
     "held": [{"subnet": "10.1.7.0/24", "public_ip": "172.30.0.9", "seconds_left": 50.0}],
-    "stats": {name: number for number, name in enumerate(STAT_NAMES, 1000)},
+    "stats": {name: number for number, name in enumerate([*STAT_NAMES, QUEUE_DROPS], 1000)},
     "peers": [PEER, PEER | {"public_ip": "172.30.0.3", "sent_packets": 21, "refuses_gso": False}],
 }
 

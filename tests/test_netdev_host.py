@@ -38,3 +38,7 @@ def test_bridges_are_told_with_the_largest_mtu_plugged_in(namespace: Namespace) 
         Bridge("br-empty", (), None),
         Bridge("docker0", (IPv4Address("10.1.5.1"),), 1472),
     ]
+
+
+def test_a_device_that_is_gone_has_dropped_nothing(namespace: Namespace) -> None:
+    assert namespace.call(netdev_host.queue_drops, "flannel0") == 0

@@ -17,8 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from etcd_server import wait_until
+from prometheus_client import parser
 
 from flannel_udp.lab import Host, Lab, Node
+from flannel_udp.status_report import QUEUE_DROPS
 
 _PIDFD_GETFD = 438  # the system call's number, the same on every architecture
 _MOST_OPERATIONS = 128  # in one transaction, etcd's default
@@ -59,12 +61,15 @@ def lease_value(public_ip: str) -> str:
 
 
 def drops(host: Host) -> dict[str, int]:
-    """Its counters of refused packets that are not 0, without their ``drop_``."""
+    """Its counters of refused packets that are not 0, without their ``drop_``.
+
+    What its tunnel's queue had no room for is not refused.
+    """
     stats: dict[str, int] = host.status()["stats"]
     return {
         name.removeprefix("drop_"): value
         for name, value in stats.items()
-        if name.startswith("drop_") and value
+        if name.startswith("drop_") and value and name != QUEUE_DROPS
     }
 
 
@@ -196,6 +201,18 @@ def health(host: Host, path: str) -> tuple[int, str]:
             connection.close()
 
     return host.netns.call(fetch)
+
+
+def metrics(host: Host) -> dict[str, float]:
+    """What /metrics tells, by name and label values: ``flannel_dropped_packets_total tun ipv6``."""
+    code, text = health(host, "/metrics")
+    assert code == 200
+    lines: Any = parser  # which has no type hints
+    return {
+        " ".join((sample.name, *sample.labels.values())): sample.value
+        for family in lines.text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def udp_socket_of(host: Host) -> socket.socket:
