@@ -142,8 +142,9 @@ class Firewall:
     ``nftables`` is EnableNFTables of the network config, ``resync`` the seconds between checks,
     ``stale`` a Network that this daemon served before. Entering raises FirewallError if
     masquerading was asked for and cannot be had; without forward rules packets may still pass, so
-    there it warns and goes on trying. ``on_fatal`` hears of an error of our own, and the thread
-    ends.
+    there it warns and goes on trying. It looks for rules of others that do harm in any case, for
+    docker may start, or be installed, at any time. ``on_fatal`` hears of an error of our own, and
+    the thread ends.
     """
 
     def __init__(
@@ -176,16 +177,13 @@ class Firewall:
                 raise
             if self._wanted:
                 self._failed(error)
-        if self._tools:
-            self._look_around(self._tools)
-        if self._wanted:
-            self._thread.start()
+        self._look_around()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
         if not self._tools:
             return
         try:
@@ -207,6 +205,17 @@ class Firewall:
             "forward": self._policy.forward,
             "problems": problems + self._complaints,
         }
+
+    def _begin(self) -> None:
+        """Find the tools and bring the rules about."""
+        policy = self._policy
+        self._tools = self._find_tools()
+        self._clean(self._tools)
+        self._tools.writer.apply(policy)
+        wanted = {"masquerade": policy.masquerade, "forward": policy.forward}
+        if names := [name for name, is_wanted in wanted.items() if is_wanted]:
+            log.info("firewall rules: %s (%s)", " and ".join(names), self._tools.writer.name)
+        self._look_around()
 
     def _find_tools(self) -> _Tools:
         if not self._nftables:
@@ -230,12 +239,13 @@ class Firewall:
             self._on_fatal(error)
 
     def _check(self) -> None:
-        try:
-            self._apply()
-        except FirewallError as error:
-            self._failed(error)
-        if self._tools:
-            self._look_around(self._tools)
+        if self._wanted or not self._established:
+            try:
+                self._apply()
+            except FirewallError as error:
+                if self._wanted:
+                    self._failed(error)
+        self._look_around()
 
     def _apply(self) -> None:
         """Bring the rules about and say what was new. Raises FirewallError."""
@@ -265,12 +275,16 @@ class Firewall:
         wanted = {"masquerade": self._policy.masquerade, "forward": self._policy.forward}
         return " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
 
-    def _look_around(self, tools: _Tools) -> None:
+    def _look_around(self) -> None:
         """Warn once of each rule by which another program harms the overlay."""
-        if not tools.iptables:
+        tools = self._tools
+        if tools and not tools.iptables and _has(Iptables.PROGRAMS):
+            with contextlib.suppress(FirewallError):
+                tools = self._tools = replace(tools, iptables=Iptables())
+        if not (tools and tools.iptables):
             return
         with contextlib.suppress(FirewallError):
-            if tools.writer is not tools.iptables:
+            if tools.writer is not tools.iptables or not self._wanted:
                 tools.iptables.read()
             known = self._complaints
             self._complaints = iptables_rules.complaints(

@@ -138,7 +138,8 @@ def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
                 ' set "allow-direct-routing": true in docker\'s daemon.json and restart docker'
             )
             break
-    if nftables and policy.forward and found.policies.get(("filter", "FORWARD")) == "DROP":
+    drops = found.policies.get(("filter", "FORWARD")) == "DROP"
+    if nftables and policy.forward and drops:
         said.append(
             "the FORWARD chain of iptables drops by policy, as docker sets it, and an nftables rule"
             " cannot overrule it: set EnableNFTables to false in the network config, or run"
@@ -146,6 +147,12 @@ def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
         )
     if nftables and policy.forward:
         said += _bridge_drops(found)
+    if drops and not policy.forward and not _is_let_through(found, policy.network):
+        said.append(
+            "the FORWARD chain of iptables drops by policy, as docker sets it, and nothing there"
+            f" accepts {policy.network}: start flannel-udp without --iptables-forward-rules=false,"
+            " or accept packets from and to that network yourself"
+        )
     return said
 
 
@@ -157,6 +164,20 @@ def _bridge_drops(found: Ruleset) -> list[str]:
         for rule in found.of("filter", "DOCKER")
         if (match := _DOCKER_BRIDGE_DROP.fullmatch(rule))
     ]
+
+
+def _is_let_through(found: Ruleset, network: IPv4Network) -> bool:
+    """Whether somebody's rule accepts packets of the whole Network, or of the tunnel device."""
+    accepting = [
+        rule
+        for rules in found.rules.get("filter", {}).values()
+        for rule in rules
+        if rule.endswith("-j ACCEPT")
+    ]
+    named = [_network(match[1]) for rule in accepting if (match := _NETWORK.search(rule))]
+    return any(each and network.subnet_of(each) for each in named) or any(
+        " flannel" in rule for rule in accepting
+    )
 
 
 def _transaction(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> str:

@@ -381,10 +381,17 @@ def test_an_error_of_our_own_in_the_thread_is_told(
     ],
     ids=["masquerades", "drops"],
 )
+@pytest.mark.parametrize("forward", [True, False], ids=["with our rules", "without"])
 def test_docker_that_harms_the_overlay_is_named_once(
-    namespace: Namespace, nftables: bool, caplog: pytest.LogCaptureFixture, rule: str, words: str
+    namespace: Namespace,
+    nftables: bool,
+    caplog: pytest.LogCaptureFixture,
+    rule: str,
+    words: str,
+    forward: bool,
 ) -> None:
-    with kept(namespace, nftables=nftables) as wall:
+    policy = replace(POLICY, masquerade=False, forward=forward)
+    with kept(namespace, policy, nftables=nftables) as wall:
         damage(namespace, f"iptables -t {rule}")
         wait_until(lambda: words in "".join(wall.report()["problems"]), "the rule being seen")
         damage(namespace, f"iptables -t {rule.replace('-A', '-D')}")
@@ -400,3 +407,27 @@ def test_a_drop_that_only_an_iptables_rule_can_overrule_is_named_with_nftables(
     with kept(namespace, nftables=nftables) as wall:
         said = "".join(wall.report()["problems"])
     assert ("docker drops new connections to its containers" in said) == nftables
+
+
+def test_iptables_that_is_installed_later_is_looked_at_beside_nftables(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = firewall._which
+    monkeypatch.setattr(firewall, "_which", lambda name: which(name) if name == "nft" else None)
+    with kept(namespace, nftables=True) as wall:
+        damage(namespace, "iptables -P FORWARD DROP")
+        assert wall.report()["problems"] == []
+        monkeypatch.setattr(firewall, "_which", which)
+        wait_until(lambda: "cannot overrule it" in "".join(wall.report()["problems"]), "a look")
+
+
+def test_a_forward_chain_that_drops_is_named_where_nobody_lets_the_overlay_through(
+    namespace: Namespace, nftables: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = replace(POLICY, masquerade=False, forward=False)
+    with kept(namespace, nothing, nftables=nftables) as wall:
+        damage(namespace, "iptables -P FORWARD DROP")
+        wait_until(lambda: wall.report()["problems"], "the policy being seen")
+        damage(namespace, "iptables -A FORWARD -s 10.0.0.0/8 -j ACCEPT")
+        wait_until(lambda: not wall.report()["problems"], "the rule being seen")
+    assert caplog.text.count("--iptables-forward-rules=false") == 1

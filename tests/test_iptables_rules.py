@@ -186,3 +186,25 @@ def test_harmful_rules_of_others_are_named(text: str, nftables: bool, words: str
     said = complaints(Ruleset.parse(text), POLICY, nftables=nftables)
     assert len(said) == bool(words)
     assert words in "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_enough"),
+    [
+        ("-s 10.1.0.0/16 -j ACCEPT", True),
+        ("-s 10.0.0.0/8 -j ACCEPT", True),
+        ("-i flannel0 -j ACCEPT", True),
+        ("-s 10.1.5.0/24 -j ACCEPT", False),
+        ("! -s 10.1.0.0/16 -j ACCEPT", False),
+        ("-i docker0 ! -o docker0 -j ACCEPT", False),
+        ("-s 10.1.0.0/16 -j DROP", False),
+    ],
+)
+def test_a_dropping_forward_chain_needs_a_rule_for_the_whole_network(
+    rule: str, is_enough: bool
+) -> None:
+    dropping = ruleset([rule], policy="DROP")
+    assert complaints(dropping, FORWARD, nftables=False) == []
+    said = complaints(dropping, NOTHING, nftables=False)
+    assert bool(said) != is_enough
+    assert not said or "nothing there accepts 10.1.0.0/16" in said[0]

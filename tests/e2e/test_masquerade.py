@@ -147,6 +147,8 @@ def test_without_the_flags_nothing_is_masqueraded_or_let_through(plain_lab: Lab)
     host.start_daemon(["--iptables-forward-rules=false"])
     assert rules(host) == []
     assert plain_lab.ping(host.containers[0], other.containers[0], wait=1) is None
+    (problem,) = host.status()["firewall"]["problems"]
+    assert "nothing there accepts 10.1.0.0/16" in problem
 
 
 def test_an_nftables_accept_cannot_overrule_docker_and_the_log_says_so(
