@@ -6,7 +6,7 @@ import contextlib
 import gc
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import NoReturn, TypeVar
@@ -38,8 +38,9 @@ from flannel_udp.errors import (
 from flannel_udp.etcd import Etcd
 from flannel_udp.firewall import Firewall, require_tool
 from flannel_udp.follower import Follower
+from flannel_udp.handover import Knowledge
 from flannel_udp.handover_keeper import HandoverKeeper
-from flannel_udp.held_leases import Held, HeldLeases
+from flannel_udp.held_leases import HeldLeases
 from flannel_udp.lease import Events, Snapshot
 from flannel_udp.lease_keeper import LeaseKeeper
 from flannel_udp.memory_file import MemoryFile
@@ -143,7 +144,7 @@ def _serve(
         found = _claim(options, registry, shutdown, readiness, data_plane)
     if found is None:
         return
-    overlay, snapshot = found.overlay, found.snapshot
+    overlay, snapshot = found.overlay, found.known.snapshot
     config, own, tunnel = overlay.config, overlay.own, overlay.tunnel
 
     made = data_plane.enter_context(contextlib.ExitStack())
@@ -162,7 +163,7 @@ def _serve(
     reconciler = Reconciler(routes, pump, held, shutdown.fail)
     control.callback(reconciler.close)
     if taken:
-        reconciler.restore(snapshot, found.held)
+        reconciler.restore(found.known)
     else:
         reconciler.apply(snapshot)
     # What is loaded now stays: without this, the garbage collector walks through tens of thousands
@@ -251,8 +252,7 @@ class _Start:
     """Where this process begins: with leases read just now, or with what the last one knew."""
 
     overlay: Overlay
-    snapshot: Snapshot
-    held: Sequence[Held] = ()
+    known: Knowledge
 
 
 def _claim(
@@ -295,7 +295,7 @@ def _claim(
     if acquired is None:
         return None
     own, snapshot = acquired
-    return _Start(Overlay(options, config, external, public_ip, own, tunnel), snapshot)
+    return _Start(Overlay(options, config, external, public_ip, own, tunnel), Knowledge(snapshot))
 
 
 def _go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> _Start | None:
@@ -309,12 +309,12 @@ def _go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> _Start | No
         )
         return None
     try:
-        snapshot, held = taken.handover.known()
+        known = taken.handover.known()
     except HandoverError as error:
         shutdown.start_afresh(str(error))
         return None
     overlay = Overlay(options, head.config, external, public_ip, head.own, taken.tunnel)
-    return _Start(overlay, snapshot, held)
+    return _Start(overlay, known)
 
 
 def _prepare_host(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -46,6 +46,16 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Knowledge:
+    """Every lease, at the revision up to which etcd was followed, those held, and since when each
+    subnet has had its route (CLOCK_BOOTTIME seconds)."""
+
+    snapshot: Snapshot
+    held: Sequence[Held] = ()
+    since: Mapping[IPv4Network, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Handover:
     """``table`` is the pump's, packed; ``knowledge`` is encoded, and ``known`` reads it."""
 
@@ -53,22 +63,30 @@ class Handover:
     table: bytes
     knowledge: bytes
 
-    def known(self) -> tuple[Snapshot, list[Held]]:
-        """Every lease, at the revision up to which the last process had followed etcd, and those
-        held. Raises HandoverError."""
+    def known(self) -> Knowledge:
+        """What the last process knew. Raises HandoverError."""
         try:
-            revision, rows, held = json.loads(self.knowledge)
-            snapshot = Snapshot(tuple(_lease(*row) for row in rows), int(revision))
-            return snapshot, [Held(_lease(*row), float(until)) for until, row in held]
+            revision, rows, held_rows = json.loads(self.knowledge)
+            aged = [
+                (_lease(*row[:_ROW]), row[_ROW:]) for row in [*rows, *(r for _, r in held_rows)]
+            ]
+            leases = [lease for lease, _ in aged]
+            untils = [float(until) for until, _ in held_rows]
+            return Knowledge(
+                Snapshot(tuple(leases[: len(rows)]), int(revision)),
+                [Held(*pair) for pair in zip(leases[len(rows) :], untils, strict=True)],
+                {lease.subnet: float(at[0]) for lease, at in aged if at and at[0] is not None},
+            )
         except (ValueError, TypeError, LeaseDecodeError) as error:
             raise HandoverError(f"its leases cannot be read: {error}") from None
 
 
-def encode(head: Head, table: bytes, snapshot: Snapshot, held: Iterable[Held] = ()) -> bytes:
+def encode(head: Head, table: bytes, known: Knowledge) -> bytes:
     """A line for the head, a line for the leases, then the table."""
-    rows = [_row(lease) for lease in snapshot.leases]
-    held_rows = [(each.until, _row(each.lease)) for each in held]
-    lines = (dataclasses.asdict(head), (snapshot.revision, rows, held_rows))
+    since = known.since
+    rows = [(*_row(lease), since.get(lease.subnet)) for lease in known.snapshot.leases]
+    held = [(h.until, (*_row(h.lease), since.get(h.lease.subnet))) for h in known.held]
+    lines = (dataclasses.asdict(head), (known.snapshot.revision, rows, held))
     return b"\n".join([*(json.dumps(line, default=str).encode() for line in lines), table])
 
 
@@ -97,6 +115,10 @@ def objection(head: Head, place: Place, prefix: str, *, vnet_header: bool) -> st
     if head.vnet_header != vnet_header:
         return "another --offload needs a TUN device with other flags"
     return ""
+
+
+# Fields of a lease in a row; behind them, since when its subnet has had a route.
+_ROW = 5
 
 
 def _row(lease: Lease) -> tuple[str, int, str, int, int]:

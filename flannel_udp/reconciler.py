@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 
+from flannel_udp.handover import Knowledge
 from flannel_udp.held_leases import Held, HeldLeases, HoldChanges
 from flannel_udp.lease import Events, LeaseRemoved, Snapshot
 from flannel_udp.pump import Pump
@@ -45,19 +46,21 @@ class Reconciler:
         self._timer: threading.Timer | None = None
         self._closed = False
 
-    def restore(self, snapshot: Snapshot, held: Iterable[Held]) -> None:
+    def restore(self, known: Knowledge) -> None:
         """Go on from what another process knew; the pump has its routes, so there is no news."""
         with self._lock:
-            both = self._held.restore(snapshot, held)
+            both = self._held.restore(known.snapshot, known.held)
             changes = self._routes.replace(both.leases)
             self._pump.replace(self._routes.routes)
-            self._follow_up(changes, snapshot.revision)
+            self._follow_up(changes, known.snapshot.revision)
+            self._since |= {at: known.since[at] for at in changes.added if at in known.since}
 
-    def known(self) -> tuple[Snapshot, list[Held], dict[IPv4Network, IPv4Address]]:
-        """The leases in etcd, those held, and the routes made of both."""
+    def known(self) -> tuple[Knowledge, dict[IPv4Network, IPv4Address]]:
+        """What another process needs to go on, and the routes made of it."""
         with self._lock:
             snapshot = Snapshot(self._held.in_etcd(), self._revision)
-            return snapshot, list(self._held), dict(self._routes.routes)
+            known = Knowledge(snapshot, list(self._held), dict(self._since))
+            return known, dict(self._routes.routes)
 
     def apply(self, change: Snapshot | Events) -> None:
         """Make the pump's table what the leases now ask for. Raises OSError if it cannot."""

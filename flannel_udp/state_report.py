@@ -25,7 +25,7 @@ class StateReport:
     def encoded(self) -> bytes:
         """For ``handover.decode``."""
         overlay = self.overlay
-        snapshot, held, routes = self.reconciler.known()
+        known, routes = self.reconciler.known()
         head = Head(
             place=here(),
             prefix=overlay.options.etcd_prefix,
@@ -35,4 +35,4 @@ class StateReport:
             device=overlay.tunnel.device,
             vnet_header=wants_vnet_header(overlay.options.offload),
         )
-        return handover.encode(head, pack(routes), snapshot, held)
+        return handover.encode(head, pack(routes), known)

@@ -11,7 +11,7 @@ from flannel_udp import handover
 from flannel_udp.config import NetworkConfig
 from flannel_udp.errors import HandoverError
 from flannel_udp.etcd_values import Identity
-from flannel_udp.handover import Head, Place
+from flannel_udp.handover import Head, Knowledge, Place
 from flannel_udp.held_leases import Held
 from flannel_udp.lease import Lease, OwnLease, Snapshot, decode_key
 
@@ -50,7 +50,7 @@ TABLE = b"\n\n{} any bytes \x00\xff\n"
 
 def test_what_an_older_version_left_lacks_nothing_that_is_needed() -> None:
     own = dataclasses.replace(HEAD.own, identity=None)
-    content = handover.encode(dataclasses.replace(HEAD, own=own), TABLE, Snapshot((), 1))
+    content = handover.encode(dataclasses.replace(HEAD, own=own), TABLE, Knowledge(Snapshot((), 1)))
     older = content.replace(b', "identity": null', b"", 1)
     assert older != content
     assert handover.decode(older).head.own == own
@@ -58,16 +58,18 @@ def test_what_an_older_version_left_lacks_nothing_that_is_needed() -> None:
 
 def test_everything_comes_back() -> None:
     held = [Held(lease("10.1.8.0-24", "172.30.0.4"), 99.5)]
-    read = handover.decode(handover.encode(HEAD, TABLE, Snapshot(LEASES, 40), held))
+    since = {IPv4Network("10.1.6.0/24"): 12.5, IPv4Network("10.1.8.0/24"): 7.0}
+    known = Knowledge(Snapshot(LEASES, 40), held, since)
+    read = handover.decode(handover.encode(HEAD, TABLE, known))
     assert read.head == HEAD
     assert read.table == TABLE
-    assert read.known() == (Snapshot(LEASES, 40), held)
+    assert read.known() == known
 
 
 def test_a_reservation_stays_one() -> None:
     own = dataclasses.replace(HEAD.own, etcd_lease=0, deadline=None)
     head = dataclasses.replace(HEAD, own=own)
-    assert handover.decode(handover.encode(head, b"", Snapshot((), 1))).head == head
+    assert handover.decode(handover.encode(head, b"", Knowledge(Snapshot((), 1)))).head == head
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,10 @@ def test_a_reservation_stays_one() -> None:
         b"",
         b"{}\n[]\n",
         b"garbage\n\n",
-        handover.encode(HEAD, TABLE, Snapshot((), 1)).replace(b"mtu_cap", b"unknown"),
-        handover.encode(HEAD, TABLE, Snapshot((), 1)).replace(b"10.1.0.0/16", b"10.1.0.0/99"),
+        handover.encode(HEAD, TABLE, Knowledge(Snapshot((), 1))).replace(b"mtu_cap", b"unknown"),
+        handover.encode(HEAD, TABLE, Knowledge(Snapshot((), 1))).replace(
+            b"10.1.0.0/16", b"10.1.0.0/99"
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused(content: bytes) -> None:
@@ -89,6 +93,13 @@ def test_what_cannot_be_read_is_refused(content: bytes) -> None:
 def test_leases_that_cannot_be_read_are_refused(leases: bytes) -> None:
     with pytest.raises(HandoverError, match="its leases cannot be read"):
         handover.Handover(HEAD, b"", leases).known()
+
+
+def test_leases_without_their_age_can_be_read() -> None:
+    """As written by a version that did not record it."""
+    leases = b'[40, [["10.1.6.0-24", 2887647234, "", 77, 9]], []]'
+    known = handover.Handover(HEAD, b"", leases).known()
+    assert known == Knowledge(Snapshot(LEASES[:1], 40), [])
 
 
 def test_the_same_place_and_flags_are_fine() -> None:

@@ -16,7 +16,7 @@ import pytest
 from flannel_udp import handover
 from flannel_udp.config import NetworkConfig, Options
 from flannel_udp.errors import DeviceError
-from flannel_udp.handover import Head
+from flannel_udp.handover import Head, Knowledge
 from flannel_udp.hostlock import hold
 from flannel_udp.lease import OwnLease, Snapshot
 from flannel_udp.memory_file import MemoryFile
@@ -48,7 +48,7 @@ class Left:
     descriptors: dict[str, int] = field(default_factory=dict)
 
     def record(self, head: Head) -> None:
-        content = handover.encode(head, self.table, Snapshot((), 1))
+        content = handover.encode(head, self.table, Knowledge(Snapshot((), 1)))
         with MemoryFile(os.dup(self.descriptors["state"])) as memory:
             memory.write(content)
 

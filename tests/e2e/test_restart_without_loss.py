@@ -34,6 +34,12 @@ from restarts import (
 from flannel_udp.lab import Host, Lab
 
 
+def known_since(host: Host) -> float:
+    """When the host's only peer got its route, on time.monotonic."""
+    (peer,) = host.status()["peers"]
+    return time.monotonic() - float(peer["age_seconds"])
+
+
 @pytest.fixture(scope="module")
 def lab(network_rights: None) -> Iterator[Lab]:
     with stored_lab() as lab:
@@ -55,6 +61,7 @@ def running(lab: Lab) -> Iterator[Lab]:
 def test_restart_loses_no_connection(running: Lab, end: Callable[[Host], None], lost: int) -> None:
     host = running.hosts[0]
     before, env, known = device_index(host), host.subnet_file.read_text(), routes(host)
+    since = known_since(host)
     with traffic(running) as flow:
         for number in (1, 2):
             end(host)
@@ -65,6 +72,7 @@ def test_restart_loses_no_connection(running: Lab, end: Callable[[Host], None], 
     assert device_index(host) == before
     assert host.subnet_file.read_text() == env
     assert routes(host) == known
+    assert abs(known_since(host) - since) < 1, "the peer's age does not go on"
     assert stored(host) == STORED
     assert unreachable(running) == []
 
