@@ -15,6 +15,28 @@ from flannel_udp.pump import ALL_OFFLOADS
 from flannel_udp.tunnel import names
 
 _TUNNEL = ("network", "subnet", "public_ip", "interface", "device", "preset")
+_COUNTERS = {
+    "tun_read_packets": "Packets from this host's containers, a superpacket being one",
+    "tun_read_bytes": "Bytes of packets from this host's containers",
+    "tun_read_superpackets": "Packets from this host's containers that hold many",
+    "udp_sent_packets": "Datagrams sent",
+    "udp_sent_bytes": "Bytes of the packets in datagrams sent",
+    "udp_segmented_sends": "Sends that carried several datagrams (UDP GSO)",
+    "udp_received_packets": "Datagrams received, refused ones too",
+    "udp_received_bytes": "Bytes of the packets in datagrams received",
+    "udp_merged_receives": "Receives that brought several datagrams (UDP GRO)",
+    "tun_written_packets": "Packets handed to this host's kernel, a superpacket being one",
+    "tun_written_bytes": "Bytes of packets handed to this host's kernel",
+    "tun_written_superpackets": "Packets handed to this host's kernel that hold many",
+    "send_fallbacks": "Superpackets the socket refused, which were sent packet by packet",
+    "write_fallbacks": "Superpackets the tunnel refused, which were written packet by packet",
+    "icmp_replies": "ICMP net unreachable sent to this host's containers",
+    "icmp_suppressed": "ICMP net unreachable not sent, by the rate limit or RFC 1122",
+    "send_pauses": "Times the socket was full and the tunnel had to wait",
+    "receive_errors": "Errors the socket reported instead of a datagram",
+    "wakeups": "Times the thread that carries the packets woke",
+    "udp_overflows": "Datagrams the kernel dropped because that thread was too slow",
+}
 _PEER = {
     "sent_packets": "Packets sent to the peer",
     "sent_bytes": "Bytes of packets sent to the peer",
@@ -102,7 +124,7 @@ def _etcd(etcd: Status) -> Iterator[Metric]:
 
 
 def _pump(stats: dict[str, int]) -> Iterator[Metric]:
-    """The pump's counters under their own names, which docs/operations.md explains."""
+    """The pump's counters under their own names."""
     drops = CounterMetricFamily(
         "flannel_dropped_packets", "Packets not carried", labels=("direction", "reason")
     )
@@ -116,8 +138,7 @@ def _pump(stats: dict[str, int]) -> Iterator[Metric]:
             direction, _, reason = name.removeprefix("drop_").partition("_")
             drops.add_metric((direction, reason), value)
         else:
-            text = f"{name} in docs/operations.md"
-            yield CounterMetricFamily(f"flannel_{name}", text, value)
+            yield CounterMetricFamily(f"flannel_{name}", _COUNTERS[name], value)
     yield drops
 
 

@@ -138,18 +138,36 @@ def test_the_strict_parser_of_openmetrics_accepts_it(status: Status) -> None:
     assert all(family.documentation for family in families)
 
 
+def test_every_metric_says_what_it_is() -> None:
+    body, _ = exposition(lambda: FORWARDING)("")
+    helps = [line.split(" ", 3)[2:] for line in body.decode().splitlines() if "# HELP" in line]
+    told = dict(each for each in helps if each[0].startswith("flannel_"))
+    assert len(set(told.values())) == len(told), "two say the same"
+    for name, text in told.items():
+        assert len(text.split()) > 1, name
+        assert "docs/" not in text
+        assert name.removesuffix("_total").removeprefix("flannel_") not in text
+
+
 def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
     found = samples(FORWARDING)
     labels = {label for _, pairs in found for label, _ in pairs} | {"instance"}
     dashboard = json.loads((ROOT / "packaging/grafana-dashboard.json").read_text())
     targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
     assert len(targets) > 10
+    queries = [each for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    (instance,) = (re.fullmatch(r"label_values\((\w+), (\w+)\)", each["query"]) for each in queries)
+    assert instance
+    assert instance[1] in names(found)
+    assert instance[2] in labels
     for target in targets:
         asked = set(re.findall(r"\b(?:flannel|process)_\w+", target["expr"]))
         assert asked
         assert asked <= names(found)
         selectors = " ".join(re.findall(r"\{(.*?)\}", target["expr"]))
         assert set(re.findall(r"(\w+)=", selectors)) <= labels
+        variables = set(re.findall(r"\$(\w+)", selectors))
+        assert variables <= {each["name"] for each in dashboard["templating"]["list"]}
         assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels
 
 
