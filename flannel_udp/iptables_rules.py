@@ -26,6 +26,7 @@ _MARK = f"{KUBE_PROXY_MARK:#x}"
 # Chains of docker that may drop before our jump is reached; DOCKER-USER is the operator's.
 _DOCKER_JUMP = re.compile(r"-j DOCKER(?!-USER\b)")
 _DOCKER_MASQUERADE = re.compile(r"-s (\S+) ! -o \S+ -j MASQUERADE")
+_CNI_JUMP = re.compile(r"-s (\S+) .*-j (CNI-\S+)")
 _DOCKER_RAW_DROP = re.compile(r"-d (\S+) ! -i \S+ -j DROP")
 # Of docker 28 and later. A bridge that docker named by itself is not the one of the host's subnet.
 _DOCKER_BRIDGE_DROP = re.compile(r"! -i (?!br-[0-9a-f]{12} )(\S+) -o \1 -j DROP")
@@ -129,6 +130,12 @@ def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
                 " host's address instead of its containers'; run flannel-udp with --ip-masq, and"
                 " docker with the options that mk-docker-opts writes then"
             )
+    if _cni_masquerades(found, policy.subnet):
+        said.append(
+            f"a CNI plugin masquerades containers of {policy.subnet}: containers of other hosts see"
+            " this host's address instead of theirs; set ipMasq to false in its config, run"
+            " flannel-udp with --ip-masq, and make the containers anew"
+        )
     for rule in found.of("raw", "PREROUTING"):
         match = _DOCKER_RAW_DROP.fullmatch(rule)
         destination = _network(match[1]) if match else None
@@ -164,6 +171,17 @@ def _bridge_drops(found: Ruleset) -> list[str]:
         for rule in found.of("filter", "DOCKER")
         if (match := _DOCKER_BRIDGE_DROP.fullmatch(rule))
     ]
+
+
+def _cni_masquerades(found: Ruleset, subnet: IPv4Network) -> bool:
+    """Whether ``bridge`` or ``ptp`` with ipMasq has made its rules for one of our containers."""
+    jumps = filter(None, map(_CNI_JUMP.fullmatch, found.of("nat", "POSTROUTING")))
+    chains = [
+        jump[2] for jump in jumps if (source := _network(jump[1])) and source.subnet_of(subnet)
+    ]
+    return any(
+        rule.endswith("-j MASQUERADE") for chain in chains for rule in found.of("nat", chain)
+    )
 
 
 def _is_let_through(found: Ruleset, network: IPv4Network) -> bool:

@@ -169,11 +169,25 @@ RAW = "*raw\n-A PREROUTING -d {} ! -i docker0 -j DROP\nCOMMIT"
 DOCKER = "*filter\n:FORWARD ACCEPT [0:0]\n-A DOCKER ! -i {0} -o {0} -j DROP\nCOMMIT"
 
 
+CNI = """\
+*nat
+:POSTROUTING ACCEPT [0:0]
+:CNI-a12ea941b040 - [0:0]
+-A POSTROUTING -s {0} -m comment --comment "name: \\"overlay\\"" -j CNI-a12ea941b040
+-A POSTROUTING -s {0} -m comment --comment "name: \\"twice\\"" -j CNI-a12ea941b040
+-A CNI-a12ea941b040 -d 10.1.5.0/24 -m comment --comment "name: \\"overlay\\"" -j ACCEPT
+-A CNI-a12ea941b040 ! -d 224.0.0.0/4 -m comment --comment "name: \\"overlay\\"" -j MASQUERADE
+COMMIT
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "nftables", "words"),
     [
         (NAT.format("10.1.5.0/24"), False, "docker masquerades 10.1.5.0/24"),
         (RAW.format("10.1.5.2/32"), False, "allow-direct-routing"),
+        (CNI.format("10.1.5.2/32"), False, "CNI plugin masquerades containers of 10.1.5.0/24"),
+        (CNI.format("10.88.0.2/32"), False, ""),
         ("*filter\n:FORWARD DROP [0:0]\nCOMMIT", True, "an nftables rule cannot overrule it"),
         (DOCKER.format("docker0"), True, "docker drops new connections to its containers"),
         (DOCKER.format("br-0123456789ab"), True, ""),

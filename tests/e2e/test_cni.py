@@ -1,54 +1,64 @@
-"""The CNI project's own plugins, configured from subnet.env, on the overlay."""
+"""The CNI project's own plugins, configured as the README says, on the overlay."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Interface
+from pathlib import Path
 from typing import Any
 
 import pytest
 from dockerd import UNPACKED
+from etcd_server import wait_until
 from instruments import same_to_both, seen_by_both
 
-from flannel_udp.lab import Container, Host, Lab
+from flannel_udp.lab import UNDERLAY, Container, Host, Lab
 from flannel_udp.lab_host import BRIDGE
 from flannel_udp.netns import Namespace
 
 PLUGINS = UNPACKED / "usr/lib/cni"
 
 
+README = Path(__file__).parents[2] / "README.md"
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["ip-masq", "no ip-masq"])
 def cni_lab(request: pytest.FixtureRequest, network_rights: None) -> Iterator[Lab]:
-    flag = f"--ip-masq={str(request.param).lower()}"
-    with Lab(hosts=2, containers=0, daemon_args=[flag]) as lab:
+    flags = [f"--ip-masq={str(request.param).lower()}", "--iptables-resync=1"]
+    with Lab(hosts=2, containers=0, daemon_args=flags) as lab:
         for host in lab.hosts:
             host.netns.delete_link(BRIDGE)
         yield lab
 
 
-def network(host: Host) -> dict[str, Any]:
-    """What flannel's own CNI plugin hands to ``bridge`` and ``host-local``."""
-    env = host.env
+def documented() -> dict[str, Any]:
+    """The config in the README, for the host of its examples."""
+    (text,) = re.findall(r"```json\n(\{\n  \"cniVersion.*?)```", README.read_text(), re.DOTALL)
+    config: dict[str, Any] = json.loads(text)
+    return config
+
+
+def network(host: Host, *, ip_masq: bool) -> dict[str, Any]:
+    """What a runtime hands to the first plugin: the documented config with this host's values."""
+    env, config = host.env, documented()
     assert env
-    return {
-        "cniVersion": "0.4.0",
-        "name": "overlay",
-        "type": "bridge",
-        "bridge": "cni0",
-        "mtu": env.mtu,
-        "isDefaultGateway": True,
-        "ipMasq": not env.ip_masq,
-        "ipam": {
-            "type": "host-local",
-            "subnet": str(env.subnet_with_gateway.network),
-            "routes": [{"dst": str(env.network)}],
-            "dataDir": str(host.directory / "cni"),
-        },
-    }
+    (plugin,) = config.pop("plugins")
+    assert (plugin["ipam"]["subnet"], plugin["mtu"], plugin["ipMasq"]) == (
+        "10.1.5.0/24",
+        1472,
+        False,
+    )
+    plugin |= {"mtu": env.mtu, "ipMasq": ip_masq}
+    ipam = {"subnet": str(env.subnet_with_gateway.network), "dataDir": str(host.directory / "cni")}
+    return {**config, **plugin, "ipam": plugin["ipam"] | ipam}
 
 
-def call_plugin(host: Host, command: str, namespace: Namespace) -> dict[str, Any]:
+def call_plugin(
+    host: Host, command: str, namespace: Namespace, *, ip_masq: bool = False
+) -> dict[str, Any]:
     variables = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": namespace.name,
@@ -58,31 +68,56 @@ def call_plugin(host: Host, command: str, namespace: Namespace) -> dict[str, Any
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
     plugin = str(PLUGINS / "bridge")
-    result = host.run([plugin], input=json.dumps(network(host)), env=variables)
+    text = json.dumps(network(host, ip_masq=ip_masq))
+    result = host.run([plugin], input=text, env=variables)
     assert result.returncode == 0, result.stdout + result.stderr
     answer: dict[str, Any] = json.loads(result.stdout or "{}")
     return answer
 
 
-def plug(host: Host) -> Container:
+def plug(host: Host, *, ip_masq: bool = False) -> Container:
     namespace = Namespace(f"{host.netns.name}-cni")
     namespace.create()
-    answer = call_plugin(host, "ADD", namespace)
+    answer = call_plugin(host, "ADD", namespace, ip_masq=ip_masq)
     address = IPv4Interface(answer["ips"][0]["address"])
     return Container(f"{host.name}-cni", namespace, address.ip)
 
 
-def test_plugins_make_containers_that_reach_each_other(cni_lab: Lab) -> None:
-    here, there = containers = [plug(host) for host in cni_lab.hosts]
-    for host, container in zip(cni_lab.hosts, containers, strict=True):
-        assert host.subnet
-        assert container.address in host.subnet
-        assert " mtu 1472 " in container.run(["ip", "link", "show", "eth0"]).stdout
-    assert cni_lab.ping(here, there) is not None
-    assert cni_lab.ping(there, here) is not None
-    seen = seen_by_both(here, there, there.address)
-    if cni_lab.hosts[0].env.ip_masq:  # type: ignore[union-attr]  # it has one
-        assert seen == same_to_both(here.address, there.address)
-    for host, container in zip(cni_lab.hosts, containers, strict=True):
-        call_plugin(host, "DEL", container.netns)
+@contextmanager
+def plugged(lab: Lab, *, ip_masq: bool = False) -> Iterator[tuple[Container, Container]]:
+    """A container on each host."""
+    here, there = (plug(host, ip_masq=ip_masq) for host in lab.hosts)
+    yield here, there
+    for host, container in zip(lab.hosts, (here, there), strict=True):
+        call_plugin(host, "DEL", container.netns, ip_masq=ip_masq)
         assert "eth0" not in container.run(["ip", "link"]).stdout
+        container.netns.delete()
+
+
+def test_the_documented_config_makes_containers_that_see_each_other(cni_lab: Lab) -> None:
+    """Beyond the overlay they get only with --ip-masq, which masquerades there."""
+    with plugged(cni_lab) as (here, there):
+        for host, container in zip(cni_lab.hosts, (here, there), strict=True):
+            assert host.subnet
+            assert container.address in host.subnet
+            assert " mtu 1472 " in container.run(["ip", "link", "show", "eth0"]).stdout
+            assert host.status()["firewall"]["problems"] == []
+        for client, server in ((here, there), (there, here)):
+            seen = seen_by_both(client, server, server.address)
+            assert seen == same_to_both(client.address, server.address)
+        host = cni_lab.hosts[0]
+        outside = cni_lab.ping(here, UNDERLAY.ip, wait=1)
+        assert (outside is not None) == host.status()["firewall"]["masquerade"]
+
+
+def test_a_plugin_that_masquerades_hides_containers_and_is_named(cni_lab: Lab) -> None:
+    """With flannel's rules as well: the plugin's come after them."""
+    with plugged(cni_lab, ip_masq=True) as (here, there):
+        host = cni_lab.hosts[0]
+        assert host.subnet
+        seen = seen_by_both(here, there, there.address)
+        assert seen["client to server"] == str(host.subnet.network_address)
+        wait_until(lambda: host.status()["firewall"]["problems"], "the plugin's rule being named")
+        (problem,) = host.status()["firewall"]["problems"]
+        assert problem.startswith(f"a CNI plugin masquerades containers of {host.subnet}")
+    wait_until(lambda: not host.status()["firewall"]["problems"], "its end being seen")
