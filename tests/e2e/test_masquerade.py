@@ -5,13 +5,17 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Network
 
 import pytest
 from etcd_server import wait_until
-from instruments import connect, log_lines, same_to_both, seen_by_both
+from instruments import connect, listen, log_lines, same_to_both, seen_by_both
 from iptables_variants import VARIANTS, use_variant
 
-from flannel_udp.lab import UNDERLAY, Host, Lab
+from flannel_udp.lab import UNDERLAY, Container, Host, Lab
+from flannel_udp.lab_host import BRIDGE
+from flannel_udp.netdev import BLACKHOLE_METRIC
 
 FLAGS = ("--ip-masq", "--iptables-resync=1", "--ip-blackhole-route")
 NFTABLES = "nftables"
@@ -83,6 +87,95 @@ def test_nothing_inside_the_overlay_is_masqueraded(masq_lab: Lab) -> None:
         tunnel = host.subnet.network_address
         assert seen_by_both(host, far, far.address) == same_to_both(tunnel, far.address)
         assert seen_by_both(far, host, tunnel) == same_to_both(far.address, tunnel)
+
+
+@contextmanager
+def routed_outside(lab: Lab, network: IPv4Network) -> Iterator[None]:
+    """The host outside the overlay sends what is for the network to the first host."""
+    lab.switch.add_route(network, via=lab.hosts[0].address)
+    yield
+    lab.switch.run(["ip", "route", "del", str(network)], check=True)
+
+
+def test_a_host_outside_reaches_containers_here_by_its_own_address(masq_lab: Lab) -> None:
+    (host, _), (here, _) = masq_lab.hosts, masq_lab.containers
+    assert host.subnet
+    with routed_outside(masq_lab, host.subnet), listen(here, socket.SOCK_STREAM) as server:
+        address = (str(here.address), server.getsockname()[1])
+        with masq_lab.switch.call(lambda: socket.create_connection(address, timeout=10)):
+            accepted, peer = server.accept()
+            accepted.close()
+    assert peer[0] == str(UNDERLAY.ip)
+
+
+def test_a_host_outside_reaches_containers_elsewhere_as_the_host_it_comes_through(
+    masq_lab: Lab,
+) -> None:
+    """Else the answers would take another way, past the tunnel."""
+    (host, other), (_, there) = masq_lab.hosts, masq_lab.containers
+    assert host.subnet
+    assert other.subnet
+    with routed_outside(masq_lab, other.subnet), listen(there, socket.SOCK_STREAM) as server:
+        address = (str(there.address), server.getsockname()[1])
+        with masq_lab.switch.call(lambda: socket.create_connection(address, timeout=10)) as client:
+            accepted, peer = server.accept()
+            with accepted:
+                accepted.sendall(b"back")
+                assert client.recv(4) == b"back"
+    assert peer[0] == str(host.subnet.network_address)
+
+
+@pytest.mark.parametrize("mark", [None, 0x4000, 0x4001, 0x8000])
+def test_what_kube_proxy_marked_is_left_to_it(masq_lab: Lab, mark: int | None) -> None:
+    (host, _), (here, _) = masq_lab.hosts, masq_lab.containers
+    is_left = bool(mark and mark & 0x4000)
+    assert host.subnet
+    with (
+        marked(host, here, mark),
+        routed_outside(masq_lab, host.subnet),
+        masq_lab.switch.call(lambda: socket.socket(type=socket.SOCK_DGRAM)) as server,
+        here.netns.call(lambda: socket.socket(type=socket.SOCK_DGRAM)) as client,
+    ):
+        server.bind((str(UNDERLAY.ip), 0))
+        server.settimeout(10)
+        client.sendto(b"x", server.getsockname())
+        _, source = server.recvfrom(1)
+    assert source[0] == str(here.address if is_left else host.address)
+
+
+@contextmanager
+def marked(host: Host, container: Container, mark: int | None) -> Iterator[None]:
+    """What the container sends bears the mark, as kube-proxy's rules would have it."""
+    chain = "{ type filter hook prerouting priority mangle; }"
+    rule = f"ip saddr {container.address} meta mark set {mark or 0}"
+    rules = f"add table ip test; add chain ip test only {chain}; add rule ip test only {rule}"
+    host.run(["nft", rules], check=True)
+    yield
+    host.run(["nft", "delete table ip test"], check=True)
+
+
+def test_what_no_container_has_is_dropped_by_the_blackhole(masq_lab: Lab) -> None:
+    """While the bridge is gone, it would go back into the tunnel that it came from."""
+    (host, _), (_, there) = masq_lab.hosts, masq_lab.containers
+    assert host.subnet
+    nobody = host.subnet.network_address + 99
+
+    def returned() -> int:
+        """How many of three packets for nobody the tunnel gets to carry again."""
+        before = host.status()["stats"]["tun_read_packets"]
+        said = there.run(["ping", "-n", "-c", "3", "-i", "0.2", "-W", "1", str(nobody)]).stdout
+        assert " 0 received" in said
+        return int(host.status()["stats"]["tun_read_packets"] - before)
+
+    blackhole = ["blackhole", str(host.subnet), "metric", str(BLACKHOLE_METRIC)]
+    host.netns.set_link(BRIDGE, state="down")
+    try:
+        assert returned() == 0
+        host.run(["ip", "route", "del", *blackhole], check=True)
+        assert returned() >= 3
+        host.run(["ip", "route", "add", *blackhole], check=True)
+    finally:
+        host.netns.set_link(BRIDGE, state="up")
 
 
 def test_repair_loses_no_packet(masq_lab: Lab, tool: str) -> None:

@@ -28,7 +28,12 @@ def seconds(lab: Lab) -> Iterator[list[subprocess.Popen[Any]]]:
     lab.etcdctl("put", f"{PREFIX}/config", CONFIG)
     daemons = []
     for host in lab.hosts:
-        flags = ["-iface=eth0", f"-etcd-endpoints={lab.etcd.url}", f"-etcd-prefix={PREFIX}"]
+        flags = [
+            "-ip-masq",
+            "-iface=eth0",
+            f"-etcd-endpoints={lab.etcd.url}",
+            f"-etcd-prefix={PREFIX}",
+        ]
         command = [sys.executable, "-m", "flannel_udp", *flags, f"-subnet-file={file_of(host)}"]
         with (host.directory / "second.log").open("wb") as log:
             daemons.append(
@@ -62,10 +67,19 @@ def assert_second_network_works(lab: Lab, hosts: list[Host]) -> None:
             )
 
 
+def rules(host: Host, network: str) -> list[str]:
+    """The host's firewall rules that name the network."""
+    saved = host.run(["iptables-save"], check=True).stdout.splitlines()
+    return [line for line in saved if line.startswith("-A FLANNEL-") and network in line]
+
+
 def test_both_networks_work_and_each_daemon_removes_only_its_own(
     lab: Lab, seconds: list[subprocess.Popen[Any]]
 ) -> None:
     first = lab.hosts[0]
+    first.run(["iptables", "-w", "20", "-P", "FORWARD", "DROP"], check=True)
+    ours, theirs = rules(first, "10.1.0.0/16"), rules(first, "10.2.0.0/16")
+    assert (len(ours), len(theirs)) == (2, 2 + 5), "forward rules of both, and one masquerades"
     assert [devices(host) for host in lab.hosts] == [["flannel0", "flannel1"]] * 3
     assert len(leases(lab)) == 3, "the second network's leases are under the first one's prefix"
     assert None not in lab.ping_matrix().values()
@@ -73,14 +87,19 @@ def test_both_networks_work_and_each_daemon_removes_only_its_own(
 
     assert first.stop_daemon() == 0
     assert devices(first) == ["flannel1"]
+    assert (rules(first, "10.1.0.0/16"), rules(first, "10.2.0.0/16")) == ([], theirs)
     assert_second_network_works(lab, lab.hosts)
 
     first.start_daemon()
     assert devices(first) == ["flannel1", "flannel0"]
+    assert (rules(first, "10.1.0.0/16"), rules(first, "10.2.0.0/16")) == (ours, theirs)
     assert None not in lab.ping_matrix().values()
 
     seconds[0].terminate()
     assert seconds[0].wait(10) == 0
     assert devices(first) == ["flannel0"]
+    assert (rules(first, "10.1.0.0/16"), rules(first, "10.2.0.0/16")) == (ours, [])
+    assert "FLANNEL-POSTRTG" not in first.run(["iptables-save"]).stdout
     assert None not in lab.ping_matrix().values()
     assert_second_network_works(lab, lab.hosts[1:])
+    first.run(["iptables", "-w", "20", "-P", "FORWARD", "ACCEPT"], check=True)
