@@ -105,7 +105,10 @@ class Nftables:
         rules = nftables_rules.replacement(policy, self._port)
         log.debug("nft: %s", "; ".join(rules.splitlines()))
         _run([self._nft, "-f", "-"], rules)
-        self._written = self._ours()  # in nft's own words, which differ between versions
+        found = self._ours()  # in nft's own words, which differ between versions
+        # Another program may have been at them in between: then the next check writes them anew.
+        is_whole = "".join(found.values()).count(" comment ") == rules.count(" comment ")
+        self._written = found if is_whole else None
         return True
 
     def remove(self, policy: Policy) -> None:

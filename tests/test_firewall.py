@@ -190,6 +190,22 @@ def test_damage_to_nftables_is_repaired(namespace: Namespace, command: str) -> N
         wait_until(lambda: text(namespace) == before, "the rules being restored")
 
 
+def test_damage_between_writing_nftables_and_looking_at_them_is_repaired(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, damages = firewall._run, ["nft flush chain ip flannel-ipv4 postrtg-8285"]
+
+    def write_and_damage(command: list[str], feed: str = "") -> str:
+        said = run(command, feed)
+        if feed and damages:
+            damage(namespace, damages.pop())
+        return said
+
+    monkeypatch.setattr(firewall, "_run", write_and_damage)
+    with kept(namespace, nftables=True):
+        wait_until(lambda: text(namespace).count("flanneld masq") == 6, "the repair")
+
+
 def test_rules_in_use_are_only_read(
     namespace: Namespace, nftables: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
