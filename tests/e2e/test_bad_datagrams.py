@@ -372,15 +372,15 @@ def test_a_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> No
     assert field.lab.ping(field.source, field.container) is not None
 
 
-def test_each_bad_source_is_told_once_with_the_way_out(field: Field) -> None:
+def test_each_bad_source_is_told_once_for_each_reason_with_the_way_out(field: Field) -> None:
     sources = {STRANGER: field.stranger, field.member.address: field.member.netns}
     for netns in sources.values():
         with sender(netns) as out:
             out.send(b"garbage")
     for source in sources:
-        words = f"refused a packet from {source},"
-        wait_until(partial(log_lines, field.target, words), f"a line about {source}")
-        (line,) = log_lines(field.target, words)
+        words = (f"refused a packet from {source},", ": udp_not_ip;")
+        wait_until(partial(log_lines, field.target, *words), f"a line about {source}")
+        (line,) = log_lines(field.target, *words)
         assert "further such packets from there are only counted" in line
 
 
