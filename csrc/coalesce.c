@@ -13,11 +13,6 @@ void coalesce_reset(struct coalescer *coalescer)
     memset(coalescer->open, 0, sizeof coalescer->open);
 }
 
-static bool is_fragment(const uint8_t *ip)
-{
-    return (read_u16(ip + IPV4_FRAGMENT) & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK)) != 0;
-}
-
 /* Whether header and payload are as they were sent; a merged packet gets new checksums, which would hide it. */
 static bool checksums_are_good(const struct packet *packet)
 {
@@ -179,7 +174,7 @@ bool coalesce_add(struct coalescer *coalescer, const struct packet *packet)
     uint16_t index = (uint16_t)coalescer->packet_count++;
     coalescer->packets[index] = (struct coalesced_packet){packet->bytes, (uint16_t)packet->length, 0};
     uint16_t *set = flow_set(coalescer, packet);
-    size_t header = is_fragment(packet->bytes)
+    size_t header = packet->is_fragment
                         ? 0
                         : transport_header_length(packet->protocol, packet->bytes + packet->header_length,
                                                   packet->length - packet->header_length);

@@ -4,7 +4,10 @@
 
 #include "transport.h"
 
-enum { ICMP_HEADER = 8, TYPE_UNREACHABLE = 3, CODE_NETWORK = 0 };
+enum {
+    ICMP_TYPE = 0, ICMP_CODE = 1, ICMP_CHECKSUM = 2, ICMP_HEADER = 8,
+    TYPE_UNREACHABLE = 3, CODE_NETWORK = 0,
+};
 
 /* The types that report an error; of all others, and of unknown ones, an error may be sent (RFC 1122 3.2.2). */
 static bool is_error_type(uint8_t type)
@@ -40,21 +43,20 @@ size_t icmp_net_unreachable(uint8_t reply[ICMP_REPLY_MAX], uint32_t source, cons
     size_t length = IPV4_MIN_HEADER + ICMP_HEADER + quoted;
 
     memset(reply, 0, IPV4_MIN_HEADER + ICMP_HEADER);
-    reply[0] = 0x45;
-    reply[1] = 0xc0; /* precedence internetwork control (RFC 1812 4.3.2.5) */
-    write_u16(reply + 2, (uint16_t)length);
-    reply[8] = 64;
-    reply[9] = PROTOCOL_ICMP;
-    write_u32(reply + 12, source);
-    write_u32(reply + 16, packet->source);
-    uint16_t sum = checksum_of(reply, IPV4_MIN_HEADER);
-    memcpy(reply + 10, &sum, sizeof sum);
+    reply[0] = 0x45; /* IPv4 without options */
+    reply[IPV4_TOS] = 0xc0; /* precedence internetwork control (RFC 1812 4.3.2.5) */
+    write_u16(reply + IPV4_TOTAL_LENGTH, (uint16_t)length);
+    reply[IPV4_TTL] = 64;
+    reply[IPV4_PROTOCOL] = PROTOCOL_ICMP;
+    write_u32(reply + IPV4_SOURCE, source);
+    write_u32(reply + IPV4_DESTINATION, packet->source);
+    transport_finish_ip(reply, IPV4_MIN_HEADER);
 
     uint8_t *icmp = reply + IPV4_MIN_HEADER;
-    icmp[0] = TYPE_UNREACHABLE;
-    icmp[1] = CODE_NETWORK;
+    icmp[ICMP_TYPE] = TYPE_UNREACHABLE;
+    icmp[ICMP_CODE] = CODE_NETWORK;
     memcpy(icmp + ICMP_HEADER, packet->bytes, quoted);
-    sum = checksum_of(icmp, ICMP_HEADER + quoted);
-    memcpy(icmp + 2, &sum, sizeof sum);
+    uint16_t sum = checksum_of(icmp, ICMP_HEADER + quoted);
+    memcpy(icmp + ICMP_CHECKSUM, &sum, sizeof sum);
     return length;
 }

@@ -12,16 +12,18 @@ enum packet_fault packet_parse(struct packet *packet, const uint8_t *bytes, size
     size_t header_length = (size_t)(bytes[0] & 0xf) * 4;
     if (header_length < IPV4_MIN_HEADER || header_length > length)
         return PACKET_BAD_HEADER;
-    if (read_u16(bytes + 2) != length)
+    if (read_u16(bytes + IPV4_TOTAL_LENGTH) != length)
         return PACKET_BAD_LENGTH;
+    unsigned fragment = read_u16(bytes + IPV4_FRAGMENT);
     *packet = (struct packet){
         .bytes = bytes,
         .length = length,
         .header_length = header_length,
-        .source = read_u32(bytes + 12),
-        .destination = read_u32(bytes + 16),
-        .protocol = bytes[9],
-        .later_fragment = (read_u16(bytes + 6) & 0x1fff) != 0,
+        .source = read_u32(bytes + IPV4_SOURCE),
+        .destination = read_u32(bytes + IPV4_DESTINATION),
+        .protocol = bytes[IPV4_PROTOCOL],
+        .is_fragment = (fragment & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK)) != 0,
+        .later_fragment = (fragment & IPV4_OFFSET_MASK) != 0,
     };
     return PACKET_OK;
 }

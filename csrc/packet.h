@@ -6,7 +6,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { IPV4_MIN_HEADER = 20, PACKET_MAX = 65535 };
+enum {
+    IPV4_MIN_HEADER = 20, PACKET_MAX = 65535,
+
+    /* where the header's fields lie */
+    IPV4_TOS = 1, IPV4_TOTAL_LENGTH = 2, IPV4_ID = 4, IPV4_FRAGMENT = 6, IPV4_TTL = 8, IPV4_PROTOCOL = 9,
+    IPV4_CHECKSUM = 10, IPV4_SOURCE = 12, IPV4_DESTINATION = 16,
+    IPV4_DONT_FRAGMENT = 0x4000, IPV4_MORE_FRAGMENTS = 0x2000, IPV4_OFFSET_MASK = 0x1fff,
+
+    PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17,
+};
 
 enum packet_fault {
     PACKET_OK,
@@ -23,6 +32,7 @@ struct packet {
     uint32_t source;      /* host byte order, like destination */
     uint32_t destination;
     uint8_t protocol;
+    bool is_fragment;    /* the first of several, or a later one */
     bool later_fragment; /* not the first: it carries no transport header */
 };
 

@@ -23,8 +23,7 @@ int segment_begin(struct segmenter *segmenter, const struct packet *packet,
                   const struct virtio_net_hdr *vnet)
 {
     uint8_t protocol = gso_protocol(vnet);
-    if (protocol == 0 || protocol != packet->protocol || vnet->gso_size == 0 ||
-        (read_u16(packet->bytes + IPV4_FRAGMENT) & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK)) != 0)
+    if (protocol == 0 || protocol != packet->protocol || vnet->gso_size == 0 || packet->is_fragment)
         return -EINVAL;
     /* The vnet header's hdr_len is only a hint: the packet itself tells where its headers end. */
     size_t transport = transport_header_length(protocol, packet->bytes + packet->header_length,

@@ -71,16 +71,14 @@ int tun_device_attach(struct tun_device *tun, int fd, unsigned wanted)
     int size = sizeof(struct virtio_net_hdr);
     if (ioctl(fd, TUNSETVNETHDRSZ, &size) < 0)
         return -errno;
-    unsigned ladder[] = {wanted & (OFFLOAD_TSO | OFFLOAD_USO), wanted & OFFLOAD_TSO, 0};
-    if (!(wanted & OFFLOAD_TSO))
-        ladder[0] = 0;
-    for (size_t i = 0; i < sizeof ladder / sizeof *ladder; i++) {
-        if (set_offloads(fd, ladder[i])) {
-            tun->offloads = ladder[i];
-            return 0;
-        }
+    /* USO needs TSO, and what an older kernel has is asked for with less and less. */
+    tun->offloads = wanted & OFFLOAD_TSO ? wanted & (OFFLOAD_TSO | OFFLOAD_USO) : 0;
+    while (!set_offloads(fd, tun->offloads)) {
+        if (tun->offloads == 0)
+            return -errno;
+        tun->offloads &= tun->offloads & OFFLOAD_USO ? OFFLOAD_TSO : 0;
     }
-    return -errno;
+    return 0;
 }
 
 ssize_t tun_device_read(const struct tun_device *tun, struct virtio_net_hdr *header, uint8_t *buffer,

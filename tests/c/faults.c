@@ -15,6 +15,7 @@ static _Atomic(faults_receive *) receive_stand_in;
 static _Atomic(faults_write *) write_stand_in;
 static _Atomic(faults_read *) read_stand_in;
 static _Atomic(faults_wait *) wait_stand_in;
+static _Atomic(faults_ioctl *) ioctl_stand_in;
 static atomic_uint seconds_ahead, drops_ahead;
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): the linker makes these names */
@@ -45,6 +46,8 @@ int __real_clock_gettime(clockid_t clock, struct timespec *now);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
 int __real_getsockopt(int fd, int level, int option, void *value, socklen_t *size);
 int __wrap_getsockopt(int fd, int level, int option, void *value, socklen_t *size);
+int __real_ioctl(int fd, unsigned long request, void *argument);
+int __wrap_ioctl(int fd, unsigned long request, void *argument);
 /* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 void faults_fail_allocation(long n)
@@ -215,4 +218,20 @@ int __wrap_epoll_wait(int fd, struct epoll_event *events, int count, int millise
 {
     faults_wait *wait = atomic_load(&wait_stand_in);
     return wait == NULL ? __real_epoll_wait(fd, events, count, milliseconds) : wait(fd, events, count, milliseconds);
+}
+
+void faults_replace_ioctl(faults_ioctl *control)
+{
+    atomic_store(&ioctl_stand_in, control);
+}
+
+int faults_real_ioctl(int fd, unsigned long request, void *argument)
+{
+    return __real_ioctl(fd, request, argument);
+}
+
+int __wrap_ioctl(int fd, unsigned long request, void *argument)
+{
+    faults_ioctl *control = atomic_load(&ioctl_stand_in);
+    return control == NULL ? __real_ioctl(fd, request, argument) : control(fd, request, argument);
 }

@@ -97,19 +97,21 @@ static void the_total_length_must_be_the_buffers(void)
     free(bytes);
 }
 
-static void only_an_offset_makes_a_later_fragment(void)
+static void an_offset_or_more_to_come_make_a_fragment_and_an_offset_a_later_one(void)
 {
     uint8_t bytes[20];
     struct {
         uint16_t fragment;
-        bool is_later;
-    } cases[] = {{0, false}, {0x8000, false}, {0x4000, false}, {0x2000, false}, {0xe000, false},
-                 {1, true},  {0x2001, true},  {0x1fff, true},  {0x0100, true},  {0x5000, true}};
+        bool is_fragment, is_later;
+    } cases[] = {{0, false, false},     {0x8000, false, false}, {0x4000, false, false}, {0x2000, true, false},
+                 {0xe000, true, false}, {1, true, true},        {0x2001, true, true},   {0x1fff, true, true},
+                 {0x0100, true, true},  {0x5000, true, true}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct packet packet;
         uint8_t *copy;
         size_t length = packet_build(bytes, &(struct packet_form){.fragment = cases[i].fragment});
         CHECK_EQ(parse(&packet, bytes, length, &copy), PACKET_OK);
+        CHECK_EQ(packet.is_fragment, cases[i].is_fragment);
         CHECK_EQ(packet.later_fragment, cases[i].is_later);
         free(copy);
     }
@@ -133,6 +135,6 @@ int main(void)
     RUN(every_truncation_is_refused);
     RUN(every_first_byte_is_judged);
     RUN(the_total_length_must_be_the_buffers);
-    RUN(only_an_offset_makes_a_later_fragment);
+    RUN(an_offset_or_more_to_come_make_a_fragment_and_an_offset_a_later_one);
     RUN(unicast_is_what_one_host_may_answer_to);
 }

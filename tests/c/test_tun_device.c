@@ -1,0 +1,90 @@
+/* The TUN device's offloads: what an older kernel has of the wanted ones, each set asked for once. */
+#include "tun_device.h"
+
+#include <errno.h>
+#include <linux/if_tun.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "faults.h"
+#include "offload.h"
+#include "rig.h"
+
+enum { USO_FLAGS = 0x60, EVERY = OFFLOAD_TSO | OFFLOAD_USO };
+
+static unsigned refused_flags; /* of TUNSETOFFLOAD */
+static unsigned asked;
+
+static int older_kernel(int fd, unsigned long request, void *argument)
+{
+    if (request != TUNSETOFFLOAD)
+        return faults_real_ioctl(fd, request, argument);
+    asked++;
+    if (((uintptr_t)argument & refused_flags) == 0)
+        return faults_real_ioctl(fd, request, argument);
+    errno = EINVAL;
+    return -1;
+}
+
+/* What the device ends up with, and after how many questions. */
+static void check(bool vnet_header, unsigned wanted, unsigned expected, unsigned questions)
+{
+    char name[TUN_NAME_SIZE];
+    struct tun_device tun;
+    int fd = tun_device_open("tun%d", vnet_header, name);
+    CHECK(fd >= 0);
+    asked = 0;
+    CHECK_EQ(tun_device_attach(&tun, fd, wanted), 0);
+    CHECK_EQ(tun.vnet_header, vnet_header);
+    CHECK_EQ(tun.offloads, expected);
+    CHECK_EQ(asked, questions);
+    close(fd);
+}
+
+static void every_kernel_gives_what_it_has_of_the_wanted_offloads(void)
+{
+    faults_replace_ioctl(older_kernel);
+    refused_flags = 0;
+    check(true, EVERY, EVERY, 1);
+    check(true, OFFLOAD_TSO, OFFLOAD_TSO, 1);
+    check(true, OFFLOAD_USO, 0, 1); /* it needs TSO */
+    check(true, OFFLOAD_UDP_GSO | OFFLOAD_UDP_GRO, 0, 1);
+    check(false, EVERY, 0, 0);
+    refused_flags = USO_FLAGS;
+    check(true, EVERY, OFFLOAD_TSO, 2);
+    check(true, OFFLOAD_TSO, OFFLOAD_TSO, 1);
+    refused_flags = USO_FLAGS | TUN_F_TSO4;
+    check(true, EVERY, 0, 3);
+    check(true, OFFLOAD_TSO, 0, 2);
+    faults_replace_ioctl(NULL);
+}
+
+static int broken_kernel(int fd, unsigned long request, void *argument)
+{
+    if (request != TUNSETOFFLOAD)
+        return faults_real_ioctl(fd, request, argument);
+    errno = EIO;
+    return -1;
+}
+
+static void a_device_that_cannot_be_set_up_is_an_error(void)
+{
+    char name[TUN_NAME_SIZE];
+    struct tun_device tun;
+    int fd = tun_device_open("tun%d", true, name);
+    faults_replace_ioctl(broken_kernel);
+    CHECK_EQ(tun_device_attach(&tun, fd, EVERY), -EIO);
+    CHECK_EQ(tun_device_attach(&tun, fd, 0), -EIO);
+    faults_replace_ioctl(NULL);
+    CHECK(tun_device_attach(&tun, STDIN_FILENO, EVERY) < 0); /* no TUN device */
+    close(fd);
+}
+
+int main(void)
+{
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
+    rig_enter_namespace();
+    RUN(every_kernel_gives_what_it_has_of_the_wanted_offloads);
+    RUN(a_device_that_cannot_be_set_up_is_an_error);
+}
