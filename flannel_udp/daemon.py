@@ -7,7 +7,6 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import NoReturn, TypeVar
 
@@ -30,15 +29,13 @@ from flannel_udp.errors import (
     EtcdError,
     FirewallError,
     FlannelError,
-    HandoverError,
     InterfaceError,
     LeaseLostError,
     SubnetFileError,
 )
 from flannel_udp.etcd import Etcd
-from flannel_udp.firewall import Firewall, require_tool
+from flannel_udp.firewall import Firewall
 from flannel_udp.follower import Follower
-from flannel_udp.handover import Knowledge
 from flannel_udp.handover_keeper import HandoverKeeper
 from flannel_udp.held_leases import HeldLeases
 from flannel_udp.lease import Events, Snapshot
@@ -51,12 +48,12 @@ from flannel_udp.pump_watch import PumpWatch
 from flannel_udp.reconciler import Reconciler
 from flannel_udp.registry import Registry
 from flannel_udp.retry import retry_until
-from flannel_udp.routes import RouteSet, flaw_of_public_ip
+from flannel_udp.routes import RouteSet
 from flannel_udp.shutdown import Shutdown, obey_signals
+from flannel_udp.start import claim, go_on
 from flannel_udp.state_report import StateReport
 from flannel_udp.status_report import StatusReport
 from flannel_udp.takeover import Takeover, release
-from flannel_udp.tunnel import open_tunnel
 from flannel_udp.tunnel_keeper import TunnelKeeper
 
 log = logging.getLogger(__name__)
@@ -139,9 +136,9 @@ def _serve(
     control.callback(etcd.close)
     registry = Registry(etcd, options.etcd_prefix)
     if taken:
-        found = wait_for(lambda: _go_on(options, taken, shutdown))
+        found = wait_for(lambda: go_on(options, taken, shutdown))
     else:
-        found = _claim(options, registry, shutdown, readiness, data_plane)
+        found = claim(options, registry, shutdown, readiness, data_plane)
     if found is None:
         return
     overlay, snapshot = found.overlay, found.known.snapshot
@@ -247,76 +244,6 @@ def _launch(thread: Follower | LeaseKeeper | ConfigWatch, control: contextlib.Ex
     control.callback(thread.stop)
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where this process begins: with leases read just now, or with what the last one knew."""
-
-    overlay: Overlay
-    known: Knowledge
-
-
-def _claim(
-    options: Options,
-    registry: Registry,
-    shutdown: Shutdown,
-    readiness: admin.Readiness,
-    data_plane: contextlib.ExitStack,
-) -> _Start | None:
-    """Start with nothing: lease a subnet in etcd, and open the tunnel; None if asked to stop."""
-    config = retry_until(
-        *(shutdown.requested, registry.network_config, log, registry.lines),
-        on_failure=readiness.not_ready,
-    )
-    if config is None:
-        return None
-    external, public_ip = netdev.choose_interface(options)
-    if flaw := flaw_of_public_ip(public_ip, config.network):
-        raise InterfaceError(
-            f"the PublicIP {public_ip} is {flaw}, and the other hosts would refuse it: give this"
-            " host's address with --public-ip, or choose another Network in the etcd config"
-        )
-
-    # Everything that can fail on this host comes before the lease: a start that fails claims none.
-    data_plane.enter_context(hostlock.hold(config.port))
-    netdev.refuse_taken(config.network)
-    if options.ip_masq:
-        require_tool(nftables=config.enable_nftables)
-    tunnel = data_plane.enter_context(open_tunnel(external.address, config.port, options.offload))
-
-    previous = _previous_subnet(options, config.network)
-    acquired = retry_until(
-        shutdown.requested,
-        lambda: registry.acquire(config, public_ip, previous),
-        log,
-        registry.lines,
-        retry_on=(EtcdError,),
-        on_failure=readiness.not_ready,
-    )
-    if acquired is None:
-        return None
-    own, snapshot = acquired
-    return _Start(Overlay(options, config, external, public_ip, own, tunnel), Knowledge(snapshot))
-
-
-def _go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> _Start | None:
-    """Start where the last process stopped, if this host still has the address; else None."""
-    head = taken.handover.head
-    external, public_ip = netdev.choose_interface(options)
-    if (external.address, public_ip) != (head.address, head.own.public_ip):
-        shutdown.start_afresh(
-            f"the last process sent from {head.address} as {head.own.public_ip}, and this one"
-            f" would send from {external.address} as {public_ip}"
-        )
-        return None
-    try:
-        known = taken.handover.known()
-    except HandoverError as error:
-        shutdown.start_afresh(str(error))
-        return None
-    overlay = Overlay(options, head.config, external, public_ip, head.own, taken.tunnel)
-    return _Start(overlay, known)
-
-
 def _prepare_host(
     overlay: Overlay, made: contextlib.ExitStack, shutdown: Shutdown, *, displace: bool
 ) -> Firewall:
@@ -390,26 +317,6 @@ def _execute_again(descriptors: dict[str, int]) -> NoReturn:
         raise FlannelError(
             f"cannot execute {sys.executable} again: {error.strerror}; start it"
         ) from None
-
-
-def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | None:
-    """The subnet an earlier run wrote to subnet.env, unless it is of another network."""
-    try:
-        previous = subnet_env.read_previous(options.subnet_file)
-    except SubnetFileError as error:
-        log.warning("%s; going on without it", error)
-        return None
-    if previous is None:
-        return None
-    if previous.network not in (None, network):
-        log.warning(
-            "ignoring %s: it is of network %s, etcd says %s",
-            options.subnet_file,
-            previous.network,
-            network,
-        )
-        return None
-    return previous.subnet
 
 
 def _abandoned_network(options: Options, network: IPv4Network) -> IPv4Network | None:

@@ -62,9 +62,9 @@ def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_wit
     for name, value in (("NOTIFY_SOCKET", "/nowhere"), ("FDSTORE", "8" if keeps else "0")):
         monkeypatch.setenv(name, value)
     overlay = SimpleNamespace(config=None, own=None, tunnel=None)
-    start = SimpleNamespace(overlay=overlay, snapshot=None)
+    start = SimpleNamespace(overlay=overlay, known=SimpleNamespace(snapshot=None))
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
-    monkeypatch.setattr(daemon, "_go_on", lambda *_: start)
+    monkeypatch.setattr(daemon, "go_on", lambda *_: start)
     monkeypatch.setattr(daemon, "_prepare_host", prepare_host)
     taken = cast(Takeover, SimpleNamespace(carried=contextlib.ExitStack()))
     with pytest.raises(DeviceError):
