@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from ipaddress import IPv4Network
 from statistics import median
 
@@ -12,11 +12,11 @@ from instruments import unreachable
 
 from flannel_udp.lab import Host, Lab
 
-ROUNDS = 5
-
-# Measured on two idle processors: 0.8 of the throughput is left, of VXLAN's 0.5 to 0.65. Beside two
-# programs that use up both processors, 0.73 and 0.68: then these are the limit, not the loss.
-TOLERANCE = 0.75
+# Measured on two idle processors: 0.8 of the throughput is left, of VXLAN's 0.5 to 0.65. Beside
+# programs that use up both processors the two come closer, for then these are the limit, not the
+# loss, and single rounds say little: a verdict against us takes all the rounds there may be.
+ROUNDS, MOST_ROUNDS = 5, 15
+TOLERANCE = 0.95
 
 VXLAN_PORT = 8472
 VXLAN_MTU = 1450
@@ -80,17 +80,30 @@ def lossy_lab(network_rights: None) -> Iterator[Lab]:
         yield lab
 
 
+def compare_shares(lab: Lab) -> float:
+    """What a loss leaves of our throughput, to what it leaves of VXLAN's.
+
+    The four are measured in an order that takes a steady change of the machine's load out of it.
+    """
+    one, other = (host.containers[0] for host in lab.hosts)
+
+    def measure(way: AbstractContextManager[None], losses: AbstractContextManager[None]) -> float:
+        with way, losses:
+            return lab.throughput(one, other)
+
+    ours = measure(nullcontext(), nullcontext())
+    theirs = measure(through_vxlan(lab), nullcontext())
+    left_of_theirs = measure(through_vxlan(lab), loss(lab))
+    left_of_ours = measure(nullcontext(), loss(lab))
+    return (left_of_ours / ours) / (left_of_theirs / theirs)
+
+
 def test_one_percent_of_loss_leaves_no_smaller_a_share_of_throughput_than_kernel_vxlan_keeps(
     lossy_lab: Lab,
 ) -> None:
-    one, other = (host.containers[0] for host in lossy_lab.hosts)
-    whole: dict[str, list[float]] = {"ours": [], "vxlan": []}
-    left: dict[str, list[float]] = {"ours": [], "vxlan": []}
-    for _ in range(ROUNDS):
-        for name, way in (("ours", nullcontext()), ("vxlan", through_vxlan(lossy_lab))):
-            with way:
-                whole[name].append(lossy_lab.throughput(one, other))
-                with loss(lossy_lab):
-                    left[name].append(lossy_lab.throughput(one, other))
-    shares = {name: median(left[name]) / median(whole[name]) for name in whole}
-    assert shares["ours"] >= TOLERANCE * shares["vxlan"], f"{whole} became {left} Gbit/s"
+    ratios: list[float] = []
+    for _ in range(ROUNDS, MOST_ROUNDS + 1, ROUNDS):
+        ratios += [compare_shares(lossy_lab) for _ in range(ROUNDS)]
+        if median(ratios) >= TOLERANCE:
+            return
+    pytest.fail(f"of VXLAN's share {median(ratios):.2f} is left, of {TOLERANCE}: {ratios}")
