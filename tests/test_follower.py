@@ -218,6 +218,36 @@ def test_a_compacted_history_is_read_again(both: tuple[Setting, TcpProxy]) -> No
     here.await_lease("10.1.5.0-24")
 
 
+def test_a_deletion_up_to_which_history_was_compacted_is_not_missed(
+    both: tuple[Setting, TcpProxy],
+) -> None:
+    """The very next revision after the last one that was delivered."""
+    here, proxy = both
+    here.begin()
+    here.put("10.1.2.0-24", "172.30.0.2")
+    here.await_lease("10.1.2.0-24")
+    proxy.cut()
+    here.await_loss()
+    here.server.delete(here.folder + "10.1.2.0-24")
+    here.server.etcdctl("compact", str(here.follower.revision + 1))
+    proxy.restore()
+    wait_until(lambda: "10.1.2.0-24" not in here.listener.table, "the removal")
+    assert here.follower.history_losses == 0
+
+
+def test_what_was_delivered_is_not_delivered_again(both: tuple[Setting, TcpProxy]) -> None:
+    here, proxy = both
+    here.begin()
+    here.put("10.1.2.0-24", "172.30.0.2")
+    here.await_lease("10.1.2.0-24")
+    proxy.cut()
+    here.await_loss()
+    here.put("10.1.3.0-24", "172.30.0.3")
+    proxy.restore()
+    here.await_lease("10.1.3.0-24")
+    assert len(here.listener.changes) == 2
+
+
 def test_wiped_data_is_read_again(both: tuple[Setting, TcpProxy]) -> None:
     here, _ = both
     here.put("10.1.2.0-24", "172.30.0.2")
