@@ -49,7 +49,8 @@ class Lab:
     ``underlay``: "direct" passes superpackets between hosts whole, as fast as the kernel can;
     "wire" has frames of at most 1500 bytes with GRO on receive, as between real NICs.
     ``config`` is the network config in etcd, as JSON or what becomes JSON; ``daemon_args`` are
-    further flags and ``daemon_env`` further environment variables of every daemon.
+    further flags and ``daemon_env`` further environment variables of every daemon; ``presets`` are
+    the ``--offload`` of the first host's daemon, of the second's and so on.
     ``keeps_descriptors``: the hosts' service managers have a descriptor store, as systemd's.
     ``name`` (random by default) becomes part of the names of the namespaces. ``etcd_data`` is a
     directory for etcd's data, on another file system for example; the caller removes it.
@@ -70,6 +71,7 @@ class Lab:
         name: str | None = None,
         keeps_descriptors: bool = False,
         etcd_data: Path | None = None,
+        presets: Sequence[str] = (),
     ) -> None:
         self.hosts: list[Host] = []
         self.prefix = prefix
@@ -86,6 +88,7 @@ class Lab:
         self._name = name
         self._keeps_descriptors = keeps_descriptors
         self._etcd_data = etcd_data
+        self._presets = tuple(presets)
 
     def __enter__(self) -> Self:
         require_machine(("ethtool",) if self._is_wire else ())
@@ -235,11 +238,12 @@ class Lab:
         self._etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory), self._etcd_data)
         self._etcd.start()
         self.etcdctl("put", f"{self.prefix}/config", self._config)
-        setup = DaemonSetup(
-            *(self._python, self.etcd.url, self.prefix, self._daemon_args, self._daemon_env),
-            self._keeps_descriptors,
-        )
         for number in range(1, self._host_count + 1):
+            preset = [f"--offload={each}" for each in self._presets[number - 1 : number]]
+            setup = DaemonSetup(
+                *(self._python, self.etcd.url, self.prefix, (*self._daemon_args, *preset)),
+                *(self._daemon_env, self._keeps_descriptors),
+            )
             self.hosts.append(self._add_host(number, setup))
         if self._start_daemons:
             self.start_daemons()

@@ -16,8 +16,8 @@ EXIT_WITHIN = 10.0  # seconds
 
 
 def stored_lab() -> Lab:
-    """Two hosts with a descriptor store, without daemons yet."""
-    return Lab(hosts=2, start_daemons=False, keeps_descriptors=True)
+    """Two hosts with a descriptor store, without daemons yet; the second one has no offloads."""
+    return Lab(hosts=2, start_daemons=False, keeps_descriptors=True, presets=("auto", "none"))
 
 
 @contextmanager

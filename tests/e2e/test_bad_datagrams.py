@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from types import TracebackType
 
 import pytest
+from conftest import MIXED_PRESETS
 from etcd_server import wait_until
 from instruments import drops, log_lines
 from scapy.layers.inet import IP, UDP
@@ -66,18 +67,13 @@ class Sniffer:
 
 @dataclass(frozen=True)
 class Field:
-    """A lab whose first host is shot at: from the second host, a member, and by a stranger."""
+    """A lab one of whose hosts is shot at: from the next host, a member, and by a stranger."""
 
     lab: Lab
     stranger: Namespace
-
-    @property
-    def target(self) -> Host:
-        return self.lab.hosts[0]
-
-    @property
-    def member(self) -> Host:
-        return self.lab.hosts[1]
+    target: Host
+    member: Host
+    third: Host
 
     @property
     def container(self) -> Container:
@@ -108,30 +104,38 @@ class Field:
 
 
 @pytest.fixture(scope="module")
-def field(lab: Lab) -> Field:
+def stranger(lab: Lab) -> Namespace:
     stranger = Namespace(f"{lab.record.prefix}stranger")
     stranger.create()
     lab.switch.add_veth("stranger", stranger, "eth0")
     lab.switch.set_link("stranger", master="underlay")
     stranger.add_address("eth0", IPv4Interface((STRANGER, 24)))
-    field = Field(lab, stranger)
+    return stranger
+
+
+@pytest.fixture(scope="module", params=range(len(MIXED_PRESETS)), ids=MIXED_PRESETS)
+def field(lab: Lab, stranger: Namespace, request: pytest.FixtureRequest) -> Field:
+    """Each host in turn is the target, for each receives another way."""
+    target, member, third = lab.hosts[request.param :] + lab.hosts[: request.param]
+    field = Field(lab, stranger, target, member, third)
     assert lab.ping(field.source, field.container) is not None
     return field
 
 
-def sender(netns: Namespace) -> socket.socket:
+def sender(field: Field, netns: Namespace) -> socket.socket:
     """A UDP socket that sends to the target's pump, by a port that is not flannel's."""
     out = netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
-    out.connect(("172.30.0.1", PORT))
+    out.connect((str(field.target.address), PORT))
     return out
 
 
-def forged(netns: Namespace, source: str, payload: bytes) -> None:
-    """One datagram with another outer source than the sender's."""
-    out = netns.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+def forged(field: Field, source: str, payload: bytes) -> None:
+    """One datagram of the stranger with another outer source than its own."""
+    target = str(field.target.address)
+    out = field.stranger.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with out:
-        datagram = IP(src=source, dst="172.30.0.1") / UDP(sport=PORT, dport=PORT) / payload
-        out.sendto(bytes(datagram), ("172.30.0.1", 0))
+        datagram = IP(src=source, dst=target) / UDP(sport=PORT, dport=PORT) / payload
+        out.sendto(bytes(datagram), (target, 0))
 
 
 def altered(packet: bytes, at: int, value: bytes) -> bytes:
@@ -184,7 +188,7 @@ FROM_MEMBER: dict[str, tuple[str, list[Maker]]] = {
     "source of another host": (
         "spoofed_source",
         [
-            lambda f: f.packet(src=str(f.lab.hosts[2].containers[0].address)),
+            lambda f: f.packet(src=str(f.third.containers[0].address)),
             lambda f: f.packet(src="10.1.250.1"),
         ],
     ),
@@ -204,7 +208,7 @@ FROM_MEMBER: dict[str, tuple[str, list[Maker]]] = {
         "wrong_destination",
         [
             lambda f: f.packet(dst=str(f.target.address)),
-            lambda f: f.packet(dst=str(f.lab.hosts[2].containers[0].address)),
+            lambda f: f.packet(dst=str(f.third.containers[0].address)),
             lambda f: f.packet(dst="172.30.0.254"),
             lambda f: f.packet(dst="127.0.0.1"),
             lambda f: f.packet(dst="192.0.2.1"),
@@ -220,7 +224,7 @@ def shoot_and_count(field: Field, shots: int, shoot: Callable[[], None]) -> Coun
     with (
         Sniffer(field.target.netns, "flannel0", ETH_P_ALL) as tunnel,
         Sniffer(field.container.netns, "eth0", ETH_P_IP) as container,
-        sender(field.member.netns) as out,
+        sender(field, field.member.netns) as out,
     ):
         before, start = field.udp_drops(), field.received()
         shoot()
@@ -248,7 +252,7 @@ def test_garbage_of_a_member_is_counted_and_goes_nowhere(field: Field, kind: str
     shots = [make(field) for make in makers]
 
     def shoot() -> None:
-        with sender(field.member.netns) as out:
+        with sender(field, field.member.netns) as out:
             for shot in shots:
                 out.send(shot)
 
@@ -260,7 +264,7 @@ def test_an_address_is_the_hosts_own_from_when_it_gets_it(field: Field) -> None:
     address = IPv4Interface("203.0.113.7/32")
     shot = field.packet(src=str(address.ip))
     with (
-        sender(field.member.netns) as out,
+        sender(field, field.member.netns) as out,
         Sniffer(field.target.netns, "flannel0", ETH_P_ALL) as tunnel,
     ):
         field.target.netns.add_address("lo", address)
@@ -283,20 +287,18 @@ def test_an_address_is_the_hosts_own_from_when_it_gets_it(field: Field) -> None:
 
 def test_good_packets_of_a_stranger_go_nowhere(field: Field) -> None:
     def shoot() -> None:
-        with sender(field.stranger) as out:
+        with sender(field, field.stranger) as out:
             out.send(field.packet())
-        forged(field.stranger, "172.30.0.67", field.packet())
-        forged(field.stranger, "172.30.0.254", field.packet())
+        forged(field, "172.30.0.67", field.packet())
+        forged(field, "172.30.0.254", field.packet())
 
     assert shoot_and_count(field, 3, shoot) == {"unknown_peer": 3}
 
 
 def test_stranger_in_the_name_of_a_member_speaks_only_for_its_subnet(field: Field) -> None:
     """UDP has no signature: whoever can forge a member's address is taken for that member."""
-    theirs = field.packet(src=str(field.lab.hosts[2].containers[0].address))
-    count = shoot_and_count(
-        field, 1, lambda: forged(field.stranger, str(field.member.address), theirs)
-    )
+    theirs = field.packet(src=str(field.third.containers[0].address))
+    count = shoot_and_count(field, 1, lambda: forged(field, str(field.member.address), theirs))
     assert count == {"spoofed_source": 1}
 
 
@@ -307,7 +309,7 @@ def test_garbage_among_good_packets_in_one_send_is_picked_out(field: Field) -> N
     shots += [altered(good, 2, b"\0\x14"), altered(good, 0, b"\0"), good[:-1]]
     with (
         Sniffer(field.target.netns, "flannel0", ETH_P_ALL) as tunnel,
-        sender(field.member.netns) as out,
+        sender(field, field.member.netns) as out,
     ):
         before, start = field.udp_drops(), field.received()
         segment = struct.pack("H", len(good))
@@ -350,7 +352,7 @@ def test_a_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> No
     good = field.packet()
     expected: Counter[str] = Counter()
     batch = 500  # the socket's buffer holds as many of the largest
-    with sender(field.stranger) as stranger, sender(field.member.netns) as member:
+    with sender(field, field.stranger) as stranger, sender(field, field.member.netns) as member:
 
         def shoot() -> None:
             start = field.received()
@@ -375,7 +377,7 @@ def test_a_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> No
 def test_each_bad_source_is_told_once_for_each_reason_with_the_way_out(field: Field) -> None:
     sources = {STRANGER: field.stranger, field.member.address: field.member.netns}
     for netns in sources.values():
-        with sender(netns) as out:
+        with sender(field, netns) as out:
             out.send(b"garbage")
     for source in sources:
         words = (f"refused a packet from {source},", ": udp_not_ip;")
@@ -386,7 +388,7 @@ def test_each_bad_source_is_told_once_for_each_reason_with_the_way_out(field: Fi
 
 def test_line_about_a_stranger_names_the_switch_for_other_sources(field: Field) -> None:
     source = "172.30.0.68"
-    forged(field.stranger, source, field.packet())
+    forged(field, source, field.packet())
     words = f"refused a packet from {source},"
     wait_until(partial(log_lines, field.target, words), f"a line about {source}")
     assert log_lines(field.target, words, "unknown_peer", "--source-check off")

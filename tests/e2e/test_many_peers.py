@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from conftest import MIXED_PRESETS
 from instruments import unreachable
 from transfers import MIB, transfer
 
@@ -14,7 +15,7 @@ from flannel_udp.lab import Lab
 def test_streams_between_all_of_six_hosts_at_once_arrive_unchanged(
     make_lab: Callable[[Lab], Lab],
 ) -> None:
-    lab = make_lab(Lab(hosts=6))
+    lab = make_lab(Lab(hosts=6, presets=2 * MIXED_PRESETS))
     assert unreachable(lab) == []
     transfer(itertools.permutations(lab.containers, 2), 8 * MIB)
     for host in lab.hosts:

@@ -28,7 +28,7 @@ EXIT_WITHIN = 10.0  # seconds
 
 @pytest.fixture(scope="module")
 def pair_lab(network_rights: None) -> Iterator[Lab]:
-    with Lab(hosts=2, start_daemons=False) as lab:
+    with Lab(hosts=2, start_daemons=False, presets=("none", "tso")) as lab:
         yield lab
 
 

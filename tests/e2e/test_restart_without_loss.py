@@ -53,13 +53,15 @@ def running(lab: Lab) -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize(
-    ("end", "lost"),
+    ("index", "end", "lost"),
     # A packet that the worker holds at the moment of kill -9 dies with it.
-    [(terminate, 0), (Host.kill_daemon, 2)],
-    ids=["stopped", "killed"],
+    [(0, terminate, 0), (0, Host.kill_daemon, 2), (1, terminate, 0)],
+    ids=["stopped", "killed", "stopped without offloads"],
 )
-def test_restart_loses_no_connection(running: Lab, end: Callable[[Host], None], lost: int) -> None:
-    host = running.hosts[0]
+def test_restart_loses_no_connection(
+    running: Lab, index: int, end: Callable[[Host], None], lost: int
+) -> None:
+    host = running.hosts[index]
     before, env, known = device_index(host), host.subnet_file.read_text(), routes(host)
     since = known_since(host)
     with traffic(running) as flow:

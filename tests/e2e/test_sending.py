@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from statistics import median
 
+import pytest
+from conftest import MIXED_PRESETS
 from etcd_server import wait_until
 from instruments import drops, listen
 from transfers import BURST, exchange
@@ -75,10 +77,17 @@ def tunnel_drops(host: Host) -> int:
     return int(link["stats64"]["tx"]["dropped"])
 
 
+@pytest.fixture(params=range(len(MIXED_PRESETS)), ids=MIXED_PRESETS)
+def hosts(lab: Lab, request: pytest.FixtureRequest) -> list[Host]:
+    """Each host in turn comes first, for each sends another way."""
+    first: int = request.param
+    return lab.hosts[first:] + lab.hosts[:first]
+
+
 def test_packets_for_a_refused_peer_are_counted_and_take_none_of_the_others_with_them(
-    lab: Lab,
+    hosts: list[Host],
 ) -> None:
-    host, refused_peer, peer = lab.hosts
+    host, refused_peer, peer = hosts
     before, refusals = dropped_by_peer(host), drops(host).get("tun_send_firewall", 0)
     payloads = [os.urandom(1000) for _ in range(500)]
     arrived = []
@@ -119,8 +128,10 @@ def test_a_flood_to_a_refused_peer_slows_others_no_more_than_one_that_gets_throu
     assert median(rates["refused"]) > 0.5 * median(rates["open"]), rates
 
 
-def test_more_than_the_link_takes_is_lost_in_the_tunnels_queue_and_counted_there(lab: Lab) -> None:
-    host, peer = lab.hosts[0], lab.hosts[1]
+def test_more_than_the_link_takes_is_lost_in_the_tunnels_queue_and_counted_there(
+    lab: Lab, hosts: list[Host]
+) -> None:
+    host, peer, _ = hosts
     ours, theirs = host.containers[0], peer.containers[0]
     before, pauses = tunnel_drops(host), host.status()["stats"]["send_pauses"]
     payloads = [os.urandom(1000) for _ in range(500)]
