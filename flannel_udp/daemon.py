@@ -26,6 +26,8 @@ from flannel_udp.config_watch import ConfigWatch
 from flannel_udp.errors import (
     AddressChangedError,
     CertificateError,
+    DeviceError,
+    DeviceGoneError,
     EtcdError,
     FirewallError,
     FlannelError,
@@ -34,7 +36,7 @@ from flannel_udp.errors import (
     SubnetFileError,
 )
 from flannel_udp.etcd import Etcd
-from flannel_udp.firewall import Firewall
+from flannel_udp.firewall import Firewall, remove_dead
 from flannel_udp.follower import Follower
 from flannel_udp.handover_keeper import HandoverKeeper
 from flannel_udp.held_leases import HeldLeases
@@ -118,6 +120,9 @@ def _serve(
 ) -> None:
     """Start everything, wait for the end; the stacks get what takes it back, last made first."""
     readiness = board.readiness
+    left = data_plane.enter_context(contextlib.ExitStack())
+    if taken:  # until this process has looked at it, and so made it its own
+        left.callback(_remove_left, shutdown, taken.handover.head.config)
 
     def wait_for(attempt: Callable[[], _T]) -> _T | None:
         """What it returns. Where packets flow already, this host's faults are waited for."""
@@ -148,9 +153,16 @@ def _serve(
     if taken:  # it was there before, and stays if this start fails
         data_plane.callback(_leave_made, shutdown, made)
     displace = taken is not None
-    firewall = wait_for(lambda: _prepare_host(overlay, made, shutdown, displace=displace))
+    try:
+        firewall = wait_for(lambda: _prepare_host(overlay, made, shutdown, displace=displace))
+    except DeviceGoneError as error:
+        if not taken:
+            raise
+        shutdown.start_afresh(str(error))
+        return
     if firewall is None:
         return
+    left.pop_all()
 
     pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
     pump.set_addresses(netdev_watch.own_addresses())
@@ -280,6 +292,19 @@ def _confirm_config(registry: Registry, config: NetworkConfig, shutdown: Shutdow
     found = retry_until(shutdown.requested, registry.network_config, log, registry.lines)
     if found is not None and found != config:
         shutdown.start_afresh("the network config in etcd has changed since the last start")
+
+
+def _remove_left(shutdown: Shutdown, config: NetworkConfig) -> None:
+    """Where the end comes before this process has anything in hand, and nobody goes on."""
+    if shutdown.has_successor:
+        return
+    try:
+        for blackhole in netdev.blackholes():
+            if blackhole.subnet_of(config.network):
+                netdev.remove_blackhole(blackhole)
+        list(remove_dead(lambda each: each != config.network, lambda port: port != config.port))
+    except (DeviceError, FirewallError) as error:
+        log.warning("%s; run flannel-udp cleanup", error)
 
 
 def _leave_made(shutdown: Shutdown, made: contextlib.ExitStack) -> None:

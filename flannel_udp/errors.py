@@ -53,6 +53,10 @@ class DeviceError(FlannelError):
     """The TUN device, a route or the UDP socket could not be set up."""
 
 
+class DeviceGoneError(DeviceError):
+    """Something else on this host has removed the TUN device."""
+
+
 class TunnelLostError(FlannelError):
     """The TUN device or the UDP socket is taken away again and again, or cannot be had back."""
 

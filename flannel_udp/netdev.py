@@ -20,7 +20,7 @@ from pyroute2.netlink import NLM_F_DUMP_INTR
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_udp.config import Options
-from flannel_udp.errors import DeviceError
+from flannel_udp.errors import DeviceError, DeviceGoneError
 from flannel_udp.interface import Choice, ExternalInterface, Hop, Link, choose
 
 log = logging.getLogger(__name__)
@@ -376,4 +376,4 @@ def dump(read: Callable[..., Any], **query: Any) -> list[Message]:
 def index_of(ip: IPRoute, name: str) -> int:
     for index in ip.link_lookup(ifname=name):
         return int(index)
-    raise DeviceError(f"network device {name} is missing: something else removed it")
+    raise DeviceGoneError(f"network device {name} is missing: something else removed it")

@@ -66,7 +66,9 @@ def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_wit
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
     monkeypatch.setattr(daemon, "go_on", lambda *_: start)
     monkeypatch.setattr(daemon, "_prepare_host", prepare_host)
-    taken = cast(Takeover, SimpleNamespace(carried=contextlib.ExitStack()))
+    monkeypatch.setattr(daemon, "_remove_left", lambda *_: None)
+    handover = SimpleNamespace(head=SimpleNamespace(config=None))
+    taken = cast(Takeover, SimpleNamespace(carried=contextlib.ExitStack(), handover=handover))
     with pytest.raises(DeviceError):
         daemon.run(Options(subnet_file=tmp_path / "subnet.env"), taken)
     assert undone == ([] if keeps else [True])

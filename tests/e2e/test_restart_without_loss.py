@@ -112,6 +112,45 @@ def made(host: Host) -> tuple[bool, bool]:
     return "FLANNEL-POSTRTG" in rules, f"blackhole {host.subnet}" in table
 
 
+@pytest.fixture
+def unkept(running: Lab) -> Iterator[Host]:
+    """A host that nobody keeps descriptors for, with all that a daemon makes on one."""
+    host = running.hosts[0]
+    terminate(host)
+    host.manager.drop_descriptors()
+    host.manager.keeps_descriptors = False
+    host.start_daemon(("--ip-masq", "--ip-blackhole-route"))
+    assert made(host) == (True, True)
+    yield host
+    host.manager.keeps_descriptors = True
+
+
+def restart(host: Host) -> None:
+    assert host.daemon
+    host.daemon.send_signal(signal.SIGUSR2)
+    wait_until(lambda: log_lines(host, "restarting: SIGUSR2"), "the end of the first program")
+
+
+def test_a_stop_in_the_middle_of_a_restart_leaves_nothing(unkept: Host) -> None:
+    """The signal waits for the next program, which has not made anything itself yet."""
+    restart(unkept)
+    terminate(unkept)
+    assert went_on(unkept) == 1
+    assert made(unkept) == (False, False)
+    assert devices(unkept) == []
+
+
+def test_a_device_deleted_in_the_middle_of_a_restart_is_made_anew(
+    running: Lab, unkept: Host
+) -> None:
+    restart(unkept)
+    wait_until(lambda: went_on(unkept), "the next program")
+    unkept.netns.delete_link("flannel0")
+    unkept.wait_until_ready()
+    wait_until(lambda: not unreachable(running), "packets through the new device")
+    assert made(unkept) == (True, True)
+
+
 def spoil_certificate(host: Host) -> None:
     """As in the middle of a rotation."""
     (host.directory / "ca.pem").write_text("half of a certi")
