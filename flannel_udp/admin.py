@@ -193,11 +193,19 @@ def serve_status(path: Path, status: Callable[[], Status]) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:  # the next daemon removes it, as after a crash
+                log.warning("cannot remove %s: %s", path, error.strerror)
 
 
 def _remove_dead(path: Path) -> None:
-    """Remove the socket that a killed daemon left; that of a live one stays in the way."""
+    """Remove the socket that a killed daemon left; that of a live one stays in the way.
+
+    So does a file that is no socket: it refuses the connection, too.
+    """
+    if not path.is_socket():
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
         channel.settimeout(5)
         try:

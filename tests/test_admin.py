@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import logging
@@ -192,6 +193,29 @@ def test_the_socket_of_a_live_daemon_stays_its_own(
             assert read_status(path) == {"first": True}
         assert read_status(path) == {"first": True}
     assert f"status is not available at {path}: Address already in use" in caplog.text
+
+
+def test_a_file_in_the_place_of_the_socket_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "subnet.sock"
+    path.write_text("of somebody")
+    with serve_status(path, dict):
+        pass
+    assert path.read_text() == "of somebody"
+    assert f"status is not available at {path}: Address already in use" in caplog.text
+
+
+def test_a_socket_that_cannot_be_removed_costs_a_warning_and_not_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    path = tmp_path / "subnet.sock"
+    with serve_status(path, dict):
+        monkeypatch.setattr(Path, "unlink", refuse)
+    assert f"cannot remove {path}: Read-only file system" in caplog.text
 
 
 def test_the_status_tells_readiness_alone_before_and_after_there_is_more() -> None:
