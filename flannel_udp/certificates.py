@@ -16,6 +16,8 @@ _SYSTEM_ROOTS = (
     "/etc/ssl/cert.pem",
 )
 
+_MOST_BYTES = 16 << 20  # systems' lists of authorities have a quarter of one MiB
+
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
@@ -66,11 +68,18 @@ def load(cafile: Path | None, certfile: Path | None, keyfile: Path | None) -> Ce
 
 def _read(flag: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise CertificateError(
             f"{flag} {path} cannot be read: {error.strerror}; check the path and its permissions"
         ) from None
+    if len(content) > _MOST_BYTES:  # a device such as /dev/zero would fill the memory
+        raise CertificateError(
+            f"{flag} {path} holds more than {_MOST_BYTES >> 20} MiB: it is no certificate file;"
+            " check the path"
+        )
+    return content
 
 
 def _system_roots() -> bytes:

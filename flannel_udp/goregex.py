@@ -27,7 +27,9 @@ _IN_SET = re.compile(r"\[:(\^?)(\w*):\]|\\.|.", re.DOTALL)
 
 
 def compile_go(pattern: str) -> re.Pattern[str]:
-    """The pattern with Go's ``[[:digit:]]`` and ``\\z``. Raises re.error for what is none."""
+    """The pattern with Go's ``[[:digit:]]`` and ``\\z``. Raises re.error for what is none,
+    or what Python cannot compile.
+    """
     parts: list[str] = []
     at = 0
     while at < len(pattern):
@@ -41,7 +43,12 @@ def compile_go(pattern: str) -> re.Pattern[str]:
             word = pattern[at : at + length]
             parts.append(r"\Z" if word == r"\z" else word)
             at += length
-    return re.compile("".join(parts))
+    try:
+        return re.compile("".join(parts))
+    except RecursionError:
+        raise re.error("it is nested too deeply") from None
+    except OverflowError as error:
+        raise re.error(str(error)) from None
 
 
 def _copy_set(pattern: str, at: int, parts: list[str]) -> int:

@@ -72,3 +72,9 @@ def test_an_encrypted_key_is_refused_without_asking_for_its_password(
         capture_output=True,
     )
     assert "unencrypted private key" in refusal(tls.ca, tls.client_cert, locked)
+
+
+def test_a_device_without_end_is_refused_before_it_fills_the_memory(tls: TlsFiles) -> None:
+    endless = Path("/dev/zero")
+    assert "--etcd-cafile /dev/zero holds more than" in refusal(endless, None, None)
+    assert "--etcd-keyfile /dev/zero holds" in refusal(tls.ca, tls.client_cert, endless)

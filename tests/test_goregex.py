@@ -77,6 +77,8 @@ def test_every_class_is_that_of_ascii() -> None:
         ("[", "unterminated"),
         ("a\\", "bad escape"),
         (r"\pN", "bad escape"),
+        ("(" * 5000 + ")" * 5000, "nested too deeply"),
+        ("a{99999999999999999999}", "too large"),
     ],
 )
 def test_what_is_none_is_an_error(pattern: str, words: str) -> None:
