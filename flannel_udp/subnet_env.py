@@ -217,7 +217,7 @@ def _parse(path: Path, variables: Mapping[str, str], name: str, convert: Callabl
 def _read_variables(path: Path) -> dict[str, str] | None:
     """The ``NAME=value`` lines of a file that shells source; None where there is no file."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -238,7 +238,7 @@ def _write_file(path: Path, text: str) -> None:
     """
     try:
         if _is_no_file(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
         else:
             _replace_file(path.resolve(), text)
     except OSError as error:
@@ -260,7 +260,7 @@ def _replace_file(path: Path, text: str) -> None:
             parent.chmod(0o755)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             os.fchmod(descriptor, 0o644)
             file.flush()

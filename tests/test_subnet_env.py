@@ -284,6 +284,16 @@ def test_bad_input_fails_and_keeps_the_old_file(
     assert out.read_text() == "old\n"
 
 
+def test_bytes_that_are_no_text_are_carried_along(tmp_path: Path) -> None:
+    """As by flannel's script: they may come from the environment or from subnet.env."""
+    source, target = tmp_path / "subnet.env", tmp_path / "opts"
+    source.write_bytes(b"DOCKER_OPT_A=\xff\n")
+    command = [sys.executable, "-m", "flannel_udp", "mk-docker-opts", "-i"]
+    environment = {**os.environb, b"DOCKER_OPT_B": b"\xfe"}
+    subprocess.run([*command, "-f", source, "-d", target], env=environment, check=True)
+    assert target.read_bytes() == b'DOCKER_OPT_A="\xff"\nDOCKER_OPT_B="\xfe"\n'
+
+
 def test_the_options_may_be_printed(tmp_path: Path) -> None:
     env = tmp_path / "subnet.env"
     env.write_text(TEXT)
