@@ -128,6 +128,7 @@ _TEXTS: tuple[tuple[tuple[str, ...], Fault], ...] = (
     ),
     (("Socket closed",), CLOSED),
     (("Connection reset",), CLOSED),
+    (("Broken pipe",), CLOSED),
     (("HTTP/2",), Fault(Kind.UNREACHABLE, "it does not speak etcd's v3 protocol", _RUNNING)),
     (("http2",), Fault(Kind.UNREACHABLE, "it does not speak etcd's v3 protocol", _RUNNING)),
     (

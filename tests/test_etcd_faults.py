@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.etcd_faults import NO_ANSWER, Fault, Kind, explain, fault_of
+from flannel_udp.etcd_faults import CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,13 @@ def test_the_kind_decides_what_the_caller_does(code: str, text: str, kind: Kind)
 def test_packets_that_a_firewall_drops_are_no_answer(text: str) -> None:
     text = f"failed to connect to all addresses; last error: UNKNOWN: ipv4:172.30.9.2:2379: {text}"
     assert fault_of("UNAVAILABLE", text) == NO_ANSWER
+
+
+@pytest.mark.parametrize(
+    "how", ["recvmsg:Connection reset by peer (104)", "sendmsg: Broken pipe (32)"]
+)
+def test_a_connection_that_broke_was_closed(how: str) -> None:
+    assert fault_of("UNAVAILABLE", f"Stream removed ({how})") == CLOSED
 
 
 @given(st.integers(1, 65535), st.integers(1, 65535))

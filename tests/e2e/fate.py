@@ -1,0 +1,167 @@
+"""Faults that overlap as chance wants it: each begins and ends at some moment of a round."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from faults import DROP, RESET, cut_off
+from instruments import EtcdWriter, lease_value
+
+from flannel_udp.lab import Host, Lab
+
+LONGEST_PAUSE = 0.6  # seconds between two steps
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``lasts`` begins on entry and ends on exit; each of them may have to wait for others."""
+
+    name: str
+    lasts: Callable[[], AbstractContextManager[None]]
+    may_begin: Callable[[], bool] = lambda: True
+    may_end: Callable[[], bool] = lambda: True
+
+
+class Fate:
+    """What happens to the lab, from a seed. The first host's daemon runs throughout, the second
+    one's executes itself again now and then, the others come and go."""
+
+    def __init__(self, lab: Lab, seed: int) -> None:
+        self._lab, self._random = lab, random.Random(seed)
+        self._etcd_serves = True
+        self._cut: set[Host] = set()
+        self._restarted: set[Host] = set()
+        self.starts = dict.fromkeys(lab.hosts, 1)  # of the program, so far
+        self.compactions_unheard = 0  # those that somebody who was cut off will run into
+
+    def round(self) -> None:
+        """Returns when every fault is over and every daemon is ready."""
+        waiting, running = self._chosen(), list[tuple[Fault, ExitStack]]()
+        while waiting or running:
+            begins = [fault for fault in waiting if fault.may_begin()]
+            ends = [each for each in running if each[0].may_end()]
+            # So many begin before others have ended that most of them overlap.
+            if begins and (not ends or self._random.random() < 0.7):
+                fault, stack = self._random.choice(begins), ExitStack()
+                print(f"[{fault.name}", end=" ", flush=True)
+                waiting.remove(fault)
+                stack.enter_context(fault.lasts())
+                running.append((fault, stack))
+            else:
+                fault, stack = self._random.choice(ends)
+                print(f"{fault.name}]", end=" ", flush=True)
+                running.remove((fault, stack))
+                stack.close()
+            time.sleep(self._random.uniform(0, LONGEST_PAUSE))
+        print(flush=True)
+        for host in self._lab.hosts:
+            if host in self._restarted:
+                host.wait_until_ready(60)
+        self._restarted.clear()
+
+    def _chosen(self) -> list[Fault]:
+        chosen = []
+        second, *others = self._lab.hosts[1:]
+        if self._random.random() < 0.7:
+            chosen.append(Fault("compaction", self._changed, lambda: self._etcd_serves))
+        if self._random.random() < 0.7:
+            how = self._random.choice((self._killed, self._frozen))
+            chosen.append(Fault(how.__name__.strip("_"), how))
+        if self._random.random() < 0.4:
+            chosen.append(Fault(f"{second.name} again", partial(self._again, second)))
+        for host in others:
+            if self._random.random() < 0.5:
+                chosen.append(self._leaving(host))
+        for host in self._lab.hosts:
+            if self._random.random() < 0.35:
+                rule = self._random.choice((DROP, RESET))
+                name = f"{host.name} {rule.split()[0]}"
+                chosen.append(Fault(name, partial(self._cut_off, host, rule)))
+        return chosen
+
+    def _leaving(self, host: Host) -> Fault:
+        how = self._random.choice((self._stopped, self._crashed, self._revoked))
+        name = f"{host.name} {how.__name__.strip('_')}"
+        if how == self._revoked:
+            # To be told of it, it must hear of etcd.
+            return Fault(
+                name,
+                partial(how, host),
+                lambda: self._etcd_serves,
+                lambda: self._etcd_serves and host not in self._cut,
+            )
+        return Fault(name, partial(how, host))
+
+    @contextmanager
+    def _cut_off(self, host: Host, rule: str) -> Iterator[None]:
+        with cut_off(host, rule):
+            self._cut.add(host)
+            yield
+        self._cut.remove(host)
+
+    @contextmanager
+    def _stopped(self, host: Host) -> Iterator[None]:
+        assert host.stop_daemon() == 0
+        yield
+        self._start(host)
+
+    @contextmanager
+    def _crashed(self, host: Host) -> Iterator[None]:
+        host.kill_daemon()
+        yield
+        self._start(host)
+
+    @contextmanager
+    def _revoked(self, host: Host) -> Iterator[None]:
+        assert host.daemon
+        name = str(host.subnet).replace("/", "-")
+        self._lab.etcdctl("del", f"{self._lab.prefix}/subnets/{name}")
+        yield
+        assert host.daemon.wait(30) == 1
+        self._start(host)
+
+    def _start(self, host: Host) -> None:
+        host.start_daemon(wait=False)
+        self._restarted.add(host)
+        self.starts[host] += 1
+
+    @contextmanager
+    def _again(self, host: Host) -> Iterator[None]:
+        """A restart that forwards throughout, whatever else fails at the time."""
+        assert host.daemon
+        host.daemon.send_signal(signal.SIGUSR2)
+        self._restarted.add(host)
+        self.starts[host] += 1
+        yield
+
+    @contextmanager
+    def _changed(self) -> Iterator[None]:
+        writer = EtcdWriter(self._lab)
+        names = [f"10.1.{self._random.randint(130, 250)}.0-24" for _ in range(20)]
+        for name in names:
+            writer.put(name, lease_value(f"172.30.0.{self._random.randint(100, 200)}"))
+        self._lab.etcdctl("compact", str(writer.delete(names[0])))
+        self.compactions_unheard += bool(self._cut)
+        yield
+
+    @contextmanager
+    def _killed(self) -> Iterator[None]:
+        self._etcd_serves = False
+        self._lab.etcd.kill()
+        yield
+        self._lab.etcd.start()
+        self._etcd_serves = True
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        self._etcd_serves = False
+        self._lab.etcd.pause()
+        yield
+        self._lab.etcd.resume()
+        self._etcd_serves = True
