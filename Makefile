@@ -95,9 +95,10 @@ bench-gate: deps-dev build ## two minutes of the same; fails if slower than benc
 	    $(MEASURE) --plan gate --benchmark-json=build/bench-gate-more.json && \
 	    $(BIN)/python -m bench.gate build/bench-gate.json build/bench-gate-more.json; }
 
-bench-scale: deps-dev build ## up to 65,536 leases, for five minutes; writes docs/scale.*
+bench-scale: deps-dev build ## up to 65,536 leases, for five minutes; writes docs/scale.*; has limits
 	@$(BIN)/python -m bench.scale docs/scale.json
 	@$(BIN)/python -m bench.scale_report
+	@$(BIN)/python -m bench.scale_gate
 
 screens: deps-dev build ## take the pictures of docs/ anew
 	@$(BIN)/python -m pytest --quiet tests/e2e/test_screens.py --write-screens

@@ -165,6 +165,7 @@ def measure(lab: Lab, count: int, seconds: float, rate: float, traffic: Path) ->
     starts = [_start(one)]
     for _ in range(STARTS - 1):
         one.stop_daemon()
+        one.manager.drop_descriptors()  # else it would go on with the old routes
         starts.append(_start(one))
     other.start_daemon()
     memory = _memory(one, "VmRSS")
@@ -332,7 +333,15 @@ def main(argv: list[str] | None = None) -> int:
         traffic = programs.build("traffic", Path(directory))
         for count in arguments.leases:
             data = Path(directory, str(count))
-            with Lab(hosts=2, config=CONFIG, start_daemons=False, etcd_data=data) as lab:
+            # As under systemd: the state is recorded for the next process all the while.
+            lab = Lab(
+                hosts=2,
+                config=CONFIG,
+                start_daemons=False,
+                keeps_descriptors=True,
+                etcd_data=data,
+            )
+            with lab:
                 figures = measure(lab, count, arguments.seconds, arguments.rate, traffic)
             results[count] = figures
             print(f"{count} leases: {figures.summary()}", flush=True)

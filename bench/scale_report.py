@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ import pygal
 from pygal.style import CleanStyle
 
 from bench.scale import BATCH, SIZES, STARTS, Figures, quantile, read
+from bench.scale_gate import LIMITS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -27,7 +29,8 @@ Written by `make bench-scale`, from [scale.json](scale.json); do not edit it by 
 Two hosts in network namespaces with a daemon each, and etcd with its data on tmpfs, share the
 machine's processors. etcd holds the leases of so many hosts; one daemon is started {STARTS} times.
 Then leases change, up to {BATCH} in one transaction, while pings go from a container of one host to
-one of the other.
+one of the other. As under systemd, a service manager keeps the descriptors, and the daemons record
+their state for the next process all the while.
 
 - **start**: from the start of the process to readiness, with all routes in the table; median.
 - **memory**: resident, right after the start, and the most ever.
@@ -36,6 +39,8 @@ one of the other.
   writer knew. A packet leaves every millisecond.
 - **CPU**: of the daemon for each change, without its pump.
 - **other traffic**: round trips of the pings while leases change, and in brackets before.
+
+Held to, by `make bench-scale`: {textwrap.fill(LIMITS, 100)}.
 
 ![Cost by the number of leases](scale.svg)
 """

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from bench import programs, scale, scale_report
 from bench.scale import Figures, Traffic
+from bench.scale_gate import objections
 from flannel_udp.lab import Lab
 
 FIGURES = Figures(
@@ -33,6 +35,36 @@ def test_the_page_shows_every_figure_in_its_unit() -> None:
         *("1,000", "0.40", "60, 70", "1000", "30,000", "51.0", "100.0", "100.0", "50"),
         *("300 (100)", "400 (200)", "2 of 5,000"),
     ]
+
+
+GOOD = [
+    replace(FIGURES, leases=size, delays=[0.001] * 600, busy=Traffic(0.0003, 0.0004, 5_000, 0))
+    for size in scale.SIZES
+]
+
+
+def test_figures_within_the_limits_pass() -> None:
+    assert list(objections(GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "objection"),
+    [
+        ({"starts": [7.0, 6.5, 1.0]}, "65,536 leases: a start takes 6.50 s"),
+        ({"delays": [0.001] * 590 + [0.021] * 10}, "99 % of the changes are routes after 21.0 ms"),
+        ({"changes_per_second": 700.0}, "700 changes a second for 43 s"),
+        ({"changes": 10_000}, "1000 changes a second for 10 s"),
+        ({"busy": Traffic(0.0003, 0.0004, 5_000, 1)}, "1 of 5,000 pings are lost"),
+        ({"cpu_per_change": 0.00011}, "CPU for a change is from 50 to 110 us"),
+    ],
+)
+def test_a_figure_beyond_its_limit_is_named(changed: dict[str, Any], objection: str) -> None:
+    (found,) = objections([*GOOD[:-1], replace(GOOD[-1], **changed)])
+    assert objection in found
+
+
+def test_what_was_not_measured_is_no_success() -> None:
+    assert list(objections(GOOD[1:])) == ["not measured: 10 leases"]
 
 
 def test_the_chart_has_a_curve_for_each_cost() -> None:
@@ -59,7 +91,7 @@ def test_a_move_counts_from_etcds_answer_to_its_first_packet() -> None:
 def test_it_measures_real_daemons(network_rights: None, tmp_path: Path) -> None:
     """A short one: changes become routes while they come, and other traffic does not suffer."""
     traffic = programs.build("traffic", tmp_path)
-    with Lab(hosts=2, config=scale.CONFIG, start_daemons=False) as lab:
+    with Lab(hosts=2, config=scale.CONFIG, start_daemons=False, keeps_descriptors=True) as lab:
         figures = scale.measure(lab, 500, seconds=2, rate=1000, traffic=traffic)
     print(figures.summary())
     assert figures.changes == 2_000
