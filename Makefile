@@ -58,7 +58,7 @@ test: deps-dev build ## all tests; needs root and /dev/net/tun
 	@$(BIN)/python -m pytest
 
 soak: deps-dev build ## memory under traffic and table changes: SECONDS=300
-	@$(BIN)/python -m pytest -s tests/e2e/soak_memory.py --soak-seconds=$(or $(SECONDS),300)
+	@$(BIN)/python -m pytest -s tests/e2e/test_soak_memory.py --soak-seconds=$(or $(SECONDS),300)
 
 soak-faults: deps-dev build ## faults of etcd, network and daemons in random order: SECONDS=600 SEED=1
 	@$(BIN)/python -m pytest -s tests/e2e/test_faults_random.py \

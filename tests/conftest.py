@@ -29,9 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--faults-seconds", type=float, default=45.0, help="how long the random fault run lasts"
     )
-    parser.addoption(
-        "--soak-seconds", type=float, default=300.0, help="how long memory is watched in the soak"
-    )
+    parser.addoption("--soak-seconds", type=float, default=20.0, help="how long memory is watched")
     parser.addoption(
         "--write-screens", action="store_true", help="write docs/*.svg, which make screens does"
     )

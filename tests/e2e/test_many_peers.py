@@ -16,6 +16,7 @@ def test_streams_between_all_of_six_hosts_at_once_arrive_unchanged(
     make_lab: Callable[[Lab], Lab],
 ) -> None:
     lab = make_lab(Lab(hosts=6, presets=2 * MIXED_PRESETS))
+    assert [host.status()["preset"] for host in lab.hosts] == [*2 * MIXED_PRESETS]
     assert unreachable(lab) == []
     transfer(itertools.permutations(lab.containers, 2), 8 * MIB)
     for host in lab.hosts:
