@@ -103,17 +103,22 @@ static int fill_outbox(struct worker *worker, size_t most)
     return 0;
 }
 
-int outbound_flush(struct worker *worker)
+static struct outbox_counters counters_of(struct worker *worker, bool *changed)
 {
-    bool changed = false;
-    const struct outbox_counters counters = {
+    return (struct outbox_counters){
         .sent_packets = &worker->counters.udp_sent_packets,
         .sent_bytes = &worker->counters.udp_sent_bytes,
         .segmented_sends = &worker->counters.udp_segmented_sends,
         .fallbacks = &worker->counters.send_fallbacks,
         .drops = worker->counters.drops,
-        .changed = &changed,
+        .changed = changed,
     };
+}
+
+int outbound_flush(struct worker *worker)
+{
+    bool changed = false;
+    const struct outbox_counters counters = counters_of(worker, &changed);
     int status = outbox_flush(&worker->buffers->outbox, worker->udp_fd, worker->now_ns, &counters);
     if (changed)
         worker_note_offload_change(worker);
@@ -126,4 +131,11 @@ int outbound_serve(struct worker *worker, size_t most)
     /* What was read before an error still leaves. */
     int flushed = outbound_flush(worker);
     return error < 0 ? error : flushed;
+}
+
+void outbound_abandon(struct worker *worker)
+{
+    bool changed;
+    const struct outbox_counters counters = counters_of(worker, &changed);
+    outbox_abandon(&worker->buffers->outbox, &counters);
 }

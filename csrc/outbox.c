@@ -126,6 +126,12 @@ static void count_sent(const struct outbox_counters *counters, struct peer *peer
     counter_add(counters->sent_bytes, bytes);
 }
 
+static void count_lost(const struct outbox_counters *counters, struct peer *peer, enum drop_reason drop, size_t packets)
+{
+    counter_add(&counters->drops[drop], packets);
+    counter_add(&peer->dropped_packets, packets);
+}
+
 /* The peer's way out refuses segments until then; 0: it took some. */
 static void set_plain_until(struct peer *peer, uint64_t until_ns, const struct outbox_counters *counters)
 {
@@ -174,9 +180,7 @@ static bool take_refused(struct outbox *outbox, int error, enum drop_reason drop
         message->refused = true; /* nothing of it has left */
         return false;
     }
-    size_t lost = message->segmented ? message->packets : 1;
-    counter_add(&counters->drops[drop], lost);
-    counter_add(&message->peer->dropped_packets, lost);
+    count_lost(counters, message->peer, drop, message->segmented ? message->packets : 1);
     if (!message->segmented)
         message->sent++;
     advance(outbox, message);
@@ -217,4 +221,12 @@ int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns, const struct ou
     while (status == 0 && !outbox_is_empty(outbox))
         status = window_send(outbox, window_fill(outbox, now_ns), fd, now_ns, counters);
     return status;
+}
+
+void outbox_abandon(struct outbox *outbox, const struct outbox_counters *counters)
+{
+    for (; !outbox_is_empty(outbox); outbox->first++) {
+        const struct message *message = &outbox->messages[outbox->first];
+        count_lost(counters, message->peer, DROP_TUN_SEND_FAILED, (size_t)message->packets - message->sent);
+    }
 }

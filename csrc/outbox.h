@@ -77,6 +77,9 @@ void outbox_add(struct outbox *outbox, struct peer *peer, const struct iovec *pi
  * -errno when the socket is unusable. `now_ns` is CLOCK_MONOTONIC. */
 int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns, const struct outbox_counters *counters);
 
+/* Gives up what the outbox holds, which is counted as not sent. */
+void outbox_abandon(struct outbox *outbox, const struct outbox_counters *counters);
+
 static inline bool outbox_is_empty(const struct outbox *outbox)
 {
     return outbox->first == outbox->count;

@@ -237,6 +237,7 @@ static void *worker_main(void *argument)
     struct worker *worker = argument;
     change_activity(worker);
     int error = worker_loop(worker);
+    outbound_abandon(worker);
     change_activity(worker);
     counter_add(&worker->ended_cpu_ns, clock_ns(CLOCK_THREAD_CPUTIME_ID));
     if (error < 0) {

@@ -46,6 +46,9 @@ int outbound_serve(struct worker *worker, size_t most);
 /* Sends what waits in the outbox. As above. */
 int outbound_flush(struct worker *worker);
 
+/* Counts what waits in the outbox as lost: nobody will send it. */
+void outbound_abandon(struct worker *worker);
+
 /* Receives at most `most` datagrams, or as many receives of merged ones, and writes them to the TUN. 0 or -errno, as
  * above. */
 int inbound_serve(struct worker *worker, size_t most);

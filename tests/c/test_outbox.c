@@ -260,6 +260,26 @@ static void segments_are_tried_again_after_a_while_and_by_other_peers_at_once(vo
     check_all_went();
 }
 
+static void what_is_given_up_is_counted_as_not_sent(void)
+{
+    for (unsigned after = 1; after <= 40; after++) {
+        begin(after % 2 == 0);
+        for (size_t packet = 0; packet < 30; packet++)
+            add(packet % 3, 700, 1 + packet % 2);
+        waits_after = after;
+        hosts[1].refuses_segments = EIO; /* some of a message may have left */
+        int status = flush(1);
+        const struct outbox_counters counters = {&counted.sent_packets, &counted.sent_bytes, &counted.segmented_sends,
+                                                 &counted.fallbacks, counted.drops, &counted.changed};
+        outbox_abandon(&outbox, &counters);
+        CHECK(outbox_is_empty(&outbox));
+        CHECK_EQ(counted.sent_packets + counted.drops[DROP_TUN_SEND_FAILED], 30);
+        CHECK_EQ(status == 0, counted.sent_packets == 30);
+        for (size_t host = 0; host < 3; host++)
+            CHECK_EQ(hosts[host].peer.sent_packets + hosts[host].peer.dropped_packets, 10);
+    }
+}
+
 static void a_full_socket_keeps_the_rest_for_later(void)
 {
     for (unsigned after = 1; after <= 40; after++) {
@@ -360,6 +380,7 @@ int main(void)
     RUN(packets_of_many_peers_in_turn_leave_in_one_segmented_send_each);
     RUN(refused_segments_leave_singly_and_once);
     RUN(segments_are_tried_again_after_a_while_and_by_other_peers_at_once);
+    RUN(what_is_given_up_is_counted_as_not_sent);
     RUN(a_full_socket_keeps_the_rest_for_later);
     RUN(a_short_send_goes_on_where_it_stopped);
     RUN(a_path_too_narrow_loses_only_what_is_too_large);

@@ -181,6 +181,11 @@ static void a_restart_ends_a_pause_and_carries_on(void)
     rig_await(pump, PUMP_STAT_tun_read_packets, 200);
     rig_await(pump, PUMP_STAT_udp_sent_packets, sent + 200 - read);
     CHECK_EQ(pump_failure(pump), 0);
+    CHECK_EQ(rig_stat(pump, rig_drop(DROP_TUN_SEND_FAILED)), read - sent);
+    struct pump_peer_stats peer;
+    CHECK_EQ(pump_read_peers(pump, &peer, 1), 1);
+    CHECK_EQ(peer.dropped_packets, read - sent);
+    rig_check_balance(pump);
     pump_free(pump);
     close(udp_fd);
     ether_close(&ether);
