@@ -8,8 +8,9 @@ one stopped.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -19,6 +20,8 @@ from flannel_udp.errors import HandoverError, LeaseDecodeError
 from flannel_udp.etcd_values import Identity
 from flannel_udp.held_leases import Held
 from flannel_udp.lease import Lease, OwnLease, Snapshot, decode_key
+
+PIECE = 256  # leases or routes that are encoded at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +84,19 @@ class Handover:
             raise HandoverError(f"its leases cannot be read: {error}") from None
 
 
-def encode(head: Head, table: bytes, known: Knowledge) -> bytes:
-    """A line for the head, a line for the leases, then the table."""
+def encode(head: Head, table: bytes, known: Knowledge) -> Iterator[bytes]:
+    """A line for the head, a line for the leases, then the table; in pieces, for none of many
+    leases takes long."""
     since = known.since
-    rows = [(*_row(lease), since.get(lease.subnet)) for lease in known.snapshot.leases]
-    held = [(h.until, (*_row(h.lease), since.get(h.lease.subnet))) for h in known.held]
-    lines = (dataclasses.asdict(head), (known.snapshot.revision, rows, held))
-    return b"\n".join([*(json.dumps(line, default=str).encode() for line in lines), table])
+    rows = ((*_row(lease), since.get(lease.subnet)) for lease in known.snapshot.leases)
+    held = ((h.until, (*_row(h.lease), since.get(h.lease.subnet))) for h in known.held)
+    yield json.dumps(dataclasses.asdict(head), default=str).encode()
+    yield f"\n[{known.snapshot.revision}, ".encode()
+    yield from _array(rows)
+    yield b", "
+    yield from _array(held)
+    yield b"]\n"
+    yield table
 
 
 def decode(content: bytes) -> Handover:
@@ -119,6 +128,15 @@ def objection(head: Head, place: Place, prefix: str, *, vnet_header: bool) -> st
 
 # Fields of a lease in a row; behind them, since when its subnet has had a route.
 _ROW = 5
+
+
+def _array(rows: Iterator[Any]) -> Iterator[bytes]:
+    """As JSON, in pieces."""
+    before = b"["
+    while part := list(itertools.islice(rows, PIECE)):
+        yield before + json.dumps(part)[1:-1].encode()
+        before = b", "
+    yield b"[]" if before == b"[" else b"]"
 
 
 def _row(lease: Lease) -> tuple[str, int, str, int, int]:

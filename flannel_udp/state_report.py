@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flannel_udp import handover
-from flannel_udp.handover import Head
+from flannel_udp.handover import PIECE, Head
 from flannel_udp.lease_keeper import LeaseKeeper
 from flannel_udp.overlay import Overlay
 from flannel_udp.pump import pack
 from flannel_udp.reconciler import Reconciler
 from flannel_udp.takeover import here
 from flannel_udp.tunnel import wants_vnet_header
+
+_TURN = 0.0001  # seconds in which another thread can take up the interpreter
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +40,16 @@ class StateReport:
             device=overlay.tunnel.device,
             vnet_header=wants_vnet_header(overlay.options.offload),
         )
-        return handover.encode(head, pack(routes), known)
+        rows = iter(routes.items())
+        parts = iter(lambda: dict(itertools.islice(rows, PIECE)), {})
+        table = _gather(map(pack, parts))
+        return _gather(handover.encode(head, table, known))
+
+
+def _gather(pieces: Iterable[bytes]) -> bytes:
+    """All of them; changes of leases, whose threads wait for this one, go first every time."""
+    gathered = []
+    for piece in pieces:
+        gathered.append(piece)
+        time.sleep(_TURN)
+    return b"".join(gathered)

@@ -11,7 +11,7 @@ from flannel_udp import handover
 from flannel_udp.config import NetworkConfig
 from flannel_udp.errors import HandoverError
 from flannel_udp.etcd_values import Identity
-from flannel_udp.handover import Head, Knowledge, Place
+from flannel_udp.handover import PIECE, Head, Knowledge, Place
 from flannel_udp.held_leases import Held
 from flannel_udp.lease import Lease, OwnLease, Snapshot, decode_key
 
@@ -36,6 +36,10 @@ HEAD = Head(
 )
 
 
+def encoded(head: Head, table: bytes, known: Knowledge) -> bytes:
+    return b"".join(handover.encode(head, table, known))
+
+
 def lease(key: str, public_ip: str, backend_type: str = "") -> Lease:
     subnet, subnet_v6 = decode_key(key)
     return Lease(key, subnet, IPv4Address(public_ip), backend_type, subnet_v6, 77, 9)
@@ -50,7 +54,7 @@ TABLE = b"\n\n{} any bytes \x00\xff\n"
 
 def test_what_an_older_version_left_lacks_nothing_that_is_needed() -> None:
     own = dataclasses.replace(HEAD.own, identity=None)
-    content = handover.encode(dataclasses.replace(HEAD, own=own), TABLE, Knowledge(Snapshot((), 1)))
+    content = encoded(dataclasses.replace(HEAD, own=own), TABLE, Knowledge(Snapshot((), 1)))
     older = content.replace(b', "identity": null', b"", 1)
     assert older != content
     assert handover.decode(older).head.own == own
@@ -60,16 +64,28 @@ def test_everything_comes_back() -> None:
     held = [Held(lease("10.1.8.0-24", "172.30.0.4"), 99.5)]
     since = {IPv4Network("10.1.6.0/24"): 12.5, IPv4Network("10.1.8.0/24"): 7.0}
     known = Knowledge(Snapshot(LEASES, 40), held, since)
-    read = handover.decode(handover.encode(HEAD, TABLE, known))
+    read = handover.decode(encoded(HEAD, TABLE, known))
     assert read.head == HEAD
     assert read.table == TABLE
     assert read.known() == known
 
 
+@pytest.mark.parametrize("count", [PIECE, PIECE + 1, 3000])
+def test_many_leases_come_back_and_were_encoded_in_small_pieces(count: int) -> None:
+    """A thread that encodes lets no other one run meanwhile."""
+    many = tuple(
+        lease(f"10.{number >> 8}.{number & 255}.0-24", "172.30.0.2") for number in range(count)
+    )
+    known = Knowledge(Snapshot(many, 40), [Held(each, 9.5) for each in many], {})
+    pieces = list(handover.encode(HEAD, TABLE, known))
+    assert handover.decode(b"".join(pieces)).known() == known
+    assert max(piece.count(b"2887647234") for piece in pieces) == PIECE
+
+
 def test_a_reservation_stays_one() -> None:
     own = dataclasses.replace(HEAD.own, etcd_lease=0, deadline=None)
     head = dataclasses.replace(HEAD, own=own)
-    assert handover.decode(handover.encode(head, b"", Knowledge(Snapshot((), 1)))).head == head
+    assert handover.decode(encoded(head, b"", Knowledge(Snapshot((), 1)))).head == head
 
 
 @pytest.mark.parametrize(
@@ -78,10 +94,8 @@ def test_a_reservation_stays_one() -> None:
         b"",
         b"{}\n[]\n",
         b"garbage\n\n",
-        handover.encode(HEAD, TABLE, Knowledge(Snapshot((), 1))).replace(b"mtu_cap", b"unknown"),
-        handover.encode(HEAD, TABLE, Knowledge(Snapshot((), 1))).replace(
-            b"10.1.0.0/16", b"10.1.0.0/99"
-        ),
+        encoded(HEAD, TABLE, Knowledge(Snapshot((), 1))).replace(b"mtu_cap", b"unknown"),
+        encoded(HEAD, TABLE, Knowledge(Snapshot((), 1))).replace(b"10.1.0.0/16", b"10.1.0.0/99"),
     ],
 )
 def test_what_cannot_be_read_is_refused(content: bytes) -> None:

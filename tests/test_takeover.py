@@ -48,7 +48,7 @@ class Left:
     descriptors: dict[str, int] = field(default_factory=dict)
 
     def record(self, head: Head) -> None:
-        content = handover.encode(head, self.table, Knowledge(Snapshot((), 1)))
+        content = b"".join(handover.encode(head, self.table, Knowledge(Snapshot((), 1))))
         with MemoryFile(os.dup(self.descriptors["state"])) as memory:
             memory.write(content)
 
