@@ -19,9 +19,10 @@ import pytest
 
 from bench import compare
 from bench.report import Digest, page
-from flannel_udp import __version__, commands, subnet_env
+from flannel_udp import __version__, commands, etcd_faults, subnet_env
 from flannel_udp.cli import parse_options
 from flannel_udp.config import NetworkConfig
+from flannel_udp.etcd_faults import BEHIND, CLOSED, NO_ANSWER, Kind
 from flannel_udp.flags import FlagParser
 from flannel_udp.lab import Lab
 from flannel_udp.pump import STAT_NAMES
@@ -180,6 +181,39 @@ def test_every_log_line_is_explained(module: str, line: str) -> None:
     explained = " ".join(OPERATIONS.read_text().split())
     words = line.split(" '")[0].split(", ")[0]
     assert words in explained, f"docs/operations.md does not explain what {module} logs: {line!r}"
+
+
+def test_every_cause_for_which_etcd_cannot_be_used_is_explained() -> None:
+    shown = {Kind.UNREACHABLE, Kind.REFUSED, Kind.STALE_LOGIN}
+    faults = [*(fault for _, fault in etcd_faults._TEXTS), BEHIND, CLOSED, NO_ANSWER]
+    causes = {fault.cause for fault in faults if fault.kind in shown}
+    row = re.compile(r"^\| (`[^|]*`) \|[^|]*[^| ][^|]*\|[^|]*[^| ][^|]*\|", re.MULTILINE)
+    explained = {name for cell in row.findall(OPERATIONS.read_text()) for name in cell.split("`")}
+    assert causes <= explained
+
+
+ENDS_OR_WAITS = {
+    *("EtcdError", "RevisionError", "LeaseLostError", "AddressChangedError"),
+    *("DeviceGoneError", "TunnelLostError"),
+}
+
+
+def error_sentences() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Module and fixed parts of what ends a daemon that runs, or what it waits for the end of."""
+    for path in sorted((ROOT / "flannel_udp").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ENDS_OR_WAITS and node.args:
+                texts = [n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)]
+                parts = [part for text in texts for part in re.split("[:;,]", str(text))]
+                yield path.stem, tuple(part.strip() for part in parts if part.count(" ") > 2)
+
+
+@pytest.mark.parametrize(("module", "parts"), sorted(set(error_sentences())))
+def test_every_sentence_with_which_it_ends_or_waits_is_explained(
+    module: str, parts: tuple[str, ...]
+) -> None:
+    explained = " ".join(OPERATIONS.read_text().split())
+    assert not parts or any(part in explained for part in parts), module
 
 
 def test_the_benchmarks_are_what_was_measured() -> None:
