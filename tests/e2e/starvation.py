@@ -55,14 +55,15 @@ class Starvation:
             self._look()
 
     def _look(self) -> None:
-        """One thread acts after the other, so that since the last look the longest wait counts."""
-        waits, stolen = self._runnable(), _stolen()
+        """One thread acts after the other, so that since the last look the longest wait counts; as
+        far as it was since then, for the kernel counts a wait when it ends."""
+        waits, stolen, now = self._runnable(), _stolen(), time.monotonic()
+        starved = 0.0
         if self._looks:
+            at, starved = self._looks[-1]
             longest = max(ns - self._waits.get(task, 0) for task, ns in waits.items()) * 1e-9
-            starved = self._looks[-1][1] + longest + stolen - self._stolen
-        else:
-            starved = 0.0
-        self._looks.append((time.monotonic(), starved))
+            starved += min(longest + stolen - self._stolen, now - at)
+        self._looks.append((now, starved))
         self._waits, self._stolen = waits, stolen
 
     def _runnable(self) -> dict[Path, int]:
