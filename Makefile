@@ -61,7 +61,7 @@ soak: deps-dev build ## memory under traffic and table changes: SECONDS=300
 	@$(BIN)/python -m pytest -s tests/e2e/test_soak_memory.py --soak-seconds=$(or $(SECONDS),300)
 
 soak-faults: deps-dev build ## faults of etcd, network and daemons in random order: SECONDS=600 SEED=1
-	@$(BIN)/python -m pytest -s tests/e2e/test_faults_random.py \
+	@$(BIN)/python -m pytest -s tests/e2e/test_faults_random.py -k any_order \
 	    --faults-seconds=$(or $(SECONDS),600) --faults-seed=$(or $(SEED),$$RANDOM)
 
 test-sanitizers: deps-dev ## the C tests and the extension under ASan, UBSan and TSan

@@ -51,10 +51,10 @@ class Course:
 
 
 @contextmanager
-def course_of(fault: str, hosts: Sequence[Host]) -> Iterator[Course]:
+def course_of(fault: str, hosts: Sequence[Host], interval: float = 0.005) -> Iterator[Course]:
     """Containers of neighbouring hosts talk while the block runs, and miss no packet."""
     with Starvation(*hosts) as starvation:
-        with no_packet_lost(hosts) as streams:
+        with no_packet_lost(hosts, interval) as streams:
             course = Course(starvation)
             yield course
         sent = sum(stream.sent for stream in streams)

@@ -1,6 +1,7 @@
 """Faults in any order, from a seed: two hosts keep forwarding, the others come and go.
 
-``--faults-seconds`` and ``--faults-seed`` make it longer or repeat it: ``make soak-faults``.
+``--faults-seconds`` and ``--faults-seed`` make it longer or repeat it: ``make soak-faults``. What
+takes a minute and leaves the processors alone, a long outage, passes meanwhile in another lab.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from etcd_server import wait_until
 from fate import Fate
 from faults import CONFIG, RECOVER_WITHIN, await_agreement, leases_in, no_packet_lost
 from instruments import unreachable
+from minute import Minute
 
 from flannel_udp.lab import Host, Lab
 
@@ -124,3 +128,29 @@ def test_faults_in_any_order_end_in_agreement_and_cost_the_steady_hosts_no_packe
         for host in lab.hosts:
             assert host.stop_daemon(signal.SIGTERM) == 0
             assert "Traceback" not in host.log_path.read_text()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def minute(
+    network_rights: None, request: pytest.FixtureRequest
+) -> Iterator[tuple[Minute, Future[None]] | None]:
+    """It begins with this module, if its test is among those that run."""
+    wanted = test_a_minute_without_etcd_fills_no_log_and_a_claim_in_old_data_wins_after_it
+    if not any(item.name == wanted.__name__ for item in request.session.items):
+        yield None
+        return
+    minute = Minute()
+    with ThreadPoolExecutor(1) as beside:
+        yield minute, beside.submit(minute.pass_by)
+        minute.stop()
+
+
+def test_a_minute_without_etcd_fills_no_log_and_a_claim_in_old_data_wins_after_it(
+    minute: tuple[Minute, Future[None]],
+) -> None:
+    """A real one. retry.py's tests have ten, by a clock of their own."""
+    passing, future = minute
+    try:
+        future.result(timeout=180)
+    finally:
+        print("\n".join(passing.report))
