@@ -497,7 +497,7 @@ def test_an_outage_is_told_in_a_few_lines_and_tried_at_intervals(
 
     monkeypatch.setattr(here.registry, "identity", counted)
     here.server.kill()
-    wait_until(lambda: len(tries) >= 4, "some tries")
+    wait_until(lambda: len(tries) >= 3, "some tries")
     here.server.start()
     here.await_watching()
     assert min(later - earlier for earlier, later in pairwise(tries)) > SHORTEST_DELAY
