@@ -115,5 +115,5 @@ man: deps-dev ## the man page, in dist/
 	@$(BIN)/python tools/make-man > dist/flannel-udp.8
 
 clean: ## remove all that was built, and .venv
-	rm -rf $(VENV) build dist *.egg-info tests/c/build flannel_udp/_pump.c flannel_udp/_pump.*.so
+	rm -rf $(VENV) build dist *.egg-info tests/c/build flannel_udp/backends/pump/_pump.*
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

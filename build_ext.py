@@ -1,4 +1,4 @@
-"""The compiled extension ``flannel_udp._pump``: cffi in API mode over the C files in csrc/."""
+"""The compiled extension of backends.pump: cffi in API mode over the C files in csrc/."""
 
 import sys
 from pathlib import Path
@@ -127,7 +127,7 @@ ffi.cdef(
 )
 
 ffi.set_source(
-    "flannel_udp._pump",
+    "flannel_udp.backends.pump._pump",
     """
     #include "checksum.h"
     #include "coalesce.h"

@@ -14,13 +14,13 @@ import pytest
 from bench.conftest import Replay
 from bench.parts import Part, interleave
 from bench.plan import Plan
-from flannel_udp.config import NetworkConfig
-from flannel_udp.held_leases import HeldLeases
-from flannel_udp.lease import Events, Lease, LeaseAdded, Snapshot, encode_key
-from flannel_udp.netns import Namespace
-from flannel_udp.pump import Pump, PumpConfig, open_tun, open_udp
-from flannel_udp.reconciler import Reconciler
-from flannel_udp.routes import RouteSet
+from flannel_udp.backends.pump.pump import Pump, PumpConfig, open_tun, open_udp
+from flannel_udp.cluster.config import NetworkConfig
+from flannel_udp.cluster.held_leases import HeldLeases
+from flannel_udp.cluster.lease import Events, Lease, LeaseAdded, Snapshot, encode_key
+from flannel_udp.host.netns import Namespace
+from flannel_udp.routing.reconciler import Reconciler
+from flannel_udp.routing.routes import RouteSet
 
 ROUTES = (10, 1_000, 65_536)
 CONFIG = NetworkConfig.parse('{"Network": "10.0.0.0/8"}')  # 65,536 subnets of length 24

@@ -12,7 +12,7 @@ from bench.measure import Meter
 from bench.plan import Plan, Underlay
 from bench.ways import Way
 from flannel_udp.errors import LabError
-from flannel_udp.lab import Lab
+from flannel_udp.lab.lab import Lab
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.plan import MEASUREMENTS
 from bench.ways import Way
-from flannel_udp.lab import Lab
+from flannel_udp.lab.lab import Lab
 
 UDP_PORT = 5301
 SLACK = 10.0  # seconds that a program may take longer than it was told to run

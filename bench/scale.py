@@ -28,7 +28,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench import programs
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 SIZES = (10, 100, 1_000, 10_000, 65_536)
 STARTS = 3

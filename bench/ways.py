@@ -21,9 +21,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from bench.plan import Daemons
-from flannel_udp.lab import Lab
-from flannel_udp.lab_etcd import tail
-from flannel_udp.lab_host import DaemonSetup, Host
+from flannel_udp.lab.etcd import tail
+from flannel_udp.lab.host import DaemonSetup, Host
+from flannel_udp.lab.lab import Lab
 
 RIVAL_PORT = 8385
 VXLAN_PORT = 8472

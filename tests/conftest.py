@@ -12,8 +12,8 @@ import hypothesis
 import pytest
 import run_summary
 
-from flannel_udp.lab import Lab
-from flannel_udp.netns import Namespace
+from flannel_udp.host.netns import Namespace
+from flannel_udp.lab.lab import Lab
 
 # An example may take as long as it likes: a busy machine stops a process for seconds.
 hypothesis.settings.register_profile("busy machine", deadline=None)

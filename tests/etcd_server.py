@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from flannel_udp.netns import Namespace, freeze
+from flannel_udp.host.netns import Namespace, freeze
 
 START_DEADLINE = 20.0  # seconds
 

@@ -6,7 +6,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-from flannel_udp._pump import ffi, lib
+from flannel_udp.backends.pump._pump import ffi, lib
 
 GSO_NONE, GSO_TCPV4, GSO_UDP_L4, GSO_ECN = 0, 1, 5, 0x80  # linux/virtio_net.h
 NEEDS_CSUM, DATA_VALID = 1, 2

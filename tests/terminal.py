@@ -15,7 +15,7 @@ from typing import Any
 
 import pyte
 
-from flannel_udp.lab_etcd import child_environment
+from flannel_udp.lab.etcd import child_environment
 
 
 class Terminal:

@@ -12,7 +12,7 @@ import pytest
 from bench import programs, scale, scale_report
 from bench.scale import Figures, Traffic
 from bench.scale_gate import objections
-from flannel_udp.lab import Lab
+from flannel_udp.lab.lab import Lab
 
 FIGURES = Figures(
     leases=1_000,

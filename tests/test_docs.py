@@ -19,14 +19,17 @@ import pytest
 
 from bench import compare
 from bench.report import Digest, page
-from flannel_udp import __version__, commands, etcd_faults, subnet_env
-from flannel_udp.cli import parse_options
-from flannel_udp.config import NetworkConfig
-from flannel_udp.etcd_faults import BEHIND, CLOSED, NO_ANSWER, Kind
-from flannel_udp.flags import FlagParser
-from flannel_udp.lab import Lab
-from flannel_udp.pump import STAT_NAMES
-from flannel_udp.status_report import QUEUE_DROPS
+from flannel_udp import __version__
+from flannel_udp.backends.pump.pump import STAT_NAMES
+from flannel_udp.cli import commands
+from flannel_udp.cli.flags import FlagParser
+from flannel_udp.cli.main import parse_options
+from flannel_udp.cluster.config import NetworkConfig
+from flannel_udp.etcd import faults as etcd_faults
+from flannel_udp.etcd.faults import BEHIND, CLOSED, NO_ANSWER, Kind
+from flannel_udp.host import subnet_env
+from flannel_udp.lab.lab import Lab
+from flannel_udp.observe.status import QUEUE_DROPS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -125,8 +128,10 @@ def test_the_lease_keys_in_the_picture_are_what_the_daemon_writes() -> None:
 
 
 def test_every_module_and_c_file_is_on_the_map() -> None:
-    named = set(re.findall(r"`(\w+\.[pych]+)`", (ROOT / "docs/internals.md").read_text()))
-    modules = {path.name for path in (ROOT / "flannel_udp").glob("*.py")} - {"__init__.py"}
+    named = set(re.findall(r"`([\w/]+\.[pych]+)`", (ROOT / "docs/internals.md").read_text()))
+    package = ROOT / "flannel_udp"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    modules = {name for name in modules if not name.endswith("__init__.py")}
     sources = {path.name for path in (ROOT / "csrc").glob("*.c")}
     assert not (modules | sources) - named
     assert not {name for name in named if not any(ROOT.glob(f"*/{name}"))}
@@ -145,7 +150,7 @@ def finding_codes() -> set[str]:
     calls = (
         node
         for module in ("checks", "checkup", "path_check")
-        for node in ast.walk(ast.parse((ROOT / f"flannel_udp/{module}.py").read_text()))
+        for node in ast.walk(ast.parse((ROOT / f"flannel_udp/observe/{module}.py").read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("bad", "note")
     )
     return {next(re.finditer(r"'([a-z-]+)'", ast.unparse(call)))[1] for call in calls}
@@ -160,8 +165,8 @@ def test_operations_has_a_row_for_every_code_of_a_finding_and_no_other() -> None
 
 def log_lines() -> Iterator[tuple[str, str]]:
     """Module and fixed part of every line that a daemon can log at its default level."""
-    for path in sorted((ROOT / "flannel_udp").glob("*.py")):
-        if path.name.startswith(("lab", "netns")):
+    for path in sorted((ROOT / "flannel_udp").rglob("*.py")):
+        if path.parent.name == "lab" or path.name == "netns.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if (
@@ -200,7 +205,7 @@ ENDS_OR_WAITS = {
 
 def error_sentences() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Module and fixed parts of what ends a daemon that runs, or what it waits for the end of."""
-    for path in sorted((ROOT / "flannel_udp").glob("*.py")):
+    for path in sorted((ROOT / "flannel_udp").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ENDS_OR_WAITS and node.args:
                 texts = [n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)]

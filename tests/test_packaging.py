@@ -20,10 +20,11 @@ from pathlib import Path
 import pytest
 from iptables_variants import VARIANTS, use_variant
 
-from flannel_udp import __version__, first_etcd
-from flannel_udp.cli import parse_options
-from flannel_udp.first_etcd import Plan
-from flannel_udp.lab import Lab
+from flannel_udp import __version__
+from flannel_udp.cli import first_etcd
+from flannel_udp.cli.first_etcd import Plan
+from flannel_udp.cli.main import parse_options
+from flannel_udp.lab.lab import Lab
 
 ROOT = Path(__file__).parent.parent
 UNIT = ROOT / "packaging/flannel-udp.service"

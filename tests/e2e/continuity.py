@@ -14,7 +14,7 @@ from etcd_server import wait_until
 from instruments import connect, listen
 from starvation import Starvation
 
-from flannel_udp.lab import Container, Lab
+from flannel_udp.lab.lab import Container, Lab
 
 LONGEST_DELAY = 1.0  # seconds for which a packet may wait
 

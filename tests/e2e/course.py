@@ -11,7 +11,7 @@ import run_summary
 from faults import Ctl, await_loss, await_news, no_packet_lost
 from starvation import Starvation
 
-from flannel_udp.lab import Host
+from flannel_udp.lab.lab import Host
 
 AT_ONCE = 2.0  # seconds until an end that the connection tells of is noticed
 IN_SILENCE = 15.0  # until a server that says nothing any more is given up: 10 + 3, and a try

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from systemd_host import UNITS, SystemdHost, documented
 
-from flannel_udp.lab import Container
-from flannel_udp.netns import Namespace
+from flannel_udp.host.netns import Namespace
+from flannel_udp.lab.lab import Container
 
 UNPACKED = Path(sys.prefix, "docker")  # by tools/install-docker
 OPTIONS = "/run/flannel/docker"

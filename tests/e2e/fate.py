@@ -13,7 +13,7 @@ from functools import partial
 from faults import DROP, RESET, cut_off
 from instruments import EtcdWriter, lease_value
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 LONGEST_PAUSE = 0.6  # seconds between two steps
 

@@ -14,7 +14,7 @@ from instruments import lease_value, routes
 from streams import Stream, streams_both_ways
 
 from flannel_udp.errors import LabError
-from flannel_udp.lab import Host
+from flannel_udp.lab.lab import Host
 
 Ctl = Callable[..., str]  # etcdctl
 

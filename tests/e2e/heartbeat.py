@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from etcd_server import wait_until
 from instruments import connect, listen
 
-from flannel_udp.lab import Container
+from flannel_udp.lab.lab import Container
 
 INTERVAL = 0.005  # seconds between two beats
 

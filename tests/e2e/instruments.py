@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from etcd_server import wait_until
 from prometheus_client import parser
 
-from flannel_udp.lab import Host, Lab, Node
-from flannel_udp.status_report import QUEUE_DROPS
+from flannel_udp.lab.lab import Host, Lab, Node
+from flannel_udp.observe.status import QUEUE_DROPS
 
 _PIDFD_GETFD = 438  # the system call's number, the same on every architecture
 _MOST_OPERATIONS = 128  # in one transaction, etcd's default

@@ -23,7 +23,7 @@ from faults import (
 )
 from instruments import control_seconds, lease_value, leases, log_lines
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 CONTEST = 60.0  # seconds for which a claim in replaced data may be old news, by the contract
 MOST_LINES = 10 + 1  # of a daemon

@@ -15,8 +15,8 @@ import sys
 from types import TracebackType
 from typing import IO
 
-from flannel_udp.lab import Host
-from flannel_udp.lab_etcd import child_environment
+from flannel_udp.lab.etcd import child_environment
+from flannel_udp.lab.lab import Host
 
 START, STOP = b"start\n", b"stop\n"
 
@@ -72,11 +72,11 @@ class Preloaded:
 def serve() -> None:
     """What runs in the namespace: commands on stdin, exit codes on stdout."""
     import flannel_udp
-    from flannel_udp import cli
+    from flannel_udp.cli import main as cli
 
-    for module in pkgutil.iter_modules(flannel_udp.__path__):
-        if not module.name.startswith(("__", "lab")):
-            importlib.import_module(f"flannel_udp.{module.name}")
+    for module in pkgutil.walk_packages(flannel_udp.__path__, "flannel_udp."):
+        if not module.name.startswith(("flannel_udp.__", "flannel_udp.lab")):
+            importlib.import_module(module.name)
     print("imported", flush=True)
     child = 0
     for command in sys.stdin.buffer:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from instruments import devices, log_lines, unreachable
 
-from flannel_udp.lab import DEFAULT_CONFIG, Host, Lab
+from flannel_udp.lab.lab import DEFAULT_CONFIG, Host, Lab
 
 STORED = ["tun", "udp", "state"]
 EXIT_WITHIN = 10.0  # seconds

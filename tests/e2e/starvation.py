@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from flannel_udp.lab import Host
+from flannel_udp.lab.lab import Host
 
 _INTERVAL = 0.05  # seconds between two looks
 

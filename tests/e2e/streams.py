@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from instruments import listen
 
-from flannel_udp.lab import Container
+from flannel_udp.lab.lab import Container
 
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h; not in Python's socket module
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from etcd_server import wait_until
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 ROOT = Path(__file__).parent.parent.parent
 UNITS = "/etc/systemd/system"

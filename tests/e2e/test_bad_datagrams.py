@@ -20,8 +20,8 @@ from instruments import drops, log_lines
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 
-from flannel_udp.lab import Container, Host, Lab
-from flannel_udp.netns import Namespace
+from flannel_udp.host.netns import Namespace
+from flannel_udp.lab.lab import Container, Host, Lab
 
 PORT = 8285
 STRANGER = IPv4Address("172.30.0.66")

@@ -8,7 +8,7 @@ import pytest
 from etcd_server import wait_until
 from instruments import EtcdWriter, lease_value, log_lines, routes, unreachable, wait_until_seen
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 ELSEWHERE = "172.30.0.50"  # a PublicIP that is nobody's here
 

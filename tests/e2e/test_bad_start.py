@@ -26,8 +26,8 @@ from instruments import (
     log_lines,
 )
 
-from flannel_udp.lab import Host, Lab
-from flannel_udp.lab_etcd import child_environment
+from flannel_udp.lab.etcd import child_environment
+from flannel_udp.lab.lab import Host, Lab
 
 EXIT_WITHIN = 10.0  # seconds
 GOOD = '{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}'

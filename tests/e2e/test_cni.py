@@ -15,9 +15,9 @@ from dockerd import UNPACKED
 from etcd_server import wait_until
 from instruments import same_to_both, seen_by_both
 
-from flannel_udp.lab import UNDERLAY, Container, Host, Lab
-from flannel_udp.lab_host import BRIDGE
-from flannel_udp.netns import Namespace
+from flannel_udp.host.netns import Namespace
+from flannel_udp.lab.host import BRIDGE
+from flannel_udp.lab.lab import UNDERLAY, Container, Host, Lab
 
 PLUGINS = UNPACKED / "usr/lib/cni"
 

@@ -18,8 +18,8 @@ from etcd_server import wait_until
 from instruments import HEALTH_FLAGS, metrics
 from scapy.layers.inet import IP, UDP
 
-from flannel_udp.lab import UNDERLAY, Host, Lab
-from flannel_udp.netns import freeze
+from flannel_udp.host.netns import freeze
+from flannel_udp.lab.lab import UNDERLAY, Host, Lab
 
 OUTER = 28  # bytes of IPv4 and UDP in front of what is carried
 NOBODY = IPv4Address("10.1.0.77")  # the first subnet is never leased

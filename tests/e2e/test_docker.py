@@ -17,7 +17,7 @@ from etcd_server import wait_until
 from instruments import connect, log_lines, same_to_both, seen_by_both
 from systemd_host import SETTINGS, UNIT, UNITS, SystemdHost
 
-from flannel_udp.lab import UNDERLAY, Container, Lab
+from flannel_udp.lab.lab import UNDERLAY, Container, Lab
 
 README = Path(__file__).parents[2] / "README.md"
 NAME = "idle"

@@ -27,8 +27,8 @@ from faults import (
 from heartbeat import beating
 from instruments import EtcdWriter, lease_value, log_lines, routes
 
-from flannel_udp.lab import Host, Lab
-from flannel_udp.lab_etcd import child_environment
+from flannel_udp.lab.etcd import child_environment
+from flannel_udp.lab.lab import Host, Lab
 
 STRANGERS = {f"10.1.{number}.0-24": f"172.30.0.{number}" for number in (200, 201, 202)}
 

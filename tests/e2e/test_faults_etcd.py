@@ -22,7 +22,7 @@ from faults import (
 )
 from instruments import EtcdWriter, lease_value, log_lines, routes
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from faults import (
 )
 from instruments import devices, lease_value, log_lines, routes
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 SHORT_LIFE = 5  # seconds
 

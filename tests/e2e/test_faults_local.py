@@ -18,7 +18,7 @@ from heartbeat import Heartbeat, beating
 from instruments import leases, log_lines, routes, udp_socket_of, unreachable
 from starvation import Starvation
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 BACK_WITHIN = 1.0  # seconds in which packets may be lost
 GRACE = 3.0  # seconds for which an address may be gone, as docs/operations.md says

@@ -23,7 +23,7 @@ from faults import CONFIG, RECOVER_WITHIN, await_agreement, leases_in, no_packet
 from instruments import unreachable
 from minute import Minute
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 # What a process may use more than after its first two rounds. It has all its threads and
 # descriptors by then; memory fills up a little for some minutes.

@@ -26,7 +26,7 @@ from faults import (
 )
 from instruments import log_lines
 
-from flannel_udp.lab import UNDERLAY, Host, Lab
+from flannel_udp.lab.lab import UNDERLAY, Host, Lab
 
 PREFIX = "/coreos.com/network"
 ADDRESS = str(UNDERLAY.ip)

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from etcd_server import wait_until
 
-from flannel_udp import etcd_program
-from flannel_udp.lab import Host, Lab
-from flannel_udp.lab_etcd import child_environment
+from flannel_udp.etcd import program as etcd_program
+from flannel_udp.lab.etcd import child_environment
+from flannel_udp.lab.lab import Host, Lab
 
 
 @pytest.fixture(scope="module")

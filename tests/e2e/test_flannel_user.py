@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from instruments import leases, same_to_both, seen_by_both
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 CONFIG = (
     '{"Network":"192.168.0.0/16","SubnetLen":24,"SubnetMin":"192.168.1.0",'

@@ -14,9 +14,9 @@ import pytest
 from etcd_server import wait_until
 from instruments import leases, log_lines, routes
 
-from flannel_udp.lab import Container, Host, Lab
-from flannel_udp.lab_etcd import find_program
-from flannel_udp.netns import Namespace
+from flannel_udp.host.netns import Namespace
+from flannel_udp.lab.etcd import find_program
+from flannel_udp.lab.lab import Container, Host, Lab
 
 SUBNET = IPv4Network("10.1.200.0/24")  # behind the first 100, so no other host takes it
 NAME = "10.1.200.0-24"

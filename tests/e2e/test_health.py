@@ -10,7 +10,7 @@ from clock_shim import ClockShim
 from etcd_server import wait_until
 from instruments import HEALTH_FLAGS, health, log_lines
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 
 @pytest.fixture(scope="module")

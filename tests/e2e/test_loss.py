@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 from instruments import unreachable
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 # Measured on two idle processors: 0.8 of the throughput is left, of VXLAN's 0.5 to 0.65. Beside
 # programs that use up both processors the two come closer, for then these are the limit, not the

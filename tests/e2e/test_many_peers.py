@@ -9,7 +9,7 @@ from conftest import MIXED_PRESETS
 from instruments import unreachable
 from transfers import MIB, transfer
 
-from flannel_udp.lab import Lab
+from flannel_udp.lab.lab import Lab
 
 
 def test_streams_between_all_of_six_hosts_at_once_arrive_unchanged(

@@ -13,8 +13,8 @@ from etcd_server import wait_until
 from instruments import log_lines, unreachable
 from transfers import MIB, segmented_burst, transfer
 
-from flannel_udp.lab import Host, Lab
-from flannel_udp.lab_etcd import child_environment
+from flannel_udp.lab.etcd import child_environment
+from flannel_udp.lab.lab import Host, Lab
 
 NARROW = 1400  # bytes of a frame's IP packet, where the hosts' interfaces take 1500
 SIZE = 1444  # a datagram that the tunnel's MTU just takes

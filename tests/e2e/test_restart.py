@@ -21,7 +21,7 @@ from instruments import (
     unreachable,
 )
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 EXIT_WITHIN = 10.0  # seconds
 

@@ -14,8 +14,8 @@ from etcd_server import wait_until
 from instruments import devices, leases, log_lines, routes, unreachable
 from restarts import STORED, both_running, device_index, stored, stored_lab, terminate, went_on
 
-from flannel_udp.lab import DEFAULT_CONFIG, Host, Lab
-from flannel_udp.netns import Namespace
+from flannel_udp.host.netns import Namespace
+from flannel_udp.lab.lab import DEFAULT_CONFIG, Host, Lab
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from restarts import (
     went_on,
 )
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from restarts import (
     went_on,
 )
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 
 def known_since(host: Host) -> float:

@@ -15,7 +15,7 @@ import pytest
 from instruments import EtcdWriter, lease_value, log_lines
 from starvation import Starvation
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 CONFIG = '{"Network":"10.0.0.0/7","SubnetLen":24,"Backend":{"Type":"udp"}}'
 TMPFS = Path("/dev/shm")  # for etcd's data: the disk is not what is measured

@@ -28,9 +28,9 @@ from rich.style import Style
 from rich.text import Text
 from terminal import Terminal
 
-from flannel_udp import lab_record
-from flannel_udp.lab_record import LabRecord
-from flannel_udp.netns import Namespace
+from flannel_udp.host.netns import Namespace
+from flannel_udp.lab import record as lab_record
+from flannel_udp.lab.record import LabRecord
 
 DOCS = Path(__file__).parents[2] / "docs"
 PROGRAM = (sys.executable, "-m", "flannel_udp")

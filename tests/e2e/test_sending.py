@@ -16,7 +16,7 @@ from etcd_server import wait_until
 from instruments import drops, listen
 from transfers import BURST, exchange
 
-from flannel_udp.lab import Container, Host, Lab
+from flannel_udp.lab.lab import Container, Host, Lab
 
 ROUNDS = 3
 REFUSAL = """

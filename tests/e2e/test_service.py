@@ -15,8 +15,8 @@ from etcd_server import EtcdServer, make_tls_files, wait_until
 from instruments import devices, leases
 from systemd_host import ROOT, SETTINGS, UNIT, UNITS, SystemdHost
 
-from flannel_udp import first_etcd
-from flannel_udp.lab import UNDERLAY, Host, Lab
+from flannel_udp.cli import first_etcd
+from flannel_udp.lab.lab import UNDERLAY, Host, Lab
 
 PATIENCE = 30.0  # seconds
 

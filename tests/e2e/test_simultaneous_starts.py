@@ -8,7 +8,7 @@ import pytest
 from instruments import delete_leases, unreachable
 from preloaded import Preloaded
 
-from flannel_udp.lab import Lab
+from flannel_udp.lab.lab import Lab
 
 
 def test_two_daemons_started_at_once_on_an_empty_etcd_always_find_each_other(

@@ -15,8 +15,8 @@ import pytest
 from instruments import EtcdWriter
 from test_table_swaps import RATE, Churn
 
-from flannel_udp.lab import Lab
-from flannel_udp.lab_host import Host
+from flannel_udp.lab.host import Host
+from flannel_udp.lab.lab import Lab
 
 WARM_UP = 10.0  # seconds in which caches and arenas fill
 # What a daemon may grow by, in bytes: some pages that still fill, and for each change of a table

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from instruments import delete_leases, log_lines, routes, unreachable
 
-from flannel_udp.lab import Lab
+from flannel_udp.lab.lab import Lab
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from instruments import (
 )
 from terminal import Terminal
 
-from flannel_udp.lab import Host, Lab
-from flannel_udp.lab_etcd import child_environment
+from flannel_udp.lab.etcd import child_environment
+from flannel_udp.lab.lab import Host, Lab
 
 
 @pytest.fixture(scope="module")

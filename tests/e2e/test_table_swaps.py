@@ -12,7 +12,7 @@ from etcd_server import wait_until
 from instruments import EtcdWriter, drops, lease_value, log_lines, routes, wait_until_seen
 from streams import streams_both_ways
 
-from flannel_udp.lab import UNDERLAY, Lab
+from flannel_udp.lab.lab import UNDERLAY, Lab
 
 RATE = 100  # changes a second
 SECONDS = 10

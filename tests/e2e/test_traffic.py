@@ -15,7 +15,7 @@ import pytest
 from instruments import connect, drops, listen, unreachable
 from transfers import BURST, GIB, MIB, UDP_MOST, exchange, segmented_burst, transfer
 
-from flannel_udp.lab import Container, Lab
+from flannel_udp.lab.lab import Container, Lab
 
 PRESETS = (
     ("auto", "auto"),

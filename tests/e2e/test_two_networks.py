@@ -14,9 +14,9 @@ import pytest
 from etcd_server import wait_until
 from instruments import devices, leases
 
-from flannel_udp import subnet_env
-from flannel_udp.lab import Host, Lab
-from flannel_udp.lab_etcd import child_environment
+from flannel_udp.host import subnet_env
+from flannel_udp.lab.etcd import child_environment
+from flannel_udp.lab.lab import Host, Lab
 
 CONFIG = '{"Network":"10.2.0.0/16","Backend":{"Type":"udp","Port":8286}}'
 PREFIX = "/second/network"

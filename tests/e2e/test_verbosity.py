@@ -9,7 +9,7 @@ import pytest
 from etcd_server import wait_until
 from instruments import HEALTH_FLAGS, health, lease_value, log_lines
 
-from flannel_udp.lab import Host, Lab
+from flannel_udp.lab.lab import Host, Lab
 
 PASSWORD = "not-for-any-log"
 NEWS, STRANGER = "10.1.251.0-24", "172.30.0.50"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from instruments import connect, listen
 
-from flannel_udp.lab import Container, Node
+from flannel_udp.lab.lab import Container, Node
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -1,0 +1,1 @@
+"""How packets reach the other hosts. One package or module for each backend."""

@@ -1,0 +1,1 @@
+"""The command line: flags and FLANNELD_* variables, sub-commands, exit codes."""

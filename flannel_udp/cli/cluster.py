@@ -1,0 +1,124 @@
+"""``flannel-udp config`` and ``flannel-udp lease``: words in, sentences out; cluster.py acts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Network
+
+from flannel_udp.cluster import gojson
+from flannel_udp.cluster.config import NetworkConfig
+from flannel_udp.cluster.operator import Cluster, Entry
+from flannel_udp.errors import ClusterError, UsageError
+from flannel_udp.etcd.client import Etcd
+from flannel_udp.options import Options
+
+
+@contextmanager
+def cluster(options: Options) -> Iterator[Cluster]:
+    etcd = Etcd.connect(options)
+    try:
+        yield Cluster(etcd, options.etcd_prefix)
+    finally:
+        etcd.close()
+
+
+def config(action: str, text: str | None, options: Options, *, force: bool) -> None:
+    """``text`` is JSON, or - for what stands on stdin. Raises FlannelError."""
+    if text == "-":
+        text = sys.stdin.read()
+    if action == "validate" and text is not None:
+        _describe(NetworkConfig.parse(text))
+        return
+    with cluster(options) as door:
+        if action == "set":
+            if text is None:
+                raise UsageError("config set needs the config, or - to read it from stdin")
+            door.set_config(text, force=force)
+            print(f"written to {door.config_key}")
+            return
+        if text is not None:
+            raise UsageError(f"config {action} takes no config")
+        found = door.config_text()
+    if found is None:
+        raise ClusterError(
+            f"there is no network config at {door.config_key}: flannel-udp config set writes one"
+        )
+    if action == "show":
+        print(found.decode(errors="replace"))
+    _describe(NetworkConfig.parse(found))
+
+
+def _describe(config: NetworkConfig) -> None:
+    mtu = "as the interface allows" if config.mtu_cap is None else f"at most {config.mtu_cap}"
+    nftables = "nftables" if config.enable_nftables else "iptables"
+    print(
+        f"Network {config.network}, each host a /{config.subnet_len} from {config.subnet_min} to"
+        f" {config.subnet_max}\nUDP port {config.port}, MTU {mtu}, firewall rules by {nftables}"
+    )
+
+
+def lease(action: str, words: list[str], options: Options, *, as_json: bool) -> None:
+    """Raises FlannelError."""
+    with cluster(options) as door:
+        match action, words:
+            case "list", []:
+                _list(door.entries(), as_json=as_json)
+            case "reserve", [subnet, public_ip]:
+                door.reserve(_subnet(subnet), _address(public_ip))
+                print(f"{subnet} is reserved for {public_ip}")
+            case "revoke", [subnet]:
+                entry = door.revoke(_subnet(subnet))
+                holder = entry.lease.public_ip if entry.lease else "an unreadable key"
+                print(f"revoked {subnet} of {holder}; a daemon that holds it ends with exit code 1")
+            case _:
+                usage = {
+                    "list": "lease list",
+                    "reserve": "lease reserve SUBNET PUBLIC_IP",
+                    "revoke": "lease revoke SUBNET",
+                }
+                raise UsageError(f"write flannel-udp {usage[action]}")
+
+
+def _list(entries: list[Entry], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([_fields(entry) for entry in entries], indent=1))
+        return
+    for entry in entries:
+        if entry.lease:
+            kind = "reservation" if entry.lease.is_reservation else "lease"
+            backend = entry.lease.backend_type or "udp"
+            print(f"{entry.lease.subnet!s:<18} {entry.lease.public_ip!s:<15} {kind} {backend}")
+        else:
+            print(f"unreadable: {entry.fault}")
+
+
+def _fields(entry: Entry) -> dict[str, object]:
+    lease = entry.lease
+    if lease is None:
+        return {"key": entry.kv.key, "fault": entry.fault}
+    return {
+        "key": entry.kv.key,
+        "subnet": str(lease.subnet),
+        "public_ip": str(lease.public_ip),
+        "reservation": lease.is_reservation,
+        "backend": lease.backend_type or "udp",
+    }
+
+
+def _subnet(text: str) -> IPv4Network:
+    try:
+        return IPv4Network(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{gojson.shown(text)} is no subnet such as 10.1.5.0/24: {error}"
+        ) from None
+
+
+def _address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise UsageError(f"{gojson.shown(text)} is no IPv4 address") from None

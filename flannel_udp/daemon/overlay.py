@@ -1,0 +1,62 @@
+"""What a start of the daemon has settled on, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+
+from flannel_udp.backends.pump.ends import Tunnel
+from flannel_udp.backends.pump.keeper import TunnelPlan
+from flannel_udp.backends.pump.pump import PumpConfig
+from flannel_udp.cluster.config import NetworkConfig
+from flannel_udp.cluster.lease import OwnLease
+from flannel_udp.host import netlink as netdev
+from flannel_udp.host import subnet_env
+from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.interface import ExternalInterface
+from flannel_udp.options import Options
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Fixed from the lease on, until the daemon ends."""
+
+    options: Options
+    config: NetworkConfig
+    external: ExternalInterface
+    public_ip: IPv4Address
+    own: OwnLease
+    tunnel: Tunnel
+
+    @property
+    def tun_address(self) -> IPv4Address:
+        return self.own.subnet.network_address
+
+    @property
+    def mtu(self) -> int:
+        return netdev.tunnel_mtu(self.external.mtu, self.config.mtu_cap)
+
+    def pump_config(self) -> PumpConfig:
+        return self.tunnel.pump_config(self.options, self.config, self.own)
+
+    def firewall_policy(self) -> Policy:
+        return Policy(
+            self.config.network,
+            self.own.subnet,
+            masquerade=self.options.ip_masq,
+            forward=self.options.iptables_forward_rules,
+            random_fully=not self.options.ip_masq_fully_random_disable,
+        )
+
+    def tunnel_plan(self) -> TunnelPlan:
+        return TunnelPlan(
+            self.own.subnet, self.mtu, self.config.network, self.external, self.config.port
+        )
+
+    def subnet_env(self) -> subnet_env.SubnetEnv:
+        gateway = IPv4Interface(
+            (int(self.own.subnet.network_address) + 1, self.own.subnet.prefixlen)
+        )
+        return subnet_env.SubnetEnv(
+            self.config.network, gateway, self.mtu, ip_masq=self.options.ip_masq
+        )

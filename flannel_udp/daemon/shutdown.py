@@ -1,0 +1,100 @@
+"""The wish to stop: who asked, why, and what comes after."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+
+from flannel_udp.errors import (
+    AddressChangedError,
+    FlannelError,
+    LeaseLostError,
+    TunnelLostError,
+)
+from flannel_udp.host import systemd
+
+log = logging.getLogger(__name__)
+
+# After these, packets must not or cannot be carried any more.
+_ENDS_OF_FORWARDING = (LeaseLostError, AddressChangedError, TunnelLostError)
+
+
+class Shutdown:
+    """Any thread may ask; the main thread obeys."""
+
+    def __init__(self) -> None:
+        self.requested = threading.Event()
+        self.error: FlannelError | None = None
+        self.is_replaced = False  # the program executes itself again in this process
+        self.is_afresh = False  # and leaves nothing to itself
+        self.left: dict[str, int] = {}  # descriptors for it, by name
+
+    def stop(self) -> None:
+        self.requested.set()
+
+    def replace(self) -> None:
+        """Stop, and execute the program again, which goes on with the data plane."""
+        self.is_replaced = True
+        self.requested.set()
+
+    def start_afresh(self, reason: str) -> None:
+        """Stop, and execute the program again, which starts with nothing."""
+        log.warning("starting afresh: %s", reason)
+        self.is_afresh = True
+        self.replace()
+
+    @property
+    def has_successor(self) -> bool:
+        """Whether another process will go on with the data plane.
+
+        Most errors, such as a certificate that cannot be read, end this process and no more: the
+        service manager starts the next one, which finds what this one had.
+        """
+        if self.is_afresh or isinstance(self.error, _ENDS_OF_FORWARDING):
+            return False
+        return (self.is_replaced and not self.error) or systemd.keeps_descriptors()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop with exit code 1 and the error's sentence; the first error counts."""
+        if self.error is None:
+            if not isinstance(error, FlannelError):
+                error = FlannelError(_sentence(error))
+            self.error = error
+        self.requested.set()
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return (
+            f"the system refused a call: {error.strerror or error}; look at the limits of this"
+            " process and the memory of this host, then start again"
+        )
+    return f"internal error: {error!r}; please report it with the log"
+
+
+def obey_signals(shutdown: Shutdown) -> None:
+    """SIGTERM and SIGINT ask for the end, SIGUSR2 for a restart, also while the main thread waits.
+
+    A thread of its own takes them: a handler would run in the main thread, between any two steps
+    of the very event it has to set. It takes them until the process ends: a second one must not
+    cut the clean-up short or change the exit code. After SIGUSR2 they wait for the program that is
+    executed next: a blocked signal stays pending (execve(2)).
+    """
+    ours = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+
+    def wait() -> None:
+        while True:
+            received = signal.sigwait(ours)
+            if received == signal.SIGUSR2:
+                if not shutdown.requested.is_set():
+                    log.info("restarting: %s", signal.Signals(received).name)
+                    shutdown.replace()
+                    return
+            else:
+                if not shutdown.requested.is_set():
+                    log.info("stopping: %s", signal.Signals(received).name)
+                shutdown.stop()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()

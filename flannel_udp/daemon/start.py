@@ -1,0 +1,116 @@
+"""Where a process begins: with a lease and a tunnel of its own, or with what the last one left."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from flannel_udp.backends.pump.ends import open_tunnel
+from flannel_udp.cluster.registry import Registry
+from flannel_udp.daemon.overlay import Overlay
+from flannel_udp.daemon.shutdown import Shutdown
+from flannel_udp.errors import EtcdError, HandoverError, InterfaceError, SubnetFileError
+from flannel_udp.handover.state import Knowledge
+from flannel_udp.handover.takeover import Takeover
+from flannel_udp.host import locks as hostlock
+from flannel_udp.host import netlink as netdev
+from flannel_udp.host import subnet_env
+from flannel_udp.host.firewall.keeper import require_tool
+from flannel_udp.observe import admin
+from flannel_udp.options import Options
+from flannel_udp.retry import retry_until
+from flannel_udp.routing.routes import flaw_of_public_ip
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where this process begins: with leases read just now, or with what the last one knew."""
+
+    overlay: Overlay
+    known: Knowledge
+
+
+def claim(
+    options: Options,
+    registry: Registry,
+    shutdown: Shutdown,
+    readiness: admin.Readiness,
+    data_plane: contextlib.ExitStack,
+) -> Start | None:
+    """Start with nothing: lease a subnet in etcd, and open the tunnel; None if asked to stop."""
+    config = retry_until(
+        *(shutdown.requested, registry.network_config, log, registry.lines),
+        on_failure=readiness.not_ready,
+    )
+    if config is None:
+        return None
+    external, public_ip = netdev.choose_interface(options)
+    if flaw := flaw_of_public_ip(public_ip, config.network):
+        raise InterfaceError(
+            f"the PublicIP {public_ip} is {flaw}, and the other hosts would refuse it: give this"
+            " host's address with --public-ip, or choose another Network in the etcd config"
+        )
+
+    # Everything that can fail on this host comes before the lease: a start that fails claims none.
+    data_plane.enter_context(hostlock.hold(config.port))
+    netdev.refuse_taken(config.network)
+    if options.ip_masq:
+        require_tool(nftables=config.enable_nftables)
+    tunnel = data_plane.enter_context(open_tunnel(external.address, config.port, options.offload))
+
+    previous = _previous_subnet(options, config.network)
+    acquired = retry_until(
+        shutdown.requested,
+        lambda: registry.acquire(config, public_ip, previous),
+        log,
+        registry.lines,
+        retry_on=(EtcdError,),
+        on_failure=readiness.not_ready,
+    )
+    if acquired is None:
+        return None
+    own, snapshot = acquired
+    return Start(Overlay(options, config, external, public_ip, own, tunnel), Knowledge(snapshot))
+
+
+def go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> Start | None:
+    """Start where the last process stopped, if this host still has the address; else None."""
+    head = taken.handover.head
+    external, public_ip = netdev.choose_interface(options)
+    if (external.address, public_ip) != (head.address, head.own.public_ip):
+        shutdown.start_afresh(
+            f"the last process sent from {head.address} as {head.own.public_ip}, and this one"
+            f" would send from {external.address} as {public_ip}"
+        )
+        return None
+    try:
+        known = taken.handover.known()
+    except HandoverError as error:
+        shutdown.start_afresh(str(error))
+        return None
+    overlay = Overlay(options, head.config, external, public_ip, head.own, taken.tunnel)
+    return Start(overlay, known)
+
+
+def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | None:
+    """The subnet an earlier run wrote to subnet.env, unless it is of another network."""
+    try:
+        previous = subnet_env.read_previous(options.subnet_file)
+    except SubnetFileError as error:
+        log.warning("%s; going on without it", error)
+        return None
+    if previous is None:
+        return None
+    if previous.network not in (None, network):
+        log.warning(
+            "ignoring %s: it is of network %s, etcd says %s",
+            options.subnet_file,
+            previous.network,
+            network,
+        )
+        return None
+    return previous.subnet

@@ -1,0 +1,1 @@
+"""The door to etcd: calls, watch, members, faults, certificates."""

@@ -1,0 +1,1 @@
+"""The machine: netlink, interface choice, locks, systemd, subnet.env."""

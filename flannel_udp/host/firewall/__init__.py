@@ -1,0 +1,1 @@
+"""The overlay's rules in the host's firewall, by iptables or nftables."""

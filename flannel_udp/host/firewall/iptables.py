@@ -1,0 +1,288 @@
+"""flannel's chains in the words of iptables-save, and the change that brings them about (pure).
+
+Several daemons share the chains. Each knows its rules by the comment and its Network; the jump to a
+chain and the mark rule on its top belong to all, and go with the last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from flannel_udp.host.firewall.policy import (
+    FORWARD_COMMENT,
+    KUBE_PROXY_MARK,
+    MASQUERADE_COMMENT,
+    Match,
+    Policy,
+    Rule,
+    Verdict,
+)
+
+_MARK = f"{KUBE_PROXY_MARK:#x}"
+
+# Chains of docker that may drop before our jump is reached; DOCKER-USER is the operator's.
+_DOCKER_JUMP = re.compile(r"-j DOCKER(?!-USER\b)")
+_DOCKER_MASQUERADE = re.compile(r"-s (\S+) ! -o \S+ -j MASQUERADE")
+_CNI_JUMP = re.compile(r"-s (\S+) .*-j (CNI-\S+)")
+_DOCKER_RAW_DROP = re.compile(r"-d (\S+) ! -i \S+ -j DROP")
+# Of docker 28 and later. A bridge that docker named by itself is not the one of the host's subnet.
+_DOCKER_BRIDGE_DROP = re.compile(r"! -i (?!br-[0-9a-f]{12} )(\S+) -o \1 -j DROP")
+_NETWORK = re.compile(r"(?<!! )-[sd] (\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One of our chains: its table, who jumps to it, and what stands on its top."""
+
+    table: str
+    parent: str
+    chain: str
+    comment: str
+    top: tuple[str, ...] = ()
+    before_docker: bool = False
+
+    @property
+    def remark(self) -> str:
+        return f'-m comment --comment "{self.comment}"'
+
+    @property
+    def jump(self) -> str:
+        return f"{self.remark} -j {self.chain}"
+
+
+_MASQUERADE = _Place(
+    *("nat", "POSTROUTING", "FLANNEL-POSTRTG", MASQUERADE_COMMENT),
+    top=(f'-m mark --mark {_MARK}/{_MARK} -m comment --comment "{MASQUERADE_COMMENT}" -j RETURN',),
+)
+_FORWARD = _Place(*("filter", "FORWARD", "FLANNEL-FWD", FORWARD_COMMENT), before_docker=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """What iptables-save printed: rules by table and chain, and the policies of built-in chains."""
+
+    rules: dict[str, dict[str, list[str]]]
+    policies: dict[tuple[str, str], str]
+
+    @classmethod
+    def parse(cls, text: str) -> Ruleset:
+        """Takes any text; a rule without a match or target is ""."""
+        rules: dict[str, dict[str, list[str]]] = {}
+        policies = {}
+        table: dict[str, list[str]] = {}
+        name = ""
+        for line in text.split("\n"):  # a comment may hold what else splitlines would split at
+            if line.startswith("*"):
+                name = line[1:].strip()
+                table = rules.setdefault(name, {})
+            elif line.startswith(":"):
+                chain, _, policy = line[1:].partition(" ")
+                table.setdefault(chain, [])
+                policies[name, chain] = policy.partition(" ")[0]
+            elif line.startswith("-A "):
+                chain, _, rule = line.removeprefix("-A ").partition(" ")
+                table.setdefault(chain, []).append(rule)
+        return cls(rules, policies)
+
+    def of(self, table: str, chain: str) -> list[str]:
+        return self.rules.get(table, {}).get(chain, [])
+
+
+def change(found: Ruleset, policy: Policy) -> str:
+    """What iptables-restore --noflush must read so that ``policy`` holds; "" if it does.
+
+    Every table changes at once or not at all, so that no packet meets half of it. A policy that
+    wants nothing removes our rules, and the chains if no other daemon uses them.
+    """
+    masquerade = [_text(_MASQUERADE, each, policy) for each in policy.masquerade_rules()]
+    forward = [_text(_FORWARD, each, policy) for each in policy.forward_rules()]
+    return _transaction(_MASQUERADE, found, policy.network, masquerade) + _transaction(
+        _FORWARD, found, policy.network, forward
+    )
+
+
+def networks(found: Ruleset) -> set[IPv4Network]:
+    """The Network of every daemon, living or dead, that has rules here."""
+    places = (_MASQUERADE, _FORWARD)
+    lines = [rule for place in places for _, rule in _commented(place, found)]
+    ends = ("-j ACCEPT", "-j MASQUERADE", "-j MASQUERADE --random-fully")
+    # Only these rules, and the first address of each, name Network itself.
+    named = [_NETWORK.search(line) for line in lines if line.endswith(ends)]
+    found_networks = (_network(match[1]) for match in named if match)
+    return {network for network in found_networks if network}
+
+
+def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
+    """What other programs' rules do to the overlay, a sentence each.
+
+    ``nftables``: our own rules are there, where they cannot overrule what is here.
+    """
+    said = []
+    for rule in found.of("nat", "POSTROUTING"):
+        match = _DOCKER_MASQUERADE.fullmatch(rule)
+        source = _network(match[1]) if match else None
+        if source and policy.subnet.subnet_of(source):
+            said.append(
+                f"docker masquerades {policy.subnet} ('{rule}'): containers of other hosts see this"
+                " host's address instead of its containers'; run flannel-udp with --ip-masq, and"
+                " docker with the options that mk-docker-opts writes then"
+            )
+    if _cni_masquerades(found, policy.subnet):
+        said.append(
+            f"a CNI plugin masquerades containers of {policy.subnet}: containers of other hosts see"
+            " this host's address instead of theirs; set ipMasq to false in its config, run"
+            " flannel-udp with --ip-masq, and make the containers anew"
+        )
+    for rule in found.of("raw", "PREROUTING"):
+        match = _DOCKER_RAW_DROP.fullmatch(rule)
+        destination = _network(match[1]) if match else None
+        if destination and destination.subnet_of(policy.subnet):
+            said.append(
+                f"docker drops what other hosts send to its containers ('{rule}' in table raw):"
+                ' set "allow-direct-routing": true in docker\'s daemon.json and restart docker'
+            )
+            break
+    drops = found.policies.get(("filter", "FORWARD")) == "DROP"
+    if nftables and policy.forward and drops:
+        said.append(
+            "the FORWARD chain of iptables drops by policy, as docker sets it, and an nftables rule"
+            " cannot overrule it: set EnableNFTables to false in the network config, or run"
+            " 'iptables -P FORWARD ACCEPT'"
+        )
+    if nftables and policy.forward:
+        said += _bridge_drops(found)
+    if drops and not policy.forward and not _is_let_through(found, policy.network):
+        said.append(
+            "the FORWARD chain of iptables drops by policy, as docker sets it, and nothing there"
+            f" accepts {policy.network}: start flannel-udp without --iptables-forward-rules=false,"
+            " or accept packets from and to that network yourself"
+        )
+    return said
+
+
+def _bridge_drops(found: Ruleset) -> list[str]:
+    return [
+        f"docker drops new connections to its containers from elsewhere than {match[1]} ('{rule}'"
+        " in chain DOCKER), and an nftables rule cannot overrule it: set EnableNFTables to false in"
+        " the network config"
+        for rule in found.of("filter", "DOCKER")
+        if (match := _DOCKER_BRIDGE_DROP.fullmatch(rule))
+    ]
+
+
+def _cni_masquerades(found: Ruleset, subnet: IPv4Network) -> bool:
+    """Whether ``bridge`` or ``ptp`` with ipMasq has made its rules for one of our containers."""
+    jumps = filter(None, map(_CNI_JUMP.fullmatch, found.of("nat", "POSTROUTING")))
+    chains = [
+        jump[2] for jump in jumps if (source := _network(jump[1])) and source.subnet_of(subnet)
+    ]
+    return any(
+        rule.endswith("-j MASQUERADE") for chain in chains for rule in found.of("nat", chain)
+    )
+
+
+def _is_let_through(found: Ruleset, network: IPv4Network) -> bool:
+    """Whether somebody's rule accepts packets of the whole Network, or of the tunnel device."""
+    accepting = [
+        rule
+        for rules in found.rules.get("filter", {}).values()
+        for rule in rules
+        if rule.endswith("-j ACCEPT")
+    ]
+    named = [_network(match[1]) for rule in accepting if (match := _NETWORK.search(rule))]
+    return any(each and network.subnet_of(each) for each in named) or any(
+        " flannel" in rule for rule in accepting
+    )
+
+
+def _transaction(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> str:
+    commands = _reach(place, found, network, wanted) if wanted else _leave(place, found, network)
+    return "\n".join([f"*{place.table}", *commands, "COMMIT", ""]) if commands else ""
+
+
+def _reach(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> list[str]:
+    commands = []
+    inside = found.of(place.table, place.chain)
+    if place.chain not in found.rules.get(place.table, {}):
+        commands.append(f"-N {place.chain}")
+    old = _ours(place, found, network)
+    if old != [(place.chain, rule) for rule in wanted]:
+        commands += _deletions(old)
+        commands += [f"-A {place.chain} {rule}" for rule in wanted]
+    if any(inside.count(rule) != 1 for rule in place.top) or inside[: len(place.top)] != [
+        *place.top
+    ]:
+        commands += _deletions((place.chain, rule) for rule in inside if rule in place.top)
+        commands += [f"-I {place.chain} {at} {rule}" for at, rule in enumerate(place.top, 1)]
+    outside = found.of(place.table, place.parent)
+    jumps = [at for at, rule in enumerate(outside) if rule == place.jump]
+    blockers = [at for at, rule in enumerate(outside) if _DOCKER_JUMP.search(rule)]
+    late = place.before_docker and jumps and blockers and blockers[0] < jumps[0]
+    if len(jumps) != 1 or late:
+        commands += _deletions((place.parent, place.jump) for _ in jumps)
+        commands.append(f"-I {place.parent} {blockers[0] + 1 if late else 1} {place.jump}")
+    return commands
+
+
+def _leave(place: _Place, found: Ruleset, network: IPv4Network) -> list[str]:
+    old = _ours(place, found, network)
+    commands = _deletions(old)
+    inside = found.of(place.table, place.chain)
+    others = [rule for rule in inside if (place.chain, rule) not in old and rule not in place.top]
+    if place.chain in found.rules.get(place.table, {}) and not others:
+        outside = found.of(place.table, place.parent)
+        commands += _deletions((place.parent, rule) for rule in outside if rule == place.jump)
+        commands += _deletions((place.chain, rule) for rule in inside if rule in place.top)
+        commands.append(f"-X {place.chain}")
+    return commands
+
+
+def _ours(place: _Place, found: Ruleset, network: IPv4Network) -> list[tuple[str, str]]:
+    """Chain and rule of all that this or an earlier run wrote for the Network.
+
+    flannel before 0.20 wrote its rules into the built-in chains: they are found there too.
+    """
+    return [
+        (chain, rule)
+        for chain, rule in _commented(place, found)
+        if any(f"{flag} {network} " in rule for flag in ("-s", "-d"))
+    ]
+
+
+def _commented(place: _Place, found: Ruleset) -> list[tuple[str, str]]:
+    return [
+        (chain, rule)
+        for chain, rules in found.rules.get(place.table, {}).items()
+        for rule in rules
+        if place.remark in rule
+    ]
+
+
+def _network(text: str) -> IPv4Network | None:
+    """None for what iptables allows and is no network, such as 10.1.0.0/255.0.255.0."""
+    try:
+        return IPv4Network(text)
+    except ValueError:
+        return None
+
+
+def _deletions(rules: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"-D {chain} {rule}" for chain, rule in rules]
+
+
+def _text(place: _Place, rule: Rule, policy: Policy) -> str:
+    """The rule exactly as iptables-save prints it."""
+    words = [*_match("-s", rule.source), *_match("-d", rule.destination), place.remark]
+    words += ["-j", rule.verdict.name]
+    if rule.verdict is Verdict.MASQUERADE and policy.random_fully:
+        words.append("--random-fully")
+    return " ".join(words)
+
+
+def _match(flag: str, match: Match | None) -> list[str]:
+    if match is None:
+        return []
+    return ["!"] * match.outside + [flag, str(match.network)]

@@ -1,0 +1,1 @@
+"""Hosts, containers and a real etcd in network namespaces of one machine."""

@@ -1,0 +1,290 @@
+"""The lab: hosts and containers in network namespaces, a real etcd and real daemons.
+
+The demo (``flannel-udp lab``), the tests and the benchmarks share it::
+
+    switch namespace                      host namespaces               container namespaces
+      bridge underlay 172.30.0.254/24       eth0 172.30.0.N/24
+      etcd on port 2379          <-cable->  docker0 10.1.5.1/24 <-cable-> eth0 10.1.5.2/24
+                                            flannel0 10.1.5.0/32
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from flannel_udp.errors import LabError
+from flannel_udp.host.netns import Namespace, settle, uninterrupted
+from flannel_udp.lab import record as lab_record
+from flannel_udp.lab.etcd import Etcd, find_program
+from flannel_udp.lab.host import ANYWHERE, Container, DaemonSetup, Host
+from flannel_udp.lab.record import LabRecord
+
+__all__ = ["Container", "Host", "Lab", "Node"]
+
+Node = Host | Container
+
+UNDERLAY = IPv4Interface("172.30.0.254/24")
+ACQUAINTED_WITHIN = 10.0  # seconds from the last daemon being ready
+DEFAULT_CONFIG: Mapping[str, object] = {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}
+
+# A NIC on a wire: frames of at most the MTU leave, and only what arrives is merged.
+_WIRE = ("tso", "off", "gso", "off", "tx-udp-segmentation", "off")
+
+
+class Lab:
+    """A context manager: builds everything on entry, removes everything on exit.
+
+    ``underlay``: "direct" passes superpackets between hosts whole, as fast as the kernel can;
+    "wire" has frames of at most 1500 bytes with GRO on receive, as between real NICs.
+    ``config`` is the network config in etcd, as JSON or what becomes JSON; ``daemon_args`` are
+    further flags and ``daemon_env`` further environment variables of every daemon; ``presets`` are
+    the ``--offload`` of the first host's daemon, of the second's and so on.
+    ``keeps_descriptors``: the hosts' service managers have a descriptor store, as systemd's.
+    ``name`` (random by default) becomes part of the names of the namespaces. ``etcd_data`` is a
+    directory for etcd's data, on another file system for example; the caller removes it.
+    Raises LabError if the machine lacks something or a daemon does not start.
+    """
+
+    def __init__(
+        self,
+        hosts: int = 3,
+        containers: int = 1,
+        underlay: Literal["direct", "wire"] = "direct",
+        config: Mapping[str, object] | str = DEFAULT_CONFIG,
+        prefix: str = "/coreos.com/network",
+        daemon_args: Sequence[str] = (),
+        daemon_env: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+        start_daemons: bool = True,
+        name: str | None = None,
+        keeps_descriptors: bool = False,
+        etcd_data: Path | None = None,
+        presets: Sequence[str] = (),
+    ) -> None:
+        self.hosts: list[Host] = []
+        self.prefix = prefix
+        self._record: LabRecord | None = None
+        self._etcd: Etcd | None = None
+        self._host_count = hosts
+        self._container_count = containers
+        self._is_wire = underlay == "wire"
+        self._config = config if isinstance(config, str) else json.dumps(config)
+        self._daemon_args = tuple(daemon_args)
+        self._daemon_env = dict(daemon_env or {})
+        self._python = python
+        self._start_daemons = start_daemons
+        self._name = name
+        self._keeps_descriptors = keeps_descriptors
+        self._etcd_data = etcd_data
+        self._presets = tuple(presets)
+
+    def __enter__(self) -> Self:
+        require_machine(("ethtool",) if self._is_wire else ())
+        settle()  # from here on a signal leaves nothing half made that settle() would not wait for
+        try:
+            self._claim()
+            self._build()
+        except OSError as error:
+            self.close()
+            raise LabError(
+                f"the lab could not be built ({error.args[-1]}): run it as root on a machine"
+                " or in a virtual machine, not in an unprivileged container"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _claim(self) -> None:
+        def claim() -> None:
+            self._record = lab_record.claim(self._name)
+
+        try:
+            lab_record.remove_dead()
+            uninterrupted(claim)
+        except OSError as error:
+            raise LabError(f"the lab cannot write {error.filename}: {error.strerror}") from None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the daemons as an operator would, then remove everything."""
+        for host in self.hosts:
+            if host.daemon is not None:
+                host.daemon.terminate()
+        for host in self.hosts:
+            with suppress(LabError):
+                if host.daemon is not None:
+                    host.stop_daemon()
+            host.manager.close()
+        settle()
+        if self._etcd is not None:
+            self._etcd.kill()
+        if self._record is not None:
+            lab_record.remove(self._record)
+
+    @property
+    def record(self) -> LabRecord:
+        assert self._record is not None  # since __enter__
+        return self._record
+
+    @property
+    def switch(self) -> Namespace:
+        """Where the underlay's bridge and etcd are."""
+        return Namespace(f"{self.record.prefix}switch")
+
+    @property
+    def etcd(self) -> Etcd:
+        assert self._etcd is not None  # since __enter__
+        return self._etcd
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every host and every container."""
+        return [*self.hosts, *self.containers]
+
+    @property
+    def containers(self) -> list[Container]:
+        return [container for host in self.hosts for container in host.containers]
+
+    def start_daemons(self) -> None:
+        """All at the same moment; returns when all are ready."""
+        for host in self.hosts:
+            host.start_daemon(wait=False)
+        for host in self.hosts:
+            host.wait_until_ready()
+
+    def _wait_until_acquainted(self) -> None:
+        """Until every daemon has a route to every other host; LabError if that takes too long."""
+        everyone = {str(host.subnet) for host in self.hosts}
+        deadline = time.monotonic() + ACQUAINTED_WITHIN
+        for host in self.hosts:
+            while missing := everyone - {str(host.subnet)} - _routed(host):
+                if time.monotonic() > deadline:
+                    raise LabError(f"{host.name} has no route to {' and '.join(sorted(missing))}")
+                time.sleep(0.01)
+
+    def etcdctl(self, *arguments: str, input: str | None = None) -> str:
+        return self.etcd.ctl(*arguments, input=input)
+
+    def ping(self, source: Node, target: Node | IPv4Address, wait: int = 2) -> float | None:
+        """One round trip in milliseconds, or None if nothing came back for ``wait`` seconds."""
+        address = target if isinstance(target, IPv4Address) else target.ping_address
+        answer = source.run(["ping", "-n", "-c", "1", "-W", str(wait), str(address)])
+        _, found, rest = answer.stdout.partition(" time=")
+        return float(rest.split()[0]) if found else None
+
+    def ping_matrix(self, patience: float = 5.0) -> dict[tuple[str, str], float | None]:
+        """Round trips between all pairs of nodes, by their names.
+
+        A pair is tried again for ``patience`` seconds, the time in which all daemons must have
+        learned of each other.
+        """
+        deadline = time.monotonic() + patience
+
+        def try_until_deadline(pair: tuple[Node, Node]) -> float | None:
+            while True:
+                round_trip = self.ping(*pair, wait=1)
+                if round_trip is not None or time.monotonic() > deadline:
+                    return round_trip
+
+        pairs = list(itertools.permutations(self.nodes, 2))
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            answers = pool.map(try_until_deadline, pairs)
+            return {(a.name, b.name): rtt for (a, b), rtt in zip(pairs, answers, strict=True)}
+
+    def throughput(self, source: Node, target: Node, seconds: int = 1) -> float:
+        """Gigabits of TCP payload per second, measured by iperf3; raises LabError if it fails."""
+        command = ("iperf3", "--server", "--one-off", "--forceflush")
+        with target.netns.popen(command, stdout=-1, text=True, process_group=0) as server:
+            try:
+                for line in server.stdout or ():
+                    if "Server listening" in line:
+                        break
+                client = ("iperf3", "--client", str(target.ping_address), "--json")
+                limits = ("--time", str(seconds), "--connect-timeout", "3000")
+                answer = json.loads(source.run([*client, *limits]).stdout)
+            finally:
+                server.kill()
+        if "error" in answer:
+            raise LabError(f"iperf3 from {source.name} to {target.name}: {answer['error']}")
+        return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+    def _build(self) -> None:
+        self.switch.create()
+        self.switch.add_bridge("underlay")
+        self.switch.add_address("underlay", UNDERLAY)
+        with suppress(FileNotFoundError):  # only there if br_netfilter is loaded
+            # Else every frame on the bridge passes iptables and costs as much as the overlay.
+            self.switch.sysctl("bridge/bridge-nf-call-iptables", 0)
+        self._etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory), self._etcd_data)
+        self._etcd.start()
+        self.etcdctl("put", f"{self.prefix}/config", self._config)
+        for number in range(1, self._host_count + 1):
+            preset = [f"--offload={each}" for each in self._presets[number - 1 : number]]
+            setup = DaemonSetup(
+                *(self._python, self.etcd.url, self.prefix, (*self._daemon_args, *preset)),
+                *(self._daemon_env, self._keeps_descriptors),
+            )
+            self.hosts.append(self._add_host(number, setup))
+        if self._start_daemons:
+            self.start_daemons()
+            self._wait_until_acquainted()
+
+    def _add_host(self, number: int, setup: DaemonSetup) -> Host:
+        name = f"host{number}"
+        directory = Path(self.record.directory, name)
+        directory.mkdir()
+        address = IPv4Interface((UNDERLAY.network[number], UNDERLAY.network.prefixlen))
+        netns = Namespace(f"{self.record.prefix}{name}")
+        netns.create()
+        self.switch.add_veth(name, netns, "eth0")
+        self.switch.set_link(name, master="underlay")
+        netns.add_address("eth0", address)
+        netns.add_route(ANYWHERE, via=UNDERLAY.ip)
+        netns.sysctl("ipv4/ip_forward", 1)
+        if self._is_wire:
+            netns.run(["ethtool", "-K", "eth0", *_WIRE, "gro", "on"], check=True)
+            self.switch.run(["ethtool", "-K", name, *_WIRE], check=True)
+        return Host(name, netns, address.ip, directory, setup, self._container_count)
+
+
+def require_machine(further_programs: Sequence[str] = ()) -> None:
+    """Raises LabError, with what to install, unless this machine can run a lab."""
+    if os.geteuid() != 0:
+        raise LabError("the lab makes network namespaces and TUN devices: run it as root")
+    if not Path("/dev/net/tun").is_char_device():
+        raise LabError(
+            "the lab needs /dev/net/tun: load the module (modprobe tun), or give the device to"
+            " the container"
+        )
+    packages = {"ip": "iproute2", "ping": "iputils-ping", "setpriv": "util-linux"}
+    for program in (*packages, *further_programs):
+        if shutil.which(program) is None:
+            package = packages.get(program, program)
+            raise LabError(f"the lab needs {program}: apt-get install {package}")
+    find_program("etcd")
+    find_program("etcdctl")
+
+
+def _routed(host: Host) -> set[str]:
+    """The subnets that the host's daemon has routes to."""
+    return {subnet for peer in host.status()["peers"] for subnet in peer["subnets"]}

@@ -1,0 +1,61 @@
+"""``flannel-udp status --check``: the host, the leases and the way to each peer, looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flannel_udp.cluster.registry import Registry
+from flannel_udp.errors import FlannelError
+from flannel_udp.etcd.client import Etcd
+from flannel_udp.host import settings as netdev_host
+from flannel_udp.observe.admin import Status
+from flannel_udp.observe.checks import Finding, bad, daemon_findings, host_findings, lease_findings
+from flannel_udp.observe.path_check import check_peers
+from flannel_udp.options import Options
+
+
+def check(status: Status, read: Callable[[], Status]) -> Iterator[Finding]:
+    """``read`` asks for the status again. Needs root."""
+    yield from daemon_findings(status)
+    if "stats" not in status:  # it is still starting
+        return
+    yield from host_findings(
+        status,
+        ip_forward=netdev_host.ip_forward_enabled(),
+        bridge_rules=netdev_host.bridged_packets_meet_iptables(),
+        bridges=netdev_host.bridges(),
+    )
+    yield from _check_leases(status)
+    yield from check_peers(status, read)
+
+
+def _check_leases(status: Status) -> Iterator[Finding]:
+    try:
+        etcd = Etcd.connect(_options(status))
+        try:
+            snapshot = Registry(etcd, status["etcd"]["prefix"]).snapshot()
+        finally:
+            etcd.close()
+    except FlannelError as error:
+        yield bad("etcd-unusable", "etcd", f"the leases cannot be compared: {error}")
+        return
+    yield from lease_findings(status, snapshot.leases)
+
+
+def _options(status: Status) -> Options:
+    """How the daemon reaches etcd; what is secret comes from our own environment."""
+    told = status["etcd"]
+
+    def file(name: str) -> Path | None:
+        return Path(told[name]) if told[name] else None
+
+    return Options(
+        etcd_endpoints=tuple(told["endpoints"]),
+        etcd_username=os.environ.get("FLANNELD_ETCD_USERNAME", ""),
+        etcd_password=os.environ.get("FLANNELD_ETCD_PASSWORD", ""),
+        etcd_cafile=file("cafile"),
+        etcd_certfile=file("certfile"),
+        etcd_keyfile=file("keyfile"),
+    )

@@ -1,0 +1,107 @@
+"""The status: what the socket, the metrics and the views of the command line show."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from flannel_udp.backends.pump.ends import names, superpackets
+from flannel_udp.backends.pump.pump import Pump
+from flannel_udp.clock import boottime
+from flannel_udp.cluster.config_watch import ConfigWatch
+from flannel_udp.cluster.follower import Follower
+from flannel_udp.cluster.keeper import LeaseKeeper
+from flannel_udp.daemon.overlay import Overlay
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.settings import queue_drops
+from flannel_udp.observe.admin import Status
+from flannel_udp.routing.reconciler import Reconciler
+
+# What only the kernel can count: packets for the tunnel that the pump never saw.
+QUEUE_DROPS = "drop_tun_queue_full"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """Gathers the status from the parts that own it; any thread may ask."""
+
+    overlay: Overlay
+    keeper: LeaseKeeper
+    follower: Follower
+    config_watch: ConfigWatch
+    reconciler: Reconciler
+    pump: Pump
+    firewall: Firewall
+
+    def report(self) -> Status:
+        """Addresses and subnets are strings, spans of time are seconds."""
+        overlay, deadline, now = self.overlay, self.keeper.own.deadline, boottime()
+        return {
+            "network": str(overlay.config.network),
+            "subnet": str(overlay.own.subnet),
+            "public_ip": str(overlay.public_ip),
+            "port": overlay.config.port,
+            "interface": overlay.external.name,
+            "device": overlay.tunnel.device,
+            "preset": overlay.options.offload,
+            "kernel": os.uname().release,
+            "offloads": names(self.pump.offloads),
+            "refused_superpackets": superpackets(self.pump.refused_offloads),
+            "mtu": overlay.mtu,
+            "firewall": self.firewall.report(),
+            "config_changed": self.config_watch.difference,
+            "public_ip_conflict": self.keeper.conflict,
+            "reservation": deadline is None,
+            "lease_seconds_left": None if deadline is None else round(deadline - now, 1),
+            "etcd": {
+                **self._way_to_etcd(),
+                "state": self.follower.state.value,
+                "revision": self.follower.revision,
+                "resyncs": self.follower.resyncs,
+                "history_losses": self.follower.history_losses,
+                "lease_contested": self.keeper.contest,
+                "stale_leases_removed": self.keeper.stale_removed,
+                "silent_seconds": round(now - self.follower.last_contact, 1),
+            },
+            "held": [
+                {
+                    "subnet": str(held.lease.subnet),
+                    "public_ip": str(held.lease.public_ip),
+                    "seconds_left": round(held.until - now, 1),
+                }
+                for held in self.reconciler.held()
+            ],
+            "stats": self.pump.stats() | {QUEUE_DROPS: queue_drops(overlay.tunnel.device)},
+            "peers": self._peers(now),
+        }
+
+    def _way_to_etcd(self) -> Status:
+        options = self.overlay.options
+        files = {
+            "cafile": options.etcd_cafile,
+            "certfile": options.etcd_certfile,
+            "keyfile": options.etcd_keyfile,
+        }
+        return {
+            "endpoints": options.etcd_endpoints,
+            "prefix": options.etcd_prefix,
+            **{name: str(path) if path else None for name, path in files.items()},
+        }
+
+    def _peers(self, now: float) -> list[Status]:
+        subnets = self.reconciler.subnets_by_peer()
+        since = self.reconciler.known_since()
+        return [
+            {
+                "public_ip": str(peer.public_ip),
+                "subnets": [str(subnet) for subnet in subnets.get(peer.public_ip, ())],
+                "age_seconds": round(now - since.get(peer.public_ip, now), 1),
+                "sent_packets": peer.sent_packets,
+                "sent_bytes": peer.sent_bytes,
+                "received_packets": peer.received_packets,
+                "received_bytes": peer.received_bytes,
+                "dropped_packets": peer.dropped_packets,
+                "refuses_gso": peer.refuses_gso,
+            }
+            for peer in sorted(self.pump.peers(), key=lambda peer: peer.public_ip)
+        ]

@@ -1,0 +1,181 @@
+"""``flannel-udp status``: what the running daemon says of itself, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flannel_udp.backends.pump.fallbacks import listed
+from flannel_udp.errors import StatusError
+from flannel_udp.observe import admin
+from flannel_udp.observe.checks import Finding, kernel_fault
+from flannel_udp.units import scaled, span
+
+Status = Mapping[str, Any]
+
+_MOST_SUBNETS = 2  # of one peer on a line
+_MOST_HELD = 5  # leases that etcd lost
+
+
+def ask(subnet_file: Path) -> dict[str, Any]:
+    """The status of the daemon that writes this subnet.env. Raises StatusError."""
+    path = admin.status_path(subnet_file)
+    try:
+        return admin.read_status(path)
+    except PermissionError:
+        raise StatusError(f"cannot read {path}: only root may; try sudo") from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise StatusError(
+            f"no daemon runs here: nothing answers at {path}; start flannel-udp, or name the"
+            " --subnet-file that it was given"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StatusError(
+            f"the daemon at {path} does not answer ({error}); look at its log"
+        ) from None
+
+
+def show_json(status: Status) -> None:
+    print(json.dumps(status, indent=1))
+
+
+def show(status: Status) -> None:
+    console = Console(highlight=False)
+    for line in _head(status):
+        console.print(line, soft_wrap=True)
+    if "peers" in status:
+        console.print(_peers(status["peers"]))
+    for note in _notes(status):
+        console.print(Text(note, "yellow"), soft_wrap=True)
+
+
+def show_findings(findings: Iterable[Finding]) -> bool:
+    """One line for each as it comes; whether all is good."""
+    console, good = Console(highlight=False), True
+    for finding in findings:
+        console.print(_mark(finding) + Text(f"{finding.subject}: {finding.text}"), soft_wrap=True)
+        good = good and finding.is_good
+    return good
+
+
+def _mark(finding: Finding) -> Text:
+    if not finding.is_good:
+        return Text("bad  ", "red")
+    return Text("ok   ", "green") if finding.code == "ok" else Text("note ", "yellow")
+
+
+def show_json_findings(findings: Iterable[Finding]) -> bool:
+    """All of them as one list; whether all is good."""
+    found = list(findings)
+    print(json.dumps([asdict(finding) for finding in found], indent=1))
+    return all(finding.is_good for finding in found)
+
+
+def _head(status: Status) -> Iterator[Text]:
+    """All but the peers, line by line."""
+    ready = "ready" if status["ready"] else f"not ready: {status['reason']}"
+    yield Text(f"flannel-udp {status['version']}, {ready}", "green" if status["ready"] else "red")
+    if "stats" not in status:
+        return
+    stats, etcd = status["stats"], status["etcd"]
+    lease = "a reservation" if status["reservation"] else _lease(status["lease_seconds_left"])
+    offloads = ", ".join(status["offloads"]) or "none"
+    yield _line("subnet", f"{status['subnet']} of {status['network']}, {lease}")
+    yield _line(
+        "outside", f"{status['interface']} {status['public_ip']}, UDP port {status['port']}"
+    )
+    yield _line("tunnel", f"{status['device']}, MTU {status['mtu']}")
+    yield _line("offloads", f"{offloads} (--offload {status['preset']})")
+    silent = "" if etcd["state"] == "watching" else f", silent for {span(etcd['silent_seconds'])}"
+    yield _line("etcd", f"{etcd['state']}, revision {etcd['revision']}{silent}")
+    for direction, name in (("sent", "udp_sent"), ("received", "udp_received")):
+        packets, size = stats[f"{name}_packets"], scaled(stats[f"{name}_bytes"], "B")
+        yield _line(direction, f"{packets:,} packets, {size}")
+    yield _line("drops", ", ".join(drops(stats)) or "none")
+
+
+def drops(stats: Mapping[str, int]) -> list[str]:
+    """The reasons that have happened: ``tun_no_route 3``."""
+    return [
+        f"{name.removeprefix('drop_')} {value:,}"
+        for name, value in stats.items()
+        if name.startswith("drop_") and value
+    ]
+
+
+def _subnets(peer: Status) -> str:
+    """Of a peer, as many as fit."""
+    shown = peer["subnets"][:_MOST_SUBNETS]
+    more = len(peer["subnets"]) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _notes(status: Status) -> Iterator[str]:
+    if status.get("config_changed"):
+        yield (
+            f"the network config in etcd changed: {status['config_changed']}; start the daemon"
+            " again to follow it"
+        )
+    if status.get("public_ip_conflict"):
+        yield status["public_ip_conflict"]
+    if "kernel" in status and (fault := kernel_fault(status["kernel"], status["offloads"])):
+        yield fault
+    for protocol in status.get("refused_superpackets", ()):
+        yield (
+            f"the tunnel device refuses {protocol} superpackets: its packets are written one by one"
+        )
+    refusing = [
+        IPv4Address(peer["public_ip"]) for peer in status.get("peers", ()) if peer["refuses_gso"]
+    ]
+    if refusing:
+        yield (
+            f"UDP GSO is refused on the way to {len(refusing)} of {len(status['peers'])} peers"
+            f" ({listed(refusing)}): packets for them are sent one by one"
+        )
+    if "firewall" in status:
+        yield from status["firewall"]["problems"]
+    if contest := status.get("etcd", {}).get("lease_contested"):
+        yield contest
+    held = status.get("held", ())
+    for lease in held[:_MOST_HELD]:
+        yield (
+            f"etcd lost the lease of {lease['public_ip']} on {lease['subnet']} with its data: its"
+            f" route stays for {span(lease['seconds_left'])}, or until a host leases it"
+        )
+    if len(held) > _MOST_HELD:
+        yield f"and those of {len(held) - _MOST_HELD} more"
+
+
+def _peers(peers: list[Status]) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("peer", no_wrap=True)
+    table.add_column("subnet")
+    for heading in ("age", "sent", "received", "dropped"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for peer in peers:
+        table.add_row(
+            peer["public_ip"],
+            _subnets(peer),
+            span(peer["age_seconds"]),
+            scaled(peer["sent_bytes"], "B"),
+            scaled(peer["received_bytes"], "B"),
+            f"{peer['dropped_packets']:,}",
+        )
+    return table
+
+
+def _line(name: str, text: str) -> Text:
+    return Text(f"  {name:<9} {text}")
+
+
+def _lease(seconds: float) -> str:
+    return f"leased for {span(seconds)}" if seconds > 0 else "whose lease has run out"

@@ -1,0 +1,1 @@
+"""Leases become routes: one writer computes the difference and hands it to the backend."""

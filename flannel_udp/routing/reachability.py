@@ -1,0 +1,59 @@
+"""Which addresses this host can send outer packets to: what its routing tables say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address
+
+from flannel_udp.host import netlink as netdev
+from flannel_udp.host.netlink import Route
+
+_LOCAL_TABLE = 255
+_TYPE_LOCAL, _TYPE_BROADCAST = 2, 3
+
+
+def judge_ways(tunnel: str) -> Callable[[IPv4Address], str]:
+    """A function that says what is wrong with an address as another host's PublicIP, or "".
+
+    The flaw is a clause: "its PublicIP is an address of this host too". It judges by the routes of
+    this moment (tables local and main, longest prefix, lowest metric), so that tens of thousands
+    of addresses cost one route dump. Raises DeviceError if there is no such tunnel device.
+    """
+    with netdev.netlink(f"read the routes through {tunnel}") as ip:
+        index = netdev.index_of(ip, tunnel)
+        routes = netdev.read_routes(ip)
+    tables = [
+        _longest_prefix_table([route for route in routes if route.table == table], index)
+        for table in (_LOCAL_TABLE, netdev.MAIN_TABLE)
+    ]
+
+    def flaw(address: IPv4Address) -> str:
+        number = int(address)
+        for table in tables:
+            for shift, answers in table:
+                answer = answers.get(number >> shift)
+                if answer is not None:
+                    return answer
+        return ""
+
+    return flaw
+
+
+def _longest_prefix_table(routes: list[Route], tunnel: int) -> list[tuple[int, dict[int, str]]]:
+    """Per prefix length, longest first: the host bits to shift out, and network -> flaw."""
+    by_shift: dict[int, dict[int, str]] = {}
+    for route in sorted(routes, key=lambda route: route.metric):
+        shift = 32 - route.dst.prefixlen
+        answers = by_shift.setdefault(shift, {})
+        answers.setdefault(int(route.dst.network_address) >> shift, _flaw(route, tunnel))
+    return sorted(by_shift.items())
+
+
+def _flaw(route: Route, tunnel: int) -> str:
+    if route.type == _TYPE_LOCAL:
+        return "its PublicIP is an address of this host too"
+    if route.type == _TYPE_BROADCAST:
+        return "its PublicIP is a broadcast address of this host's networks"
+    if route.is_unicast and tunnel in route.devices:
+        return "this host reaches its PublicIP through the tunnel itself"
+    return ""

@@ -1,0 +1,237 @@
+"""Refusals and the pump's end, seen from the log and the daemon."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from flannel_udp.backends.pump import watch as pump_watch
+from flannel_udp.backends.pump.pump import STAT_NAMES, Pump, PumpConfig, Refusal, open_tun, open_udp
+from flannel_udp.backends.pump.watch import Heard, PumpWatch
+from flannel_udp.host import netlink as netdev
+from flannel_udp.host.netns import Namespace
+
+NETWORK = IPv4Network("10.1.0.0/16")
+OWN_SUBNET = IPv4Network("10.1.5.0/24")
+OWN_IP = IPv4Address("172.30.0.1")
+STRANGER = "172.30.0.66"
+PORT = 8285
+PATIENCE = 5.0  # seconds
+
+
+@dataclass
+class Rig:
+    namespace: Namespace
+    pump: Pump
+    device: str
+    udp_fd: int
+    failed: threading.Event = field(default_factory=threading.Event)
+    errors: list[BaseException] = field(default_factory=list)
+
+    def watch(self) -> PumpWatch:
+        return PumpWatch(self.pump, self.failed.set, self.errors.append)
+
+    def send(self, source: str, data: bytes = b"no packet") -> None:
+        before = sum(self.drops())
+        with self.namespace.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((source, 0))
+            sender.sendto(data, (str(OWN_IP), PORT))
+        eventually(lambda: sum(self.drops()) > before)
+
+    def drops(self) -> list[int]:
+        return [n for name, n in self.pump.stats().items() if name.startswith("drop_udp")]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def rig(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[Rig]:
+    monkeypatch.setattr(pump_watch, "_GRACE", 0.3)
+    caplog.set_level(logging.INFO)
+    for address in (OWN_IP, IPv4Address(STRANGER)):
+        namespace.add_address("lo", IPv4Interface(f"{address}/32"))
+    tun_fd, device = namespace.call(open_tun)
+    udp_fd = namespace.call(open_udp, OWN_IP, PORT)
+    tun_address = OWN_SUBNET.network_address
+    namespace.call(netdev.configure_tunnel, device, tun_address, 1472, NETWORK)
+    with Pump(PumpConfig(tun_fd, udp_fd, NETWORK, OWN_SUBNET, OWN_IP, tun_address)) as pump:
+        pump.start()
+        yield Rig(namespace, pump, device, udp_fd)
+    for fd in (tun_fd, udp_fd):
+        with suppress(OSError):
+            os.close(fd)
+
+
+def packet(source: str, destination: str = "10.1.5.2") -> bytes:
+    """An IPv4 header and nothing else."""
+    header = bytes.fromhex("4500 0014 0000 0000 40fd 0000")
+    return header + IPv4Address(source).packed + IPv4Address(destination).packed
+
+
+def test_a_stranger_is_named_once_with_the_way_out(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        for _ in range(3):
+            rig.send(STRANGER, packet("10.1.6.2"))
+        eventually(lambda: bool(caplog.messages))
+        rig.send(STRANGER, packet("10.1.6.2"))
+    assert caplog.messages == [
+        f"refused a packet from {STRANGER}, inner 10.1.6.2 to 10.1.5.2: udp_unknown_peer;"
+        " further such packets from there are only counted; if a host of this network sends from"
+        " another address than its PublicIP, start this daemon with --source-check off"
+    ]
+
+
+def test_two_strangers_who_share_a_slot_of_the_workers_memory_are_named_once_each(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = [name for name in STAT_NAMES if name.startswith("drop_")].index(
+        "drop_udp_unknown_peer"
+    )
+
+    def slot(address: IPv4Address) -> int:  # as place_of in refusal.c
+        return ((int(address) ^ reason << 27) * 2654435761 & 0xFFFFFFFF) >> 24
+
+    stranger = IPv4Address(STRANGER)
+    twin = next(a for a in IPv4Network("172.31.0.0/16") if slot(a) == slot(stranger))
+    rig.namespace.add_address("lo", IPv4Interface(f"{twin}/32"))
+    with rig.watch():
+        for _ in range(3):
+            rig.send(STRANGER, packet("10.1.6.2"))
+            rig.send(str(twin), packet("10.1.6.2"))
+        eventually(lambda: len(caplog.messages) >= 2)
+        rig.send(STRANGER, packet("10.1.6.2"))
+        rig.send(str(twin), packet("10.1.6.2"))
+        rig.namespace.add_address("lo", IPv4Interface("172.30.0.67/32"))
+        rig.send("172.30.0.67", packet("10.1.6.2"))  # its line would come after theirs
+        eventually(lambda: any("172.30.0.67" in message for message in caplog.messages))
+    assert len(caplog.messages) == 3
+
+
+def test_garbage_is_named_without_advice_that_does_not_help(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        rig.send(STRANGER, b"\xff" * 40)
+        eventually(lambda: bool(caplog.messages))
+    assert "udp_not_ip" in caplog.messages[0]
+    assert "--source-check" not in caplog.messages[0]
+
+
+def test_a_host_that_sends_before_its_lease_has_arrived_is_not_worth_a_line(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        rig.send(STRANGER, packet("10.1.6.2"))
+        rig.pump.update({IPv4Network("10.1.6.0/24"): IPv4Address(STRANGER)})
+        # A second stranger, whose line comes later than the first one's would.
+        rig.namespace.add_address("lo", IPv4Interface("172.30.0.67/32"))
+        rig.send("172.30.0.67", packet("10.1.6.2"))
+        eventually(lambda: bool(caplog.messages))
+    assert len(caplog.messages) == 1
+    assert "172.30.0.67" in caplog.messages[0]
+
+
+def test_a_host_that_has_joined_is_named_when_it_sends_from_others_subnets(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        rig.send(STRANGER, packet("10.1.6.2"))
+        rig.pump.update({IPv4Network("10.1.6.0/24"): IPv4Address(STRANGER)})
+        rig.send(STRANGER, packet("10.1.7.2"))
+        eventually(lambda: bool(caplog.messages))
+    assert len(caplog.messages) == 1
+    assert "inner 10.1.7.2 to 10.1.5.2: udp_spoofed_source;" in caplog.messages[0]
+    assert "--source-check off" in caplog.messages[0]
+
+
+def test_a_source_that_goes_on_is_named_once_and_again_after_an_hour_of_quiet() -> None:
+    heard, stranger = Heard(), (IPv4Address(STRANGER), "drop_udp_unknown_peer")
+    assert [at for at in range(0, 100_000, 60) if heard.is_new(stranger, at)] == [0]
+    assert heard.is_new((IPv4Address(STRANGER), "drop_udp_not_ip"), 100_000)
+    assert not heard.is_new(stranger, 103_000)
+    assert heard.is_new(stranger, 106_600)
+
+
+def test_after_a_flood_of_forged_sources_new_ones_are_named_again() -> None:
+    heard = Heard()
+    forged = [
+        (IPv4Address("172.31.0.0") + number, "drop_udp_unknown_peer") for number in range(9999)
+    ]
+    named = [key for at, key in enumerate(forged) if heard.is_new(key, at / 100)]
+    assert len(named) == 256
+    later = (IPv4Address(STRANGER), "drop_udp_unknown_peer")
+    assert not heard.is_new(later, 101)
+    assert heard.is_new(later, 3601)
+
+
+def test_forged_sources_do_not_fill_the_log(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pump_watch, "_MOST_HEARD", 3)
+    for number in range(8):
+        rig.namespace.add_address("lo", IPv4Interface(f"172.31.0.{number}/32"))
+    with rig.watch():
+        for number in range(8):
+            rig.send(f"172.31.0.{number}", packet("10.1.6.2"))
+        eventually(lambda: len(caplog.messages) >= 3)
+        rig.send("172.31.0.7", packet("10.1.6.2"))
+    assert len(caplog.messages) == 3
+
+
+def test_it_goes_on_with_a_pump_that_was_restarted(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rig.watch():
+        rig.namespace.delete_link(rig.device)
+        assert rig.failed.wait(PATIENCE)
+        tun_fd, device = rig.namespace.call(open_tun)
+        rig.pump.restart(tun_fd, rig.udp_fd)
+        rig.failed.clear()
+        rig.send(STRANGER)
+        eventually(lambda: bool(caplog.messages))
+        rig.namespace.delete_link(device)
+        assert rig.failed.wait(PATIENCE)
+    rig.pump.close()
+    os.close(tun_fd)
+
+
+def test_it_ends_at_once_and_leaves_nothing(rig: Rig) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with rig.watch():
+        began = time.monotonic()
+    assert time.monotonic() - began < 1
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert "pump-watch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_error_of_our_own_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bug = RuntimeError("a bug")
+
+    def fail() -> list[Refusal]:
+        raise bug
+
+    monkeypatch.setattr(rig.pump, "refusals", fail)
+    with rig.watch():
+        rig.send(STRANGER)
+        eventually(lambda: rig.errors == [bug])
+    assert "listening to the pump ended" in caplog.text

@@ -1,0 +1,105 @@
+"""A config that changes under a running daemon is told once, also after an outage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from etcd_server import EtcdServer, wait_until
+
+from flannel_udp.cluster.config import NetworkConfig
+from flannel_udp.cluster.config_watch import ConfigWatch
+from flannel_udp.cluster.registry import Registry
+from flannel_udp.etcd.client import Etcd
+
+KEY = "/net/config"
+TEXT = '{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}'
+SAME = '{ "network": "10.1.7.7/16", "SubnetLen": 24 }'
+PORT = '{"Network":"10.1.0.0/16","Backend":{"Type":"udp","Port":9000}}'
+
+
+def never(error: BaseException) -> None:
+    raise error
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path) as server:
+        server.put(KEY, TEXT)
+        yield server
+
+
+@pytest.fixture
+def watch(server: EtcdServer, caplog: pytest.LogCaptureFixture) -> Iterator[ConfigWatch]:
+    caplog.set_level(logging.INFO)
+    etcd = Etcd([server.url])
+    watch = ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT), never)
+    watch.start()
+    yield watch
+    watch.stop()
+    assert watch.join(5)
+    etcd.close()
+
+
+def says(watch: ConfigWatch, words: str) -> None:
+    wait_until(lambda: words in (watch.difference or ""), words, 20)
+
+
+def test_each_change_is_told_once_and_its_end_too(
+    server: EtcdServer, watch: ConfigWatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.put(KEY, PORT)
+    says(watch, "Backend.Port is 9000, was 8285")
+    server.put(KEY, PORT)
+    server.put(KEY, '{"Network":"10.1.0.0/16","SubnetLen":25,"Backend":{"Type":"udp","MTU":1400}}')
+    says(watch, "SubnetLen is 25, was 24")
+    assert watch.difference
+    assert "Backend.MTU is 1400, was unset" in watch.difference
+    server.put(KEY, '{"Network":"10.1.0.0/30"}')
+    says(watch, "it must be /28 or larger")
+    server.delete(KEY)
+    says(watch, f"there is none at {KEY} any more")
+    server.put(KEY, SAME)
+    wait_until(lambda: watch.difference is None, "being as it was")
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 5, messages
+    assert messages[-1] == "the network config in etcd is again the one this daemon runs with"
+
+
+def test_other_words_for_the_same_are_no_change(
+    server: EtcdServer, watch: ConfigWatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.put(KEY, SAME)
+    server.put(f"{KEY}-draft", PORT)
+    server.put(KEY, PORT)
+    says(watch, "9000")
+    assert len(caplog.records) == 1
+
+
+def test_a_change_while_etcd_restarts_is_not_missed(server: EtcdServer, watch: ConfigWatch) -> None:
+    server.put(KEY, PORT)
+    says(watch, "9000")
+    server.restart()
+    server.put(KEY, TEXT)
+    wait_until(lambda: watch.difference is None, "the change behind the restart", 20)
+
+
+def test_an_error_of_our_own_is_told(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bug = RuntimeError("a bug")
+
+    def fail(key: str) -> None:
+        raise bug
+
+    etcd = Etcd([server.url])
+    monkeypatch.setattr(etcd, "range", fail)
+    heard: list[BaseException] = []
+    watch = ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT), heard.append)
+    watch.start()
+    assert watch.join(5)
+    assert heard == [bug]
+    assert "watching the network config ended" in caplog.text
+    etcd.close()

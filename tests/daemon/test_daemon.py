@@ -1,0 +1,96 @@
+"""How the daemon ends when something fails that nobody foresaw; tests/e2e/ has the rest."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from flannel_udp.daemon import daemon
+from flannel_udp.errors import DeviceError, FlannelError
+from flannel_udp.handover.takeover import Takeover
+from flannel_udp.host import locks as hostlock
+from flannel_udp.observe import admin
+from flannel_udp.options import Options
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "traceback"),
+    [
+        (OSError(24, "Too many open files"), "the system refused a call: Too many open", False),
+        (ValueError("odd"), r"internal error: ValueError\('odd'\); please report it", True),
+    ],
+    ids=["a limit", "a bug"],
+)
+def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    error: Exception,
+    sentence: str,
+    traceback: bool,
+) -> None:
+    """Where nobody keeps descriptors for a next process, made things are undone."""
+    released: list[bool] = []
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "locks")
+    monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
+    monkeypatch.setattr(daemon, "release", lambda: released.append(True))
+    monkeypatch.setattr(daemon, "_serve", fail)
+    with pytest.raises(FlannelError, match=sentence):
+        daemon.run(Options(subnet_file=tmp_path / "subnet.env"))
+    assert released == [True]
+    assert (caplog.records != []) == traceback
+    assert not (tmp_path / "subnet.sock").exists()
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["stored", "without systemd"])
+def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keeps: bool
+) -> None:
+    undone: list[bool] = []
+
+    def prepare_host(_: object, made: contextlib.ExitStack, *__: object, displace: bool) -> None:
+        made.callback(undone.append, True)
+        assert displace
+        raise DeviceError("refused")
+
+    for name, value in (("NOTIFY_SOCKET", "/nowhere"), ("FDSTORE", "8" if keeps else "0")):
+        monkeypatch.setenv(name, value)
+    overlay = SimpleNamespace(config=None, own=None, tunnel=None)
+    start = SimpleNamespace(overlay=overlay, known=SimpleNamespace(snapshot=None))
+    monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
+    monkeypatch.setattr(daemon, "go_on", lambda *_: start)
+    monkeypatch.setattr(daemon, "_prepare_host", prepare_host)
+    monkeypatch.setattr(daemon, "_remove_left", lambda *_: None)
+    handover = SimpleNamespace(head=SimpleNamespace(config=None))
+    taken = cast(Takeover, SimpleNamespace(carried=contextlib.ExitStack(), handover=handover))
+    with pytest.raises(DeviceError):
+        daemon.run(Options(subnet_file=tmp_path / "subnet.env"), taken)
+    assert undone == ([] if keeps else [True])
+
+
+def test_a_daemon_that_stops_is_not_ready_any_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its end may take seconds, in which an orchestrator may still ask."""
+    seen: list[admin.Status] = []
+
+    def serve(*given: object) -> None:
+        *_, board, _, control = given
+        assert isinstance(board, admin.Board)
+        assert isinstance(control, contextlib.ExitStack)
+        board.readiness.ready()
+        control.callback(lambda: seen.append(board.read()))
+
+    monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "locks")
+    monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
+    monkeypatch.setattr(daemon, "_serve", serve)
+    assert daemon.run(Options(subnet_file=tmp_path / "subnet.env")) == 0
+    assert [(status["ready"], status["reason"]) for status in seen] == [(False, "stopping")]

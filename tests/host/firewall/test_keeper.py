@@ -1,0 +1,449 @@
+"""The rules as the host's own tools see them, written by each of the tools."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from etcd_server import wait_until
+from iptables_variants import VARIANTS, use_variant
+
+from flannel_udp.errors import FirewallError
+from flannel_udp.host.firewall import keeper as firewall
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.netns import Namespace
+
+NETWORK = IPv4Network("10.1.0.0/16")
+POLICY = Policy(NETWORK, IPv4Network("10.1.5.0/24"), masquerade=True, forward=True)
+OTHER = Policy(
+    IPv4Network("10.2.0.0/16"), IPv4Network("10.2.9.0/24"), masquerade=True, forward=True
+)
+PORT = 8285
+TABLE = ("-s", "list", "table", "ip", "flannel-ipv4")
+
+
+def never(error: BaseException) -> None:
+    raise error
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """iptables with each of its back ends, found on PATH as a host has it."""
+    name = str(request.param)
+    monkeypatch.setenv("PATH", use_variant(name, tmp_path))
+    return name
+
+
+@pytest.fixture(params=[*VARIANTS, "nftables"])
+def nftables(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> bool:
+    """EnableNFTables, and iptables with each of its back ends where that is off."""
+    if request.param in VARIANTS:
+        monkeypatch.setenv("PATH", use_variant(str(request.param), tmp_path))
+    return bool(request.param == "nftables")
+
+
+@contextmanager
+def kept(
+    namespace: Namespace,
+    policy: Policy = POLICY,
+    port: int = PORT,
+    *,
+    nftables: bool = False,
+    resync: float = 0.05,
+    stale: IPv4Network | None = None,
+    on_fatal: Callable[[BaseException], None] = never,
+) -> Iterator[Firewall]:
+    """The policy in force in the host."""
+    wall = Firewall(policy, port, on_fatal, nftables=nftables, resync=resync, stale=stale)
+    namespace.call(wall.__enter__)
+    try:
+        yield wall
+    finally:
+        namespace.call(wall.__exit__)
+
+
+def text(namespace: Namespace) -> str:
+    """All rules of the host, by whichever tool, without counters."""
+    saved = namespace.run(["iptables-save"], check=True).stdout
+    lines = [line for line in saved.splitlines() if line.startswith("-")]
+    return "\n".join([*lines, namespace.run(["nft", *TABLE]).stdout])
+
+
+def test_rules_come_and_go_and_leave_nothing(namespace: Namespace, nftables: bool) -> None:
+    before = text(namespace)
+    with kept(namespace, nftables=nftables) as wall:
+        during = text(namespace)
+        assert during.count("flanneld masq") == 7 - nftables  # without iptables' jump
+        assert during.count("flanneld forward") == 3 - nftables
+        assert during.lower().count("random") == 2
+        assert ("FLANNEL-FWD" in during, "flannel-ipv4" in during) == (not nftables, nftables)
+        assert wall.report()["problems"] == []
+        assert "tables v" in wall.report()["tool"]
+    assert text(namespace) == before
+
+
+@pytest.mark.parametrize("wanted", ["masquerade", "forward"])
+def test_each_half_can_be_had_alone(namespace: Namespace, nftables: bool, wanted: str) -> None:
+    alone = replace(POLICY, masquerade=wanted == "masquerade", forward=wanted == "forward")
+    with kept(namespace, alone, nftables=nftables):
+        during = text(namespace)
+        assert ("flanneld masq" in during) == (wanted == "masquerade")
+        assert ("flanneld forward" in during) == (wanted == "forward")
+
+
+def test_predictable_ports_on_request(namespace: Namespace, nftables: bool) -> None:
+    with kept(namespace, replace(POLICY, random_fully=False), nftables=nftables):
+        assert "masquerade" in text(namespace).lower()
+        assert "random" not in text(namespace)
+
+
+def test_nothing_is_touched_where_nothing_is_wanted(namespace: Namespace, nftables: bool) -> None:
+    nothing = replace(POLICY, masquerade=False, forward=False)
+    with kept(namespace, nothing, nftables=nftables):
+        assert "FLANNEL" not in text(namespace)
+        assert "flannel" not in namespace.run(["nft", "list", "tables"]).stdout
+
+
+def test_a_killed_runs_rules_are_taken_over_and_then_removed(
+    namespace: Namespace, nftables: bool
+) -> None:
+    old = replace(POLICY, subnet=IPv4Network("10.1.77.0/24"))
+    killed = Firewall(old, PORT, never, nftables=nftables, resync=3600)
+    namespace.call(killed.__enter__)
+    assert "10.1.77.0/24" in text(namespace)
+    with kept(namespace, nftables=nftables):
+        during = text(namespace)
+        assert "10.1.77.0/24" not in during
+        assert during.count("10.1.5.0/24") == 3
+    assert "flannel" not in text(namespace).lower()
+
+
+def test_switching_the_tool_leaves_no_rules_of_the_old_one(namespace: Namespace) -> None:
+    for first in (True, False):
+        namespace.call(Firewall(POLICY, PORT, never, nftables=first, resync=3600).__enter__)
+        with kept(namespace, nftables=not first):
+            assert ("FLANNEL-FWD" in text(namespace)) == first
+            assert ("flannel-ipv4" in text(namespace)) != first
+
+
+def test_rules_for_a_network_that_was_left_are_removed(namespace: Namespace, variant: str) -> None:
+    namespace.call(Firewall(OTHER, PORT, never, nftables=False, resync=3600).__enter__)
+    with kept(namespace, stale=OTHER.network):
+        assert "10.2." not in text(namespace)
+        assert "10.1." in text(namespace)
+
+
+def damage(namespace: Namespace, *commands: str) -> None:
+    for command in commands:
+        # Legacy iptables has one lock for the machine, which the daemon may hold.
+        patient = command.replace("iptables ", "iptables -w 20 ")
+        namespace.run(patient.split(), check=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "iptables -F FLANNEL-FWD",
+        "iptables -D FORWARD 1",
+        "iptables -F FORWARD",
+        "iptables -t nat -F",
+        "iptables -t nat -D FLANNEL-POSTRTG 1",
+        "iptables -t nat -D FLANNEL-POSTRTG 3",
+        "iptables -I FORWARD -j DOCKER-FORWARD",
+    ],
+)
+def test_damage_is_repaired(
+    namespace: Namespace, variant: str, command: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(namespace, "iptables -N DOCKER-FORWARD")
+    docker = "\n-A FORWARD -j DOCKER-FORWARD" * ("DOCKER" in command)
+    caplog.set_level(logging.INFO)
+    with kept(namespace):
+        before = set(text(namespace).splitlines())
+        damage(namespace, command)
+        wait_until(lambda: "in place again" in caplog.text, "the rules being found in place again")
+        assert set(text(namespace).splitlines()) == before | set(docker.strip().splitlines())
+        lines = text(namespace).splitlines()
+        forward = [line for line in lines if line.startswith("-A FORWARD")]
+        assert forward[0].endswith("-j FLANNEL-FWD")
+        marks = [line for line in lines if line.startswith("-A FLANNEL-POSTRTG")]
+        assert "--mark" in marks[0]
+    assert caplog.text.count("changed by another program") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["nft delete table ip flannel-ipv4", "nft flush chain ip flannel-ipv4 postrtg-8285"],
+)
+def test_damage_to_nftables_is_repaired(namespace: Namespace, command: str) -> None:
+    with kept(namespace, nftables=True):
+        before = text(namespace)
+        damage(namespace, command)
+        wait_until(lambda: text(namespace) == before, "the rules being restored")
+
+
+def test_damage_between_writing_nftables_and_looking_at_them_is_repaired(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, damages = firewall._run, ["nft flush chain ip flannel-ipv4 postrtg-8285"]
+
+    def write_and_damage(command: list[str], feed: str = "") -> str:
+        said = run(command, feed)
+        if feed and damages:
+            damage(namespace, damages.pop())
+        return said
+
+    monkeypatch.setattr(firewall, "_run", write_and_damage)
+    with kept(namespace, nftables=True):
+        wait_until(lambda: text(namespace).count("flanneld masq") == 6, "the repair")
+
+
+def test_rules_in_use_are_only_read(
+    namespace: Namespace, nftables: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kept(namespace, nftables=nftables, resync=0.01):
+        commands: list[str] = []
+        run = firewall._run
+
+        def record(command: list[str], feed: str = "") -> str:
+            commands.append(" ".join(command) + feed)
+            return run(command, feed)
+
+        monkeypatch.setattr(firewall, "_run", record)
+        wait_until(lambda: len(commands) > 10, "several checks")
+        assert all("-save" in command or " list " in command for command in commands)
+
+
+def test_two_daemons_keep_to_their_own_rules(namespace: Namespace, nftables: bool) -> None:
+    with kept(namespace, nftables=nftables):
+        alone = text(namespace)
+        with kept(namespace, OTHER, PORT + 1, nftables=nftables):
+            both = text(namespace)
+            assert "10.1.5.0/24" in both
+            assert "10.2.9.0/24" in both
+            if not nftables:
+                assert both.count("-j FLANNEL-FWD") == 1
+                assert both.count("--mark") == 1
+        assert text(namespace) == alone
+
+
+def test_dead_daemons_rules_are_removed_and_living_ones_stay(
+    namespace: Namespace, nftables: bool
+) -> None:
+    namespace.call(Firewall(OTHER, PORT + 1, never, nftables=nftables, resync=3600).__enter__)
+    with kept(namespace, nftables=nftables):
+
+        def remove() -> list[str]:
+            return list(
+                firewall.remove_dead(lambda network: network == NETWORK, lambda port: port == PORT)
+            )
+
+        removed = namespace.call(remove)
+        assert removed == [
+            "the nftables rules of port 8286" if nftables else "the iptables rules of 10.2.0.0/16"
+        ]
+        assert "10.2." not in text(namespace)
+        assert "10.1.5.0/24" in text(namespace)
+        assert namespace.call(remove) == []
+
+
+def test_rules_of_others_in_any_form_and_encoding_are_read_and_kept(
+    namespace: Namespace, variant: str
+) -> None:
+    """One that only counts, one with half a mask, and comments in Latin-1."""
+    latin = ("-m", "comment", "--comment", b"Z\xe4hler".decode(errors="surrogateescape"))
+    theirs = ("-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
+    for chain, *words in (
+        ("INPUT",),
+        ("FORWARD",),
+        ("FORWARD", "-s", "10.1.0.5/255.255.0.255"),
+        ("FORWARD", "-s", "10.1.0.0/16", *latin),
+        ("FORWARD", "-s", str(OTHER.network), *latin, *theirs),
+    ):
+        namespace.run(["iptables", "-w", "20", "-A", chain, *words], check=True)
+
+    def rules() -> list[str]:
+        saved = namespace.run(["iptables-save"], check=True, errors="surrogateescape").stdout
+        return [line for line in saved.split("\n") if line.startswith("-A")]
+
+    before = rules()
+    with kept(namespace) as wall:
+        assert wall.report()["problems"] == []
+        assert len(rules()) > len(before)
+    assert rules() == before
+    with kept(namespace, stale=OTHER.network):  # deleted in the bytes it was written in
+        pass
+    assert rules() == [line for line in before if str(OTHER.network) not in line]
+
+
+# Trouble
+
+
+@pytest.mark.parametrize(
+    ("nftables", "program"), [(False, "iptables-restore"), (True, "nft")], ids=["iptables", "nft"]
+)
+def test_a_missing_tool_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    nftables: bool,
+    program: str,
+) -> None:
+    monkeypatch.setattr(firewall, "_which", lambda _: None)
+    with pytest.raises(FirewallError, match=f"{program} is not installed; apt-get install"):
+        Firewall(POLICY, PORT, never, nftables=nftables, resync=1).__enter__()
+    wall = Firewall(replace(POLICY, masquerade=False), PORT, never, nftables=nftables, resync=1)
+    with wall:
+        assert "going on without forward rules" in caplog.text
+        assert wall.report()["problems"] == [caplog.messages[0].rpartition(";")[0]]
+        assert wall.missing == wall.report()["problems"][0]
+    caplog.clear()
+    nothing = replace(POLICY, masquerade=False, forward=False)
+    with Firewall(nothing, PORT, never, nftables=nftables, resync=1):
+        assert caplog.text == ""
+
+
+def test_a_tool_that_comes_later_is_used_then(
+    namespace: Namespace,
+    nftables: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    tries: list[str] = []
+    with monkeypatch.context() as bare:
+        bare.setattr(firewall, "_which", tries.append)
+        with kept(namespace, replace(POLICY, masquerade=False), nftables=nftables) as wall:
+            wait_until(lambda: len(tries) > 3, "several tries")
+            assert wall.missing
+            bare.undo()
+            wait_until(lambda: wall.missing is None, "the rules coming into force")
+            assert wall.report()["problems"] == []
+            assert text(namespace).count("flanneld forward") == 3 - nftables
+        assert "flanneld" not in text(namespace)
+    assert caplog.text.count("is not installed") == 1
+    assert caplog.text.count("firewall rules: forward (") == 1
+    assert "changed by another program" not in caplog.text
+
+
+def test_a_refusal_is_the_tools_own_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failing = tmp_path / "failing"
+    failing.mkdir()
+    for name in ("iptables-save", "iptables-restore"):
+        (failing / name).write_text("#!/bin/sh\necho 'the roof is on fire' >&2\nexit 3\n")
+        (failing / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(failing), prepend=":")
+    sentence = "cannot write firewall rules: iptables-restore says 'the roof is on fire'"
+    with pytest.raises(FirewallError, match=sentence):
+        Firewall(POLICY, PORT, never, nftables=False, resync=1).__enter__()
+
+
+def test_a_failing_check_is_logged_once_and_its_end_too(
+    namespace: Namespace,
+    variant: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    with kept(namespace, resync=0.01) as wall:
+        assert wall._tools
+        tool = wall._tools.writer
+        apply: Callable[[Policy], bool] = tool.apply
+        tries: list[Policy] = []
+
+        def fail(policy: Policy) -> bool:
+            tries.append(policy)
+            raise FirewallError("cannot write firewall rules: no")
+
+        monkeypatch.setattr(tool, "apply", fail)
+        wait_until(lambda: len(tries) >= 3, "three failing checks")
+        assert wall.report()["problems"] == ["cannot write firewall rules: no"]
+        monkeypatch.setattr(tool, "apply", apply)
+        wait_until(lambda: "in place again" in caplog.text, "the end of the trouble in the log")
+        assert wall.report()["problems"] == []
+    assert caplog.text.count("firewall rules: no; trying again") == 1
+
+
+def test_an_error_of_our_own_in_the_thread_is_told(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[BaseException] = []
+    bug = RuntimeError("a bug")
+    with kept(namespace, resync=0.01, on_fatal=heard.append) as wall:
+        assert wall._tools
+
+        def fail(policy: Policy) -> bool:
+            raise bug
+
+        monkeypatch.setattr(wall._tools.writer, "apply", fail)
+        wait_until(lambda: heard, "the error being told")
+        monkeypatch.undo()
+    assert heard == [bug]
+    assert "keeping the firewall rules ended" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("nat -A POSTROUTING -s 10.1.5.0/24 ! -o docker0 -j MASQUERADE", "docker masquerades"),
+        ("raw -A PREROUTING -d 10.1.5.2/32 ! -i docker0 -j DROP", "allow-direct-routing"),
+    ],
+    ids=["masquerades", "drops"],
+)
+@pytest.mark.parametrize("forward", [True, False], ids=["with our rules", "without"])
+def test_docker_that_harms_the_overlay_is_named_once(
+    namespace: Namespace,
+    nftables: bool,
+    caplog: pytest.LogCaptureFixture,
+    rule: str,
+    words: str,
+    forward: bool,
+) -> None:
+    policy = replace(POLICY, masquerade=False, forward=forward)
+    with kept(namespace, policy, nftables=nftables) as wall:
+        damage(namespace, f"iptables -t {rule}")
+        wait_until(lambda: words in "".join(wall.report()["problems"]), "the rule being seen")
+        damage(namespace, f"iptables -t {rule.replace('-A', '-D')}")
+        wait_until(lambda: not wall.report()["problems"], "the rule being seen gone")
+    assert caplog.text.count(words) == 1
+
+
+def test_a_drop_that_only_an_iptables_rule_can_overrule_is_named_with_nftables(
+    namespace: Namespace, nftables: bool
+) -> None:
+    """As docker 28 writes it, whose FORWARD chain may accept."""
+    damage(namespace, "iptables -N DOCKER", "iptables -A DOCKER ! -i docker0 -o docker0 -j DROP")
+    with kept(namespace, nftables=nftables) as wall:
+        said = "".join(wall.report()["problems"])
+    assert ("docker drops new connections to its containers" in said) == nftables
+
+
+def test_iptables_that_is_installed_later_is_looked_at_beside_nftables(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = firewall._which
+    monkeypatch.setattr(firewall, "_which", lambda name: which(name) if name == "nft" else None)
+    with kept(namespace, nftables=True) as wall:
+        damage(namespace, "iptables -P FORWARD DROP")
+        assert wall.report()["problems"] == []
+        monkeypatch.setattr(firewall, "_which", which)
+        wait_until(lambda: "cannot overrule it" in "".join(wall.report()["problems"]), "a look")
+
+
+def test_a_forward_chain_that_drops_is_named_where_nobody_lets_the_overlay_through(
+    namespace: Namespace, nftables: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = replace(POLICY, masquerade=False, forward=False)
+    with kept(namespace, nothing, nftables=nftables) as wall:
+        damage(namespace, "iptables -P FORWARD DROP")
+        wait_until(lambda: wall.report()["problems"], "the policy being seen")
+        damage(namespace, "iptables -A FORWARD -s 10.0.0.0/8 -j ACCEPT")
+        wait_until(lambda: not wall.report()["problems"], "the rule being seen")
+    assert caplog.text.count("--iptables-forward-rules=false") == 1

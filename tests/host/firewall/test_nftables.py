@@ -1,0 +1,73 @@
+"""flannel's rules in the words of nft, in flannel's order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+from flannel_udp.host.firewall.nftables import chain_names, chains, ports, replacement
+from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.netns import Namespace
+
+POLICY = Policy(
+    IPv4Network("10.1.0.0/16"), IPv4Network("10.1.5.0/24"), masquerade=True, forward=True
+)
+PORT = 8285
+
+MASQUERADE = [
+    "type nat hook postrouting priority srcnat; policy accept;",
+    'meta mark & 0x4000 == 0x4000 return comment "flanneld masq"',
+    'ip saddr 10.1.5.0/24 ip daddr 10.1.0.0/16 return comment "flanneld masq"',
+    'ip saddr 10.1.0.0/16 ip daddr 10.1.5.0/24 return comment "flanneld masq"',
+    'ip saddr != 10.1.0.0/16 ip daddr 10.1.5.0/24 return comment "flanneld masq"',
+    'ip saddr 10.1.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random comment "flanneld masq"',
+    'ip saddr != 10.1.0.0/16 ip daddr 10.1.0.0/16 masquerade fully-random comment "flanneld masq"',
+]
+FORWARD = [
+    "type filter hook forward priority filter; policy accept;",
+    'ip saddr 10.1.0.0/16 accept comment "flanneld forward"',
+    'ip daddr 10.1.0.0/16 accept comment "flanneld forward"',
+]
+
+
+def written(namespace: Namespace, policy: Policy) -> dict[str, list[str]]:
+    """What nft makes of it: the rules of each chain, in the order in which they are tried."""
+    namespace.run(["nft", "-f", "-"], input=replacement(policy, PORT), check=True)
+    listing = namespace.run(["nft", "-s", "list", "table", "ip", "flannel-ipv4"], check=True).stdout
+    found = chains(re.sub("0x0+", "0x", listing))  # versions differ in the digits they print
+    return {name: [line.strip() for line in text.splitlines()] for name, text in found.items()}
+
+
+def test_the_rules_are_flannels_in_flannels_order(namespace: Namespace) -> None:
+    masquerade, forward = chain_names(PORT)
+    assert written(namespace, POLICY) == {masquerade: MASQUERADE, forward: FORWARD}
+
+
+def test_each_half_comes_and_goes_alone_and_writing_twice_doubles_nothing(
+    namespace: Namespace,
+) -> None:
+    masquerade, forward = chain_names(PORT)
+    only_forward = replace(POLICY, masquerade=False)
+    for policy, expected in (
+        (POLICY, {masquerade: MASQUERADE, forward: FORWARD}),
+        (POLICY, {masquerade: MASQUERADE, forward: FORWARD}),
+        (only_forward, {forward: FORWARD}),
+        (replace(POLICY, forward=False), {masquerade: MASQUERADE}),
+        (replace(only_forward, forward=False), {}),
+    ):
+        assert written(namespace, policy) == expected
+
+
+def test_ports_are_left_predictable_on_request(namespace: Namespace) -> None:
+    masquerade, _ = chain_names(PORT)
+    rules = written(namespace, replace(POLICY, random_fully=False))[masquerade]
+    assert rules == [rule.replace(" fully-random", "") for rule in MASQUERADE]
+
+
+def test_daemons_are_told_apart_by_their_ports() -> None:
+    listing = "".join(
+        f"\tchain {name} {{\n\t\ttype filter hook forward priority filter;\n\t}}\n"
+        for name in (*chain_names(8285), "postrtg-9000", "somebody-1", "forward-x")
+    )
+    assert ports(listing) == {8285, 9000}

@@ -1,0 +1,85 @@
+"""The order in which the external interface is looked for (pure)."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address as Ip
+
+import pytest
+
+from flannel_udp.errors import InterfaceError
+from flannel_udp.host.interface import Hop, Link, choose
+from flannel_udp.options import Options
+
+LO = Link("lo", 1, 65536, True, ())
+ETH0 = Link("eth0", 2, 1500, True, (Ip("172.30.0.1"), Ip("172.31.0.1")))
+ETH1 = Link("eth1", 3, 9000, True, (Ip("10.9.0.1"),))
+BARE = Link("eth2", 4, 1500, True, ())
+LINKS = (LO, ETH0, ETH1, BARE)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "address"),
+    [
+        (Options(), "eth1", "10.9.0.1"),  # the default route
+        (Options(iface=("eth0",)), "eth0", "172.30.0.1"),
+        (Options(iface=("172.31.0.1",)), "eth0", "172.31.0.1"),
+        (Options(iface=("wlan0", "192.0.2.1", "eth2", "eth1")), "eth1", "10.9.0.1"),
+        (Options(iface=("wlan0",), iface_regex=("^eth0$",)), "eth0", "172.30.0.1"),
+        (Options(iface_regex=(r"172\.31\.",)), "eth0", "172.31.0.1"),
+        (Options(iface_regex=("eth2|10",)), "eth1", "10.9.0.1"),  # addresses before names
+        (Options(iface_regex=("^eth[[:digit:]]$",)), "eth0", "172.30.0.1"),
+        (Options(iface_regex=("eth[21]",)), "eth1", "10.9.0.1"),  # a name that has an address
+        (Options(iface_regex=("nothing", "eth0")), "eth0", "172.30.0.1"),
+        (Options(iface_regex=("(", "eth0")), "eth0", "172.30.0.1"),
+        (Options(iface_can_reach=Ip("192.0.2.9")), "eth0", "172.31.0.1"),
+        (Options(iface=("wlan0",), iface_can_reach=Ip("192.0.2.9")), "eth0", "172.31.0.1"),
+        (Options(public_ip=Ip("172.31.0.1")), "eth0", "172.31.0.1"),
+        (Options(public_ip=Ip("203.0.113.5")), "eth1", "10.9.0.1"),  # behind NAT
+        (Options(public_ip=Ip("10.9.0.1"), iface=("eth0",)), "eth0", "172.30.0.1"),
+    ],
+)
+def test_candidates_are_tried_in_order(options: Options, name: str, address: str) -> None:
+    reach = Hop(2, Ip("172.31.0.1")) if options.iface_can_reach else None
+    chosen = choose(options, LINKS, reach, default_route=Hop(3)).interface
+    assert (chosen.name, str(chosen.address)) == (name, address)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (Options(iface=("wlan0",)), "--iface wlan0: no such interface"),
+        (Options(iface=("192.0.2.1",)), "--iface 192.0.2.1: no interface has this address"),
+        (Options(iface=("eth2",)), "--iface eth2: eth2 has no usable IPv4 address"),
+        (Options(iface_regex=("^wlan",)), "--iface-regex ^wlan: no address and no name matches"),
+        (Options(iface_regex=("eth2",)), "--iface-regex eth2: eth2 has no usable IPv4 address"),
+        (Options(iface_regex=("(",)), "--iface-regex (: not a regular expression"),
+        (Options(iface_can_reach=Ip("192.0.2.9")), "--iface-can-reach 192.0.2.9: no route leads"),
+        (Options(public_ip=Ip("203.0.113.5")), "default route: there is none"),
+        (Options(), "default route: there is none"),
+    ],
+)
+def test_no_match_says_what_was_tried_and_what_exists(options: Options, reason: str) -> None:
+    with pytest.raises(InterfaceError) as caught:
+        choose(options, LINKS, reach=None, default_route=None)
+    assert reason in str(caught.value)
+    assert "eth0 (172.30.0.1, 172.31.0.1)" in str(caught.value)
+    assert "eth2 (no IPv4 address)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_everything_that_was_passed_over_is_kept_for_the_log() -> None:
+    choice = choose(Options(iface=("wlan0", "eth2", "eth0")), LINKS, None, None)
+    assert choice.passed_over == (
+        "--iface wlan0: no such interface",
+        "--iface eth2: eth2 has no usable IPv4 address",
+    )
+
+
+def test_a_public_ip_behind_nat_is_nothing_to_speak_of() -> None:
+    options = Options(public_ip=Ip("203.0.113.5"))
+    assert choose(options, LINKS, None, default_route=Hop(3)).passed_over == ()
+
+
+def test_explicit_flags_never_fall_back_to_the_default_route() -> None:
+    with pytest.raises(InterfaceError):
+        choose(Options(iface=("wlan0",)), LINKS, None, default_route=Hop(3))
