@@ -8,14 +8,8 @@ import threading
 import pytest
 
 from flannel_udp.errors import EtcdError, NetworkConfigError, UsageError
-from flannel_udp.retry import (
-    LONGEST_DELAY,
-    SHORTEST_DELAY,
-    Backoff,
-    ChangeLog,
-    LineBudget,
-    retry_until,
-)
+from flannel_udp.log_limits import ChangeLog, LineBudget
+from flannel_udp.retry import LONGEST_DELAY, SHORTEST_DELAY, Backoff, retry_until
 
 log = logging.getLogger("test")
 

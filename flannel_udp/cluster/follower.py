@@ -22,8 +22,9 @@ from flannel_udp.cluster.registry import Registry, version_of
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd.client import RevisionError, Watch
 from flannel_udp.etcd.values import Version, WatchResponse
+from flannel_udp.log_limits import ChangeLog, LineBudget
 from flannel_udp.logs import DETAIL
-from flannel_udp.retry import Backoff, ChangeLog, LineBudget
+from flannel_udp.retry import Backoff
 from flannel_udp.units import span
 
 log = logging.getLogger(__name__)

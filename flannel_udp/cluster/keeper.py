@@ -11,7 +11,8 @@ from flannel_udp.clock import boottime
 from flannel_udp.cluster.lease import Events, LeaseAdded, OwnLease, Snapshot
 from flannel_udp.cluster.registry import LEASE_TTL, Registry
 from flannel_udp.errors import EtcdError, LeaseContestedError, LeaseLostError
-from flannel_udp.retry import Backoff, ChangeLog
+from flannel_udp.log_limits import ChangeLog
+from flannel_udp.retry import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from flannel_udp.etcd.endpoints import parse_endpoints
 from flannel_udp.etcd.faults import BEHIND, CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
 from flannel_udp.etcd.members import Member, Members, Metadata, StreamEndedError
 from flannel_udp.etcd.values import Identity, KeyChange, KeyRange, KeyValue, Swap, WatchResponse
+from flannel_udp.log_limits import LineBudget
 from flannel_udp.logs import DETAIL
 from flannel_udp.options import Options
-from flannel_udp.retry import LineBudget
 
 log = logging.getLogger(__name__)
 

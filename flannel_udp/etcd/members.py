@@ -13,7 +13,7 @@ from etcd3 import etcdrpc
 from flannel_udp.errors import CertificateError
 from flannel_udp.etcd.certificates import Certificates
 from flannel_udp.etcd.endpoints import Endpoint
-from flannel_udp.retry import ChangeLog, LineBudget
+from flannel_udp.log_limits import ChangeLog, LineBudget
 
 log = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from flannel_udp.host import changes as netdev_watch
 from flannel_udp.host import netlink as netdev
 from flannel_udp.host.changes import HostChanges, TunnelState
 from flannel_udp.host.interface import ExternalInterface
+from flannel_udp.log_limits import ChangeLog
 from flannel_udp.logs import DETAIL
-from flannel_udp.retry import ChangeLog
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from flannel_udp.host.firewall import iptables as iptables_rules
 from flannel_udp.host.firewall import nftables as nftables_rules
 from flannel_udp.host.firewall.iptables import Ruleset
 from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.log_limits import ChangeLog
 from flannel_udp.logs import DETAIL
-from flannel_udp.retry import ChangeLog
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from flannel_udp.errors import DeviceError
+from flannel_udp.threads import Service
+
+
+class Scripted(Service):
+    """Runs each of ``steps`` once: an exception is raised, None waits for ``stop``."""
+
+    def __init__(
+        self,
+        *steps: Exception | None,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        super().__init__("scripted", on_fatal)
+        self.steps, self.waiting = list(steps), threading.Event()
+
+    def _serve(self) -> None:
+        step = self.steps.pop(0)
+        if step:
+            raise step
+        self.waiting.set()
+        self._stopping.wait()
+
+
+def test_a_stopped_thread_has_ended_when_the_block_is_left() -> None:
+    with Scripted(None) as service:
+        assert not service.join(0)
+    assert service.join(0)
+
+
+def test_a_thread_that_was_never_started_is_joined_at_once() -> None:
+    assert Scripted(None).join()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_logged"), [(DeviceError("gone"), False), (KeyError("bug"), True)]
+)
+def test_an_error_ends_the_thread_and_reaches_its_owner(
+    error: Exception, is_logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    reported: list[BaseException] = []
+    service = Scripted(error, None, on_fatal=reported.append)
+    service.start()
+    assert service.join(10)
+    assert reported == [error]
+    assert ("the thread scripted met an error of its own" in caplog.text) is is_logged
+
+
+def test_a_thread_that_only_informs_starts_again_after_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Scripted(KeyError("bug"), None) as service:
+        assert service.waiting.wait(10)
+    assert "the thread scripted met an error of its own" in caplog.text
