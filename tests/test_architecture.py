@@ -18,9 +18,7 @@ ROOMS = (
     "cli", "lab", "daemon", "handover", "observe", "routing", "backends", "host", "cluster", "etcd",
 )  # fmt: skip
 KNOWN_UPWARD = {
-    ("backends.pump.ends", "observe.checks"),
     ("handover.state_report", "daemon.overlay"),
-    ("observe.status", "daemon.overlay"),
     ("routing.reconciler", "handover.state"),
 }
 
@@ -28,7 +26,7 @@ PURE = {
     "backends.pump.fallbacks", "cli.arguments", "cli.flags", "cluster.allocator", "cluster.config",
     "cluster.gojson", "cluster.held_leases", "cluster.lease", "errors", "etcd.values",
     "handover.state", "host.firewall.iptables", "host.firewall.nftables", "host.firewall.policy",
-    "host.goregex", "host.interface", "observe.checks", "observe.rates", "options",
+    "host.goregex", "host.interface", "observe.check_rules", "observe.rates", "options",
     "routing.routes", "units",
 }  # fmt: skip
 PURE_IMPORTS = {
@@ -42,7 +40,7 @@ DOORS = {
     "etcd3": {"etcd.client", "etcd.members"},
     "grpc": {"etcd.client", "etcd.members"},
     "prometheus_client": {"observe.metrics"},
-    "icmplib": {"observe.path_check"},
+    "icmplib": {"observe.check_peers"},
     "rich": {"lab.demo", "observe.status_view", "observe.top"},
     "shtab": {"cli.completion"},
     "flannel_udp.backends.pump._pump": {"backends.pump.pump"},

@@ -149,7 +149,7 @@ def finding_codes() -> set[str]:
     """The first argument of every ``bad`` and ``note`` in the modules that check."""
     calls = (
         node
-        for module in ("checks", "checkup", "path_check")
+        for module in ("check", "check_rules", "check_peers")
         for node in ast.walk(ast.parse((ROOT / f"flannel_udp/observe/{module}.py").read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("bad", "note")
     )

@@ -97,17 +97,17 @@ def _declare_status(flags: Flags) -> None:
 
 
 def _status(values: argparse.Namespace, options: Options) -> int:
-    from flannel_udp.observe import status_view
+    from flannel_udp.observe import status_socket, status_view
 
     def ask() -> dict[str, object]:
-        return status_view.ask(options.subnet_file)
+        return status_socket.ask(options.subnet_file)
 
     status = ask()
     good = bool(status["ready"])
     if values.check:
-        from flannel_udp.observe import checkup
+        from flannel_udp.observe.check import check
 
-        findings = checkup.check(status, ask)
+        findings = check(status, ask)
         if values.json:
             good = status_view.show_json_findings(findings)
         else:
@@ -141,9 +141,9 @@ def _interval(text: str) -> float:
 
 
 def _top(values: argparse.Namespace, options: Options) -> int:
-    from flannel_udp.observe import status_view, top
+    from flannel_udp.observe import status_socket, top
 
-    top.run(lambda: status_view.ask(options.subnet_file), values.interval)
+    top.run(lambda: status_socket.ask(options.subnet_file), values.interval)
     return 0
 
 

@@ -47,8 +47,11 @@ from flannel_udp.host import settings as netdev_host
 from flannel_udp.host import subnet_env, systemd
 from flannel_udp.host.clock_watch import ClockWatch
 from flannel_udp.host.firewall.keeper import Firewall, remove_dead
-from flannel_udp.observe import admin, metrics
+from flannel_udp.observe import metrics
+from flannel_udp.observe.health import serve_health
+from flannel_udp.observe.readiness import Readiness, StatusSource
 from flannel_udp.observe.status import StatusReport
+from flannel_udp.observe.status_socket import serve_status, status_path
 from flannel_udp.options import Options
 from flannel_udp.retry import retry_until
 from flannel_udp.routing.reachability import judge_ways
@@ -79,16 +82,16 @@ def run(options: Options, taken: Takeover | None = None) -> int:
         # A true double hears what it is before it waits for etcd, or meets our health port.
         data_plane.enter_context(hostlock.hold_network(options.etcd_prefix, options.etcd_endpoints))
         with contextlib.ExitStack() as control:
-            readiness = admin.Readiness()
-            board = admin.Board(readiness)
+            readiness = Readiness()
+            source = StatusSource(readiness)
             if options.healthz_port:
                 address = options.healthz_ip, options.healthz_port
-                exposition = metrics.exposition(board.read)
-                control.enter_context(admin.serve_health(*address, readiness, exposition))
-            status = admin.serve_status(admin.status_path(options.subnet_file), board.read)
+                exposition = metrics.exposition(source.read)
+                control.enter_context(serve_health(*address, readiness, exposition))
+            status = serve_status(status_path(options.subnet_file), source.read)
             control.enter_context(status)
             try:
-                _serve(options, taken, shutdown, board, data_plane, control)
+                _serve(options, taken, shutdown, source, data_plane, control)
             except (FlannelError, OSError) as error:
                 shutdown.fail(error)
             except Exception as error:
@@ -111,12 +114,12 @@ def _serve(
     options: Options,
     taken: Takeover | None,
     shutdown: Shutdown,
-    board: admin.Board,
+    source: StatusSource,
     data_plane: contextlib.ExitStack,
     control: contextlib.ExitStack,
 ) -> None:
     """Start everything, wait for the end; the stacks get what takes it back, last made first."""
-    readiness = board.readiness
+    readiness = source.readiness
     left = data_plane.enter_context(contextlib.ExitStack())
     if taken:  # until this process has looked at it, and so made it its own
         left.callback(_remove_left, shutdown, taken.handover.head.config)
@@ -198,8 +201,10 @@ def _serve(
         tunnel, memory, state.encoded, shutdown.fail, is_stored=taken is not None
     )
     config_watch = ConfigWatch(registry, config, shutdown.fail)
-    status = StatusReport(overlay, keeper, follower, config_watch, reconciler, pump, firewall)
-    control.enter_context(board.show(status.report))
+    status = StatusReport(
+        overlay.settled(), keeper, follower, config_watch, reconciler, pump, firewall
+    )
+    control.enter_context(source.including(status.report))
 
     written = _write_subnet_env(options, overlay, readiness)
     _warn_of_host_settings()
@@ -351,7 +356,7 @@ def _abandoned_network(options: Options, network: IPv4Network) -> IPv4Network | 
     return None
 
 
-def _write_subnet_env(options: Options, overlay: Overlay, readiness: admin.Readiness) -> bool:
+def _write_subnet_env(options: Options, overlay: Overlay, readiness: Readiness) -> bool:
     try:
         subnet_env.write(options.subnet_file, overlay.subnet_env())
     except SubnetFileError as error:
@@ -362,7 +367,7 @@ def _write_subnet_env(options: Options, overlay: Overlay, readiness: admin.Readi
     return True
 
 
-def _has_rules(firewall: Firewall, readiness: admin.Readiness) -> bool:
+def _has_rules(firewall: Firewall, readiness: Readiness) -> bool:
     """Whether the traffic rules have been in place; the firewall logs why not."""
     if firewall.missing:
         readiness.not_ready(firewall.missing)

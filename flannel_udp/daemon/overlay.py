@@ -14,6 +14,7 @@ from flannel_udp.host import netlink as netdev
 from flannel_udp.host import subnet_env
 from flannel_udp.host.firewall.policy import Policy
 from flannel_udp.host.interface import ExternalInterface
+from flannel_udp.observe.status import Settled
 from flannel_udp.options import Options
 
 
@@ -35,6 +36,18 @@ class Overlay:
     @property
     def mtu(self) -> int:
         return netdev.tunnel_mtu(self.external.mtu, self.config.mtu_cap)
+
+    def settled(self) -> Settled:
+        return Settled(
+            self.options,
+            network=self.config.network,
+            subnet=self.own.subnet,
+            public_ip=self.public_ip,
+            port=self.config.port,
+            interface=self.external.name,
+            device=self.tunnel.device,
+            mtu=self.mtu,
+        )
 
     def pump_config(self) -> PumpConfig:
         return self.tunnel.pump_config(self.options, self.config, self.own)

@@ -18,7 +18,7 @@ from flannel_udp.host import locks as hostlock
 from flannel_udp.host import netlink as netdev
 from flannel_udp.host import subnet_env
 from flannel_udp.host.firewall.keeper import require_tool
-from flannel_udp.observe import admin
+from flannel_udp.observe.readiness import Readiness
 from flannel_udp.options import Options
 from flannel_udp.retry import retry_until
 from flannel_udp.routing.routes import flaw_of_public_ip
@@ -38,7 +38,7 @@ def claim(
     options: Options,
     registry: Registry,
     shutdown: Shutdown,
-    readiness: admin.Readiness,
+    readiness: Readiness,
     data_plane: contextlib.ExitStack,
 ) -> Start | None:
     """Start with nothing: lease a subnet in etcd, and open the tunnel; None if asked to stop."""

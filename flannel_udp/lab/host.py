@@ -18,7 +18,7 @@ from flannel_udp.host import subnet_env
 from flannel_udp.host.netns import Namespace
 from flannel_udp.lab.etcd import child_environment, tail
 from flannel_udp.lab.service import ServiceManager
-from flannel_udp.observe import admin
+from flannel_udp.observe.status_socket import read_status, status_path
 
 READY_WITHIN = 30.0  # seconds
 STOPPED_WITHIN = 15.0
@@ -166,7 +166,7 @@ class Host:
 
     def status(self) -> dict[str, Any]:
         """What the daemon says of itself. Raises OSError if none answers."""
-        return admin.read_status(admin.status_path(self.subnet_file))
+        return read_status(status_path(self.subnet_file))
 
     def peer_counters(self) -> list[dict[str, Any]]:
         """Per peer, as the daemon counts; empty if no daemon answers."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.backends.pump.ends import names, superpackets
 from flannel_udp.backends.pump.pump import Pump
@@ -11,10 +12,10 @@ from flannel_udp.clock import boottime
 from flannel_udp.cluster.config_watch import ConfigWatch
 from flannel_udp.cluster.follower import Follower
 from flannel_udp.cluster.keeper import LeaseKeeper
-from flannel_udp.daemon.overlay import Overlay
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.settings import queue_drops
-from flannel_udp.observe.admin import Status
+from flannel_udp.observe.readiness import Status
+from flannel_udp.options import Options
 from flannel_udp.routing.reconciler import Reconciler
 
 # What only the kernel can count: packets for the tunnel that the pump never saw.
@@ -22,10 +23,25 @@ QUEUE_DROPS = "drop_tun_queue_full"
 
 
 @dataclass(frozen=True, slots=True)
-class StatusReport:
-    """Gathers the status from the parts that own it; any thread may ask."""
+class Settled:
+    """What is fixed from the lease on until the daemon ends."""
 
-    overlay: Overlay
+    options: Options
+    _: KW_ONLY
+    network: IPv4Network
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    port: int
+    interface: str
+    device: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """Gathers the status from the objects that own its parts; any thread may call."""
+
+    settled: Settled
     keeper: LeaseKeeper
     follower: Follower
     config_watch: ConfigWatch
@@ -35,26 +51,26 @@ class StatusReport:
 
     def report(self) -> Status:
         """Addresses and subnets are strings, spans of time are seconds."""
-        overlay, deadline, now = self.overlay, self.keeper.own.deadline, boottime()
+        settled, deadline, now = self.settled, self.keeper.own.deadline, boottime()
         return {
-            "network": str(overlay.config.network),
-            "subnet": str(overlay.own.subnet),
-            "public_ip": str(overlay.public_ip),
-            "port": overlay.config.port,
-            "interface": overlay.external.name,
-            "device": overlay.tunnel.device,
-            "preset": overlay.options.offload,
+            "network": str(settled.network),
+            "subnet": str(settled.subnet),
+            "public_ip": str(settled.public_ip),
+            "port": settled.port,
+            "interface": settled.interface,
+            "device": settled.device,
+            "preset": settled.options.offload,
             "kernel": os.uname().release,
             "offloads": names(self.pump.offloads),
             "refused_superpackets": superpackets(self.pump.refused_offloads),
-            "mtu": overlay.mtu,
+            "mtu": settled.mtu,
             "firewall": self.firewall.report(),
             "config_changed": self.config_watch.difference,
             "public_ip_conflict": self.keeper.conflict,
             "reservation": deadline is None,
             "lease_seconds_left": None if deadline is None else round(deadline - now, 1),
             "etcd": {
-                **self._way_to_etcd(),
+                **self._etcd_options(),
                 "state": self.follower.state.value,
                 "revision": self.follower.revision,
                 "resyncs": self.follower.resyncs,
@@ -71,12 +87,12 @@ class StatusReport:
                 }
                 for held in self.reconciler.held()
             ],
-            "stats": self.pump.stats() | {QUEUE_DROPS: queue_drops(overlay.tunnel.device)},
+            "stats": self.pump.stats() | {QUEUE_DROPS: queue_drops(settled.device)},
             "peers": self._peers(now),
         }
 
-    def _way_to_etcd(self) -> Status:
-        options = self.overlay.options
+    def _etcd_options(self) -> Status:
+        options = self.settled.options
         files = {
             "cafile": options.etcd_cafile,
             "certfile": options.etcd_certfile,

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -14,34 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flannel_udp.backends.pump.fallbacks import listed
-from flannel_udp.errors import StatusError
-from flannel_udp.observe import admin
-from flannel_udp.observe.checks import Finding, kernel_fault
+from flannel_udp.backends.pump.fallbacks import kernel_fault, listed
+from flannel_udp.observe.check_rules import Finding
 from flannel_udp.units import scaled, span
 
 Status = Mapping[str, Any]
 
 _MOST_SUBNETS = 2  # of one peer on a line
 _MOST_HELD = 5  # leases that etcd lost
-
-
-def ask(subnet_file: Path) -> dict[str, Any]:
-    """The status of the daemon that writes this subnet.env. Raises StatusError."""
-    path = admin.status_path(subnet_file)
-    try:
-        return admin.read_status(path)
-    except PermissionError:
-        raise StatusError(f"cannot read {path}: only root may; try sudo") from None
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise StatusError(
-            f"no daemon runs here: nothing answers at {path}; start flannel-udp, or name the"
-            " --subnet-file that it was given"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise StatusError(
-            f"the daemon at {path} does not answer ({error}); look at its log"
-        ) from None
 
 
 def show_json(status: Status) -> None:

@@ -13,7 +13,7 @@ from flannel_udp.daemon import daemon
 from flannel_udp.errors import DeviceError, FlannelError
 from flannel_udp.handover.takeover import Takeover
 from flannel_udp.host import locks as hostlock
-from flannel_udp.observe import admin
+from flannel_udp.observe.readiness import Status, StatusSource
 from flannel_udp.options import Options
 
 
@@ -80,14 +80,14 @@ def test_a_daemon_that_stops_is_not_ready_any_more(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its end may take seconds, in which an orchestrator may still ask."""
-    seen: list[admin.Status] = []
+    seen: list[Status] = []
 
     def serve(*given: object) -> None:
-        *_, board, _, control = given
-        assert isinstance(board, admin.Board)
+        *_, source, _, control = given
+        assert isinstance(source, StatusSource)
         assert isinstance(control, contextlib.ExitStack)
-        board.readiness.ready()
-        control.callback(lambda: seen.append(board.read()))
+        source.readiness.ready()
+        control.callback(lambda: seen.append(source.read()))
 
     monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "locks")
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)

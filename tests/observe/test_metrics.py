@@ -12,8 +12,8 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
 from flannel_udp.backends.pump.pump import STAT_NAMES
-from flannel_udp.observe.admin import Status
 from flannel_udp.observe.metrics import exposition
+from flannel_udp.observe.readiness import Status
 from flannel_udp.observe.status import QUEUE_DROPS
 
 ROOT = Path(__file__).parents[2]

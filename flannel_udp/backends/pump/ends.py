@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from flannel_udp.backends.pump.fallbacks import kernel_fault
 from flannel_udp.backends.pump.pump import (
     ALL_OFFLOADS,
     NO_OFFLOADS,
@@ -25,7 +26,6 @@ from flannel_udp.backends.pump.pump import (
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.lease import OwnLease
 from flannel_udp.errors import DeviceError, HandoverError
-from flannel_udp.observe.checks import kernel_fault
 from flannel_udp.options import Options
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Set
 from ipaddress import IPv4Address
 
@@ -76,3 +77,24 @@ def listed(peers: list[IPv4Address]) -> str:
     """A few of them by address: ``172.30.0.2, 172.30.0.3, 172.30.0.4 and 5 more``."""
     more = len(peers) - _MOST_NAMES
     return ", ".join(map(str, peers[:_MOST_NAMES])) + (f" and {more} more" if more > 0 else "")
+
+
+# Linux b10b446 of 7.0-rc1 cuts a run whose packets are all of one size into datagrams with wrong
+# lengths and checksums, where the driver of the interface leaves the cutting to software; 7.1.5 has
+# the whole repair.
+_MANGLES_UDP_GSO = (7, 0, 0), (7, 1, 4)
+
+
+def kernel_fault(release: str, offloads: Iterable[str]) -> str | None:
+    """What is known against this kernel (``uname -r``) with the offloads in use, as a sentence."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    first, last = _MANGLES_UDP_GSO
+    if "UDP GSO" not in offloads or found is None:
+        return None
+    if not first <= tuple(int(number or 0) for number in found.groups()) <= last:
+        return None
+    return (
+        f"kernel {release} may mangle what is sent with UDP GSO, as Linux 7.0 to 7.1.4 do with some"
+        " network drivers: if large transfers to other hosts crawl, update it to 7.1.5, or use"
+        " --offload tso until then"
+    )

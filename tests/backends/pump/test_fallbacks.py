@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from flannel_udp.backends.pump.fallbacks import Fallbacks
+import pytest
+
+from flannel_udp.backends.pump.fallbacks import Fallbacks, kernel_fault
 
 A, B, C, D, E = (IPv4Address(f"172.30.0.{number}") for number in range(2, 7))
 PEERS = {A, B, C, D, E}
@@ -57,3 +59,44 @@ def test_a_peer_whose_lease_ends_is_forgotten_without_a_word() -> None:
     fallbacks.observe([], {A}, PEERS, 5.0)
     assert fallbacks.observe([], set(), PEERS - {A}, 10.0) == ([], [])
     assert fallbacks.due is None
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        "7.0.0-rc1",
+        "7.0.0",
+        "7.0",
+        "7.0.12-arch1-1",
+        "7.0.0-31-generic",
+        "7.1.0-rc6",
+        "7.1.4",
+        "7.1.4-200.fc45.x86_64",
+        "7.1.4+",
+    ],
+)
+def test_kernels_that_may_mangle_udp_gso_are_named(release: str) -> None:
+    assert f"kernel {release} may mangle" in str(kernel_fault(release, ["TSO", "UDP GSO"]))
+    assert kernel_fault(release, ["TSO", "UDP GRO"]) is None
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        "6.19.11",
+        "6.18.44-fc-v595",
+        "5.4.0-216-generic",
+        "7.1.5",
+        "7.1.5-rc1",
+        "7.1.10",
+        "7.2.0-rc1",
+        "7.10.0",
+        "8.0.0",
+        "17.0.0",
+        "3.10.0-1160.el7",
+        "custom",
+        "",
+    ],
+)
+def test_other_kernels_have_no_known_fault(release: str) -> None:
+    assert kernel_fault(release, ["UDP GSO"]) is None

@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import icmplib
 
-from flannel_udp.observe.admin import Status
-from flannel_udp.observe.checks import Finding, bad, good
+from flannel_udp.observe.check_rules import Finding, bad, good
+from flannel_udp.observe.readiness import Status
 
 PATIENCE = 1.0  # seconds for an answer
 _AT_ONCE = 256  # peers; a socket each

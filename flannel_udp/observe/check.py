@@ -10,9 +10,15 @@ from flannel_udp.cluster.registry import Registry
 from flannel_udp.errors import FlannelError
 from flannel_udp.etcd.client import Etcd
 from flannel_udp.host import settings as netdev_host
-from flannel_udp.observe.admin import Status
-from flannel_udp.observe.checks import Finding, bad, daemon_findings, host_findings, lease_findings
-from flannel_udp.observe.path_check import check_peers
+from flannel_udp.observe.check_peers import check_peers
+from flannel_udp.observe.check_rules import (
+    Finding,
+    bad,
+    daemon_findings,
+    host_findings,
+    lease_findings,
+)
+from flannel_udp.observe.readiness import Status
 from flannel_udp.options import Options
 
 
