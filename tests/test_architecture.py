@@ -26,7 +26,7 @@ PURE = {
     "backends.pump.fallbacks", "cli.arguments", "cli.flags", "cluster.allocator", "cluster.config",
     "cluster.gojson", "cluster.held_leases", "cluster.lease", "errors", "etcd.values",
     "handover.state", "host.firewall.iptables", "host.firewall.nftables", "host.firewall.policy",
-    "host.goregex", "host.interface", "observe.check_rules", "observe.rates", "options",
+    "host.goregex", "host.interface_choice", "observe.check_rules", "observe.rates", "options",
     "routing.routes", "units",
 }  # fmt: skip
 PURE_IMPORTS = {
@@ -36,7 +36,10 @@ PURE_IMPORTS = {
 }  # fmt: skip
 
 DOORS = {
-    "pyroute2": {"host.netlink", "host.settings", "host.changes", "host.netns"},
+    "pyroute2": {
+        *("host.changes", "host.interfaces", "host.kernel_routes", "host.netlink", "host.netns"),
+        "host.tunnel_device",
+    },
     "etcd3": {"etcd.client", "etcd.members"},
     "grpc": {"etcd.client", "etcd.members"},
     "prometheus_client": {"observe.metrics"},

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
 
 from flannel_udp.cli import flanneld
-from flannel_udp.host import locks as hostlock
-from flannel_udp.host import netlink as netdev
+from flannel_udp.host import kernel_routes, locks, tunnel_device
 from flannel_udp.host.firewall import keeper as firewall
 
 
@@ -18,7 +17,7 @@ def run() -> None:
 
     def is_served(network: IPv4Network) -> bool:
         """Some of flannel's backends, as host-gw, have no device that would tell their network."""
-        if netdev.is_served(network):
+        if kernel_routes.is_served(network):
             return True
         if neighbour is not None:
             kept.append(network)
@@ -43,12 +42,12 @@ def _remove_left(is_served: Callable[[IPv4Network], bool]) -> Iterator[str]:
     A device without a daemon is there when a service manager keeps its descriptor for the next
     one. It goes first, for as long as it is there its subnet and its network are served.
     """
-    for device, port in netdev.marked_tunnels().items():
-        if not hostlock.is_held(port):
-            netdev.delete_tunnel(device)
+    for device, port in tunnel_device.marked().items():
+        if not locks.is_held(port):
+            tunnel_device.delete(device)
             yield f"the device {device}"
-    for subnet in netdev.blackholes():
+    for subnet in kernel_routes.blackholes():
         if not is_served(subnet):
-            netdev.remove_blackhole(subnet)
+            kernel_routes.remove_blackhole(subnet)
             yield f"the blackhole route for {subnet}"
-    yield from firewall.remove_dead(is_served, hostlock.is_held)
+    yield from firewall.remove_dead(is_served, locks.is_held)

@@ -22,7 +22,7 @@ from flannel_udp.cluster.operator import Cluster
 from flannel_udp.errors import EtcdError, EtcdProgramError
 from flannel_udp.etcd import program as etcd_program
 from flannel_udp.etcd.client import Etcd
-from flannel_udp.host import netlink as netdev
+from flannel_udp.host import interfaces
 from flannel_udp.options import Options
 
 UNIT = Path("/etc/systemd/system/flannel-udp-etcd.service")
@@ -100,7 +100,7 @@ def run(
     """
     if network is not None:
         NetworkConfig.parse(_config_of(network))
-    external, _ = netdev.choose_interface(replace(options, public_ip=None))
+    external, _ = interfaces.choose_external(replace(options, public_ip=None))
     plan = Plan(_program(), external.address, port, folder)
     etcd = Etcd([plan.url])
     try:

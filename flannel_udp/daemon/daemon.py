@@ -40,11 +40,15 @@ from flannel_udp.handover.memory_file import MemoryFile
 from flannel_udp.handover.recorder import HandoverKeeper
 from flannel_udp.handover.state_report import StateReport
 from flannel_udp.handover.takeover import Takeover, release
-from flannel_udp.host import changes as netdev_watch
-from flannel_udp.host import locks as hostlock
-from flannel_udp.host import netlink as netdev
-from flannel_udp.host import settings as netdev_host
-from flannel_udp.host import subnet_env, systemd
+from flannel_udp.host import (
+    interfaces,
+    kernel_routes,
+    locks,
+    subnet_env,
+    sysctl,
+    systemd,
+    tunnel_device,
+)
 from flannel_udp.host.clock_watch import ClockWatch
 from flannel_udp.host.firewall.keeper import Firewall, remove_dead
 from flannel_udp.observe import metrics
@@ -80,7 +84,7 @@ def run(options: Options, taken: Takeover | None = None) -> int:
         if taken:
             data_plane.enter_context(taken.carried)
         # A true double hears what it is before it waits for etcd, or meets our health port.
-        data_plane.enter_context(hostlock.hold_network(options.etcd_prefix, options.etcd_endpoints))
+        data_plane.enter_context(locks.hold_network(options.etcd_prefix, options.etcd_endpoints))
         with contextlib.ExitStack() as control:
             readiness = Readiness()
             source = StatusSource(readiness)
@@ -165,7 +169,7 @@ def _serve(
     left.pop_all()
 
     pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
-    pump.set_addresses(netdev_watch.own_addresses())
+    pump.set_addresses(interfaces.own_addresses())
     flaw_of_way = judge_ways(tunnel.device)
     routes = RouteSet(config, own.subnet, overlay.public_ip, flaw_of_way)
     held = HeldLeases(overlay.public_ip, options.stale_hold, routes.is_sound)
@@ -215,14 +219,14 @@ def _serve(
     data_plane.callback(_leave_descriptors, shutdown, successor)
 
     def on_restored() -> None:
-        netdev.mark_tunnel(tunnel.device, config.port)
+        tunnel_device.mark(tunnel.device, config.port)
         successor.store()
 
     whole = TunnelKeeper(
         overlay.tunnel_plan(),
         tunnel,
         pump,
-        lambda: netdev.current_interface(options),
+        lambda: interfaces.current_external(options),
         shutdown.fail,
         on_lost=release,
         on_restored=on_restored,
@@ -269,14 +273,14 @@ def _prepare_host(
     options, config = overlay.options, overlay.config
     device = overlay.tunnel.device
     address, mtu = overlay.tun_address, overlay.mtu
-    netdev.configure_tunnel(device, address, mtu, config.network, displace=displace)
-    netdev.mark_tunnel(device, config.port)
-    for left in netdev.blackholes():
+    tunnel_device.configure(device, address, mtu, config.network, displace=displace)
+    tunnel_device.mark(device, config.port)
+    for left in kernel_routes.blackholes():
         if left.subnet_of(config.network):
-            netdev.remove_blackhole(left)
+            kernel_routes.remove_blackhole(left)
     if options.ip_blackhole_route:
-        netdev.add_blackhole(overlay.own.subnet)
-        made.callback(netdev.remove_blackhole, overlay.own.subnet)
+        kernel_routes.add_blackhole(overlay.own.subnet)
+        made.callback(kernel_routes.remove_blackhole, overlay.own.subnet)
     return made.enter_context(
         Firewall(
             overlay.firewall_policy(),
@@ -301,9 +305,9 @@ def _remove_left(shutdown: Shutdown, config: NetworkConfig) -> None:
     if shutdown.has_successor:
         return
     try:
-        for blackhole in netdev.blackholes():
+        for blackhole in kernel_routes.blackholes():
             if blackhole.subnet_of(config.network):
-                netdev.remove_blackhole(blackhole)
+                kernel_routes.remove_blackhole(blackhole)
         list(remove_dead(lambda each: each != config.network, lambda port: port != config.port))
     except (DeviceError, FirewallError) as error:
         log.warning("%s; run flannel-udp cleanup", error)
@@ -351,7 +355,7 @@ def _abandoned_network(options: Options, network: IPv4Network) -> IPv4Network | 
     with contextlib.suppress(SubnetFileError):  # which was logged when the lease was chosen
         previous = subnet_env.read_previous(options.subnet_file)
         left = previous.network if previous else None
-        if left and left != network and not netdev.is_served(left):
+        if left and left != network and not kernel_routes.is_served(left):
             return left
     return None
 
@@ -376,7 +380,7 @@ def _has_rules(firewall: Firewall, readiness: Readiness) -> bool:
 
 
 def _warn_of_host_settings() -> None:
-    if not netdev_host.ip_forward_enabled():
+    if not sysctl.ip_forward_enabled():
         log.warning(
             "net.ipv4.ip_forward is 0: this host drops its containers' packets until"
             " 'sysctl -w net.ipv4.ip_forward=1' is run"

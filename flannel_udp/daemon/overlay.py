@@ -10,10 +10,9 @@ from flannel_udp.backends.pump.keeper import TunnelPlan
 from flannel_udp.backends.pump.pump import PumpConfig
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.lease import OwnLease
-from flannel_udp.host import netlink as netdev
-from flannel_udp.host import subnet_env
+from flannel_udp.host import subnet_env, tunnel_device
 from flannel_udp.host.firewall.policy import Policy
-from flannel_udp.host.interface import ExternalInterface
+from flannel_udp.host.interface_choice import ExternalInterface
 from flannel_udp.observe.status import Settled
 from flannel_udp.options import Options
 
@@ -35,7 +34,7 @@ class Overlay:
 
     @property
     def mtu(self) -> int:
-        return netdev.tunnel_mtu(self.external.mtu, self.config.mtu_cap)
+        return tunnel_device.mtu_inside(self.external.mtu, self.config.mtu_cap)
 
     def settled(self) -> Settled:
         return Settled(

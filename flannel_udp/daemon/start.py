@@ -14,9 +14,7 @@ from flannel_udp.daemon.shutdown import Shutdown
 from flannel_udp.errors import EtcdError, HandoverError, InterfaceError, SubnetFileError
 from flannel_udp.handover.state import Knowledge
 from flannel_udp.handover.takeover import Takeover
-from flannel_udp.host import locks as hostlock
-from flannel_udp.host import netlink as netdev
-from flannel_udp.host import subnet_env
+from flannel_udp.host import interfaces, kernel_routes, locks, subnet_env
 from flannel_udp.host.firewall.keeper import require_tool
 from flannel_udp.observe.readiness import Readiness
 from flannel_udp.options import Options
@@ -48,7 +46,7 @@ def claim(
     )
     if config is None:
         return None
-    external, public_ip = netdev.choose_interface(options)
+    external, public_ip = interfaces.choose_external(options)
     if flaw := flaw_of_public_ip(public_ip, config.network):
         raise InterfaceError(
             f"the PublicIP {public_ip} is {flaw}, and the other hosts would refuse it: give this"
@@ -56,8 +54,8 @@ def claim(
         )
 
     # Everything that can fail on this host comes before the lease: a start that fails claims none.
-    data_plane.enter_context(hostlock.hold(config.port))
-    netdev.refuse_taken(config.network)
+    data_plane.enter_context(locks.hold(config.port))
+    kernel_routes.check_free(config.network)
     if options.ip_masq:
         require_tool(nftables=config.enable_nftables)
     tunnel = data_plane.enter_context(open_tunnel(external.address, config.port, options.offload))
@@ -80,7 +78,7 @@ def claim(
 def go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> Start | None:
     """Start where the last process stopped, if this host still has the address; else None."""
     head = taken.handover.head
-    external, public_ip = netdev.choose_interface(options)
+    external, public_ip = interfaces.choose_external(options)
     if (external.address, public_ip) != (head.address, head.own.public_ip):
         shutdown.start_afresh(
             f"the last process sent from {head.address} as {head.own.public_ip}, and this one"

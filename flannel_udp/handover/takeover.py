@@ -19,8 +19,7 @@ from flannel_udp.errors import HandoverError
 from flannel_udp.handover import state as handover
 from flannel_udp.handover.memory_file import MemoryFile
 from flannel_udp.handover.state import Handover, Head, Place
-from flannel_udp.host import locks as hostlock
-from flannel_udp.host import systemd
+from flannel_udp.host import locks, systemd
 from flannel_udp.options import Options
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def take_over(options: Options, inherited: Mapping[str, int]) -> Takeover | None
         try:
             left, memory = _read(ours)
             tunnel = _adopt(ours, left.head, options)
-            carried.enter_context(hostlock.hold(left.head.config.port))
+            carried.enter_context(locks.hold(left.head.config.port))
             config = tunnel.pump_config(options, left.head.config, left.head.own)
             pump = carried.enter_context(Pump(config))
             pump.set_addresses([left.head.address])  # the others are read when netlink is loaded

@@ -153,9 +153,9 @@ def _mk_docker_opts(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_gateway_route(subnet: IPv4Network, network: IPv4Network | None) -> None:
-    from flannel_udp.host import netlink as netdev  # pyroute2 takes long to import
+    from flannel_udp.host import kernel_routes  # pyroute2 takes long to import
 
-    route = netdev.gateway_route_covering(subnet, network)
+    route = kernel_routes.gateway_route_covering(subnet, network)
     if route is not None:
         raise SubnetFileError(
             f"the routing table already sends {subnet} through a gateway ({route});"

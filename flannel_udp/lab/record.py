@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flannel_udp.errors import LabError
-from flannel_udp.host import locks as hostlock
-from flannel_udp.host import netns
+from flannel_udp.host import locks, netns
 
 RUN_DIR = Path("/run/flannel-udp-lab")
 
@@ -83,7 +82,7 @@ def remove(record: LabRecord) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with suppress(FileNotFoundError):
-            hostlock.remove_left(namespace.path.stat().st_ino)
+            locks.remove_left(namespace.path.stat().st_ino)
         namespace.delete()
     shutil.rmtree(record.directory, ignore_errors=True)
     record.path.unlink(missing_ok=True)

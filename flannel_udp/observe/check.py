@@ -9,7 +9,7 @@ from pathlib import Path
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.errors import FlannelError
 from flannel_udp.etcd.client import Etcd
-from flannel_udp.host import settings as netdev_host
+from flannel_udp.host import interfaces, sysctl
 from flannel_udp.observe.check_peers import check_peers
 from flannel_udp.observe.check_rules import (
     Finding,
@@ -29,9 +29,9 @@ def check(status: Status, read: Callable[[], Status]) -> Iterator[Finding]:
         return
     yield from host_findings(
         status,
-        ip_forward=netdev_host.ip_forward_enabled(),
-        bridge_rules=netdev_host.bridged_packets_meet_iptables(),
-        bridges=netdev_host.bridges(),
+        ip_forward=sysctl.ip_forward_enabled(),
+        bridge_rules=sysctl.bridged_packets_meet_iptables(),
+        bridges=interfaces.bridges(),
     )
     yield from _check_leases(status)
     yield from check_peers(status, read)

@@ -9,7 +9,7 @@ from typing import Any
 
 from flannel_udp.backends.pump.fallbacks import kernel_fault
 from flannel_udp.cluster.lease import Lease
-from flannel_udp.host.interface import Bridge
+from flannel_udp.host.interface_choice import Bridge
 
 
 @dataclass(frozen=True, slots=True)

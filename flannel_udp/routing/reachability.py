@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from ipaddress import IPv4Address
 
-from flannel_udp.host import netlink as netdev
-from flannel_udp.host.netlink import Route
-
-_LOCAL_TABLE = 255
-_TYPE_LOCAL, _TYPE_BROADCAST = 2, 3
+from flannel_udp.host.kernel_routes import (
+    LOCAL_TABLE,
+    MAIN_TABLE,
+    TYPE_BROADCAST,
+    TYPE_LOCAL,
+    Route,
+    read_routes,
+)
+from flannel_udp.host.netlink import index_of, netlink
 
 
 def judge_ways(tunnel: str) -> Callable[[IPv4Address], str]:
@@ -19,12 +23,12 @@ def judge_ways(tunnel: str) -> Callable[[IPv4Address], str]:
     this moment (tables local and main, longest prefix, lowest metric), so that tens of thousands
     of addresses cost one route dump. Raises DeviceError if there is no such tunnel device.
     """
-    with netdev.netlink(f"read the routes through {tunnel}") as ip:
-        index = netdev.index_of(ip, tunnel)
-        routes = netdev.read_routes(ip)
+    with netlink(f"read the routes through {tunnel}") as ip:
+        index = index_of(ip, tunnel)
+        routes = read_routes(ip)
     tables = [
         _longest_prefix_table([route for route in routes if route.table == table], index)
-        for table in (_LOCAL_TABLE, netdev.MAIN_TABLE)
+        for table in (LOCAL_TABLE, MAIN_TABLE)
     ]
 
     def flaw(address: IPv4Address) -> str:
@@ -50,9 +54,9 @@ def _longest_prefix_table(routes: list[Route], tunnel: int) -> list[tuple[int, d
 
 
 def _flaw(route: Route, tunnel: int) -> str:
-    if route.type == _TYPE_LOCAL:
+    if route.type == TYPE_LOCAL:
         return "its PublicIP is an address of this host too"
-    if route.type == _TYPE_BROADCAST:
+    if route.type == TYPE_BROADCAST:
         return "its PublicIP is a broadcast address of this host's networks"
     if route.is_unicast and tunnel in route.devices:
         return "this host reaches its PublicIP through the tunnel itself"

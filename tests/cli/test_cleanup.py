@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_udp.backends.pump.pump import open_tun
-from flannel_udp.host import locks as hostlock
-from flannel_udp.host import netlink as netdev
+from flannel_udp.host import kernel_routes, locks, tunnel_device
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.policy import Policy
 from flannel_udp.host.netns import Namespace
@@ -34,12 +33,12 @@ def test_cleanup_removes_what_is_left_and_nothing_of_a_running_daemon(namespace:
     for number, nftables in ((1, False), (2, True), (3, False), (4, True)):
         wall = Firewall(policy(number), 8280 + number, never, nftables=nftables, resync=3600)
         namespace.call(wall.__enter__)
-        namespace.call(netdev.add_blackhole, policy(number).subnet)
+        namespace.call(kernel_routes.add_blackhole, policy(number).subnet)
     # The daemons of the networks 3 and 4 live: they have their device, their route and their lock.
     for number in (3, 4):
         namespace.add_bridge(f"flannel{number}")
         namespace.add_route(policy(number).network, device=f"flannel{number}")
-    lock = hostlock.hold(8284)
+    lock = locks.hold(8284)
     namespace.call(lock.__enter__)
 
     result = namespace.run(PROGRAM, check=True)
@@ -61,7 +60,7 @@ def test_rules_that_a_flanneld_without_a_device_may_need_stay(
 ) -> None:
     """Its backend host-gw routes through eth0: only the process tells that it lives."""
     namespace.call(Firewall(policy(1), 8285, never, nftables=False, resync=3600).__enter__)
-    namespace.call(netdev.add_blackhole, policy(1).subnet)
+    namespace.call(kernel_routes.add_blackhole, policy(1).subnet)
     rules, routes = namespace.run(["iptables-save"]).stdout, namespace.run(["ip", "route"]).stdout
     program = str(tmp_path / "flanneld")
     shutil.copy(shutil.which("cat") or "", program)
@@ -97,9 +96,9 @@ def test_cleanup_deletes_a_device_that_nobody_serves(namespace: Namespace) -> No
     """A service manager may keep its descriptor for a daemon that never comes."""
     kept = [namespace.call(open_tun) for _ in range(2)]
     for number, (_, device) in enumerate(kept):
-        namespace.call(netdev.mark_tunnel, device, 8285 + number)
+        namespace.call(tunnel_device.mark, device, 8285 + number)
     foreign, _ = namespace.call(open_tun, "flannel.%d")
-    lock = hostlock.hold(8286)
+    lock = locks.hold(8286)
     namespace.call(lock.__enter__)
     assert namespace.run(PROGRAM, check=True).stdout == "removed the device flannel0\n"
     links = namespace.run(["ip", "-br", "link"], check=True).stdout

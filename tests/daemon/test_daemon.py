@@ -12,7 +12,7 @@ import pytest
 from flannel_udp.daemon import daemon
 from flannel_udp.errors import DeviceError, FlannelError
 from flannel_udp.handover.takeover import Takeover
-from flannel_udp.host import locks as hostlock
+from flannel_udp.host import locks
 from flannel_udp.observe.readiness import Status, StatusSource
 from flannel_udp.options import Options
 
@@ -39,7 +39,7 @@ def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "locks")
+    monkeypatch.setattr(locks, "_FOLDER", tmp_path / "locks")
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
     monkeypatch.setattr(daemon, "release", lambda: released.append(True))
     monkeypatch.setattr(daemon, "_serve", fail)
@@ -89,7 +89,7 @@ def test_a_daemon_that_stops_is_not_ready_any_more(
         source.readiness.ready()
         control.callback(lambda: seen.append(source.read()))
 
-    monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "locks")
+    monkeypatch.setattr(locks, "_FOLDER", tmp_path / "locks")
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
     monkeypatch.setattr(daemon, "_serve", serve)
     assert daemon.run(Options(subnet_file=tmp_path / "subnet.env")) == 0

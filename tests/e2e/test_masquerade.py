@@ -13,7 +13,7 @@ from etcd_server import wait_until
 from instruments import connect, listen, log_lines, same_to_both, seen_by_both
 from iptables_variants import VARIANTS, use_variant
 
-from flannel_udp.host.netlink import BLACKHOLE_METRIC
+from flannel_udp.host.kernel_routes import BLACKHOLE_METRIC
 from flannel_udp.lab.host import BRIDGE
 from flannel_udp.lab.lab import UNDERLAY, Container, Host, Lab
 

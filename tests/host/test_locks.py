@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.errors import DeviceError
-from flannel_udp.host import locks as hostlock
+from flannel_udp.host import locks
 from flannel_udp.host.netns import Namespace
 
 PORT = 8285
 
 
 def taken(namespace: Namespace, port: int = PORT) -> bool:
-    lock = hostlock.hold(port)
+    lock = locks.hold(port)
     try:
         namespace.call(lock.__enter__)
     except DeviceError:
@@ -29,7 +29,7 @@ def taken(namespace: Namespace, port: int = PORT) -> bool:
 
 
 def held(namespace: Namespace, port: int = PORT) -> AbstractContextManager[None]:
-    lock = hostlock.hold(port)
+    lock = locks.hold(port)
     namespace.call(lock.__enter__)
     return lock
 
@@ -37,16 +37,16 @@ def held(namespace: Namespace, port: int = PORT) -> AbstractContextManager[None]
 def test_a_second_daemon_is_refused_with_a_sentence(namespace: Namespace) -> None:
     lock = held(namespace)
     with pytest.raises(DeviceError, match=r"already runs here on port 8285: .*Backend\.Port"):
-        namespace.call(hostlock.hold(PORT).__enter__)
+        namespace.call(locks.hold(PORT).__enter__)
     lock.__exit__(None, None, None)
     assert not taken(namespace)
 
 
 def test_asking_whether_a_daemon_runs_does_not_disturb_it(namespace: Namespace) -> None:
-    assert namespace.call(hostlock.is_held, PORT) is False
+    assert namespace.call(locks.is_held, PORT) is False
     lock = held(namespace)
-    assert namespace.call(hostlock.is_held, PORT) is True
-    assert namespace.call(hostlock.is_held, PORT + 1) is False
+    assert namespace.call(locks.is_held, PORT) is True
+    assert namespace.call(locks.is_held, PORT + 1) is False
     lock.__exit__(None, None, None)
 
 
@@ -73,17 +73,17 @@ def test_a_killed_daemon_leaves_no_lock(namespace: Namespace) -> None:
         holder.kill()
         holder.wait()
         assert not taken(namespace)
-        assert namespace.call(hostlock.is_held, PORT) is False
+        assert namespace.call(locks.is_held, PORT) is False
 
 
 def test_a_true_double_is_known_by_its_network_in_etcd(namespace: Namespace) -> None:
     one, other = "http://10.0.0.1:2379", "http://10.0.0.2:2379"
-    lock = hostlock.hold_network("/net", [one, other])
+    lock = locks.hold_network("/net", [one, other])
     namespace.call(lock.__enter__)
     with pytest.raises(DeviceError, match=r"already runs here for /net in the same .*--etcd-pref"):
-        namespace.call(hostlock.hold_network("/net", [other, one]).__enter__)
+        namespace.call(locks.hold_network("/net", [other, one]).__enter__)
     for free in (("/other", [one, other]), ("/net", [one])):
-        with hostlock.hold_network(*free):
+        with locks.hold_network(*free):
             pass
     lock.__exit__(None, None, None)
 
@@ -108,25 +108,25 @@ def test_no_other_user_can_keep_a_daemon_away(namespace: Namespace) -> None:
 def test_nothing_is_left_of_a_lock_or_of_its_namespace(namespace: Namespace) -> None:
     inode = namespace.path.stat().st_ino
     lock = held(namespace)
-    hostlock.remove_left(inode + 1)
+    locks.remove_left(inode + 1)
     assert taken(namespace)
     lock.__exit__(None, None, None)
     assert not list(Path("/run/flannel").glob(f"net-{inode}-*"))
     held(namespace)
-    hostlock.remove_left(inode)
+    locks.remove_left(inode)
     assert not list(Path("/run/flannel").glob(f"net-{inode}-*"))
 
 
 def test_one_at_a_time_though_the_file_comes_and_goes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "new")
+    monkeypatch.setattr(locks, "_FOLDER", tmp_path / "new")
     inside: list[int] = []
     seen: list[int] = []
 
     def come_and_go() -> None:
         for _ in range(300):
-            with suppress(DeviceError), hostlock.hold(PORT):
+            with suppress(DeviceError), locks.hold(PORT):
                 inside.append(1)
                 seen.append(len(inside))
                 inside.pop()
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(hostlock, "_FOLDER", tmp_path / "file")
-    with hostlock.hold(PORT):
+    monkeypatch.setattr(locks, "_FOLDER", tmp_path / "file")
+    with locks.hold(PORT):
         pass
     assert "Not a directory; going on without" in caplog.text

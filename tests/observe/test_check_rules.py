@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from flannel_udp.cluster.lease import Lease, encode_key
-from flannel_udp.host.interface import Bridge
+from flannel_udp.host.interface_choice import Bridge
 from flannel_udp.observe.check_rules import (
     Finding,
     daemon_findings,

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flannel_udp.backends.pump.pump import open_tun
-from flannel_udp.host import netlink as netdev
+from flannel_udp.host import tunnel_device
 from flannel_udp.host.netns import Namespace
 from flannel_udp.routing.reachability import judge_ways
 
@@ -31,7 +31,7 @@ def host(namespace: Namespace) -> Iterator[Namespace]:
     namespace.add_address("docker0", IPv4Interface("10.1.5.1/24"))
     fd, name = namespace.call(open_tun)
     assert name == "flannel0"
-    namespace.call(netdev.configure_tunnel, name, ADDRESS, 1472, NETWORK)
+    namespace.call(tunnel_device.configure, name, ADDRESS, 1472, NETWORK)
     yield namespace
     os.close(fd)
 

@@ -30,10 +30,10 @@ from flannel_udp.errors import (
     InterfaceError,
     TunnelLostError,
 )
-from flannel_udp.host import changes as netdev_watch
-from flannel_udp.host import netlink as netdev
-from flannel_udp.host.changes import HostChanges, TunnelState
-from flannel_udp.host.interface import ExternalInterface
+from flannel_udp.host import interfaces, tunnel_device
+from flannel_udp.host.changes import HostChanges, host_changes
+from flannel_udp.host.interface_choice import ExternalInterface
+from flannel_udp.host.tunnel_device import TunnelState
 from flannel_udp.log_limits import ChangeLog
 from flannel_udp.logs import DETAIL
 
@@ -124,7 +124,7 @@ class TunnelKeeper:
 
     def _run(self) -> None:
         try:
-            with netdev_watch.host_changes(self._plan.network) as changes:
+            with host_changes(self._plan.network) as changes:
                 while not self._stopping.is_set():
                     began = time.monotonic()
                     again = self._look()
@@ -184,7 +184,7 @@ class TunnelKeeper:
         log.log(DETAIL, "looked at %s: %s", device, ", ".join(faults) or "it is whole")
         if faults:
             address = plan.subnet.network_address
-            netdev.configure_tunnel(device, address, plan.mtu, plan.network, displace=True)
+            tunnel_device.configure(device, address, plan.mtu, plan.network, displace=True)
             state = self._inspect()
         if self._lost or self._pump.failure:
             if not self._lost:
@@ -196,7 +196,7 @@ class TunnelKeeper:
 
     def _inspect(self) -> TunnelState:
         plan = self._plan
-        return netdev_watch.inspect_tunnel(self._tunnel.device, plan.subnet, plan.mtu, plan.network)
+        return tunnel_device.inspect(self._tunnel.device, plan.subnet, plan.mtu, plan.network)
 
     def _restart(self) -> None:
         """The pump goes on, or DeviceError is raised."""
@@ -248,7 +248,7 @@ class TunnelKeeper:
 
     def _look_at_addresses(self) -> None:
         """No peer may send in the name of this host, whichever addresses it gets."""
-        addresses = netdev_watch.own_addresses()
+        addresses = interfaces.own_addresses()
         if addresses != self._addresses:
             self._pump.set_addresses(addresses)
             self._addresses = addresses
@@ -257,7 +257,7 @@ class TunnelKeeper:
 
     def _look_at_external(self) -> float | None:
         external = self._plan.external
-        fault = netdev_watch.external_fault(external)
+        fault = interfaces.external_fault(external)
         if fault is None:
             self._homeless_since = None
             self._external_faults.works(f"{external.name} and {external.address} are back")

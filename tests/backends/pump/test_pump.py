@@ -28,7 +28,7 @@ from flannel_udp.backends.pump.pump import (
     open_tun,
     open_udp,
 )
-from flannel_udp.host import netlink as netdev
+from flannel_udp.host import tunnel_device
 from flannel_udp.host.netns import Namespace
 
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -89,7 +89,7 @@ def rig(namespace: Namespace, source_check: bool, request: pytest.FixtureRequest
     offloads: Offload = request.param
     tun_fd, tun_name = namespace.call(open_tun, vnet_header=offloads != NO_OFFLOADS)
     udp_fd = namespace.call(open_udp, OWN_IP, PORT)
-    namespace.call(netdev.configure_tunnel, tun_name, TUN_ADDRESS, 1472, NETWORK)
+    namespace.call(tunnel_device.configure, tun_name, TUN_ADDRESS, 1472, NETWORK)
     config = PumpConfig(
         tun_fd, udp_fd, NETWORK, OWN_SUBNET, OWN_IP, TUN_ADDRESS, source_check, offloads
     )
@@ -316,7 +316,7 @@ def test_after_a_deleted_device_it_goes_on_with_another_one(rig: Rig) -> None:
     eventually(lambda: rig.pump.failure is not None, "the worker to end")
     rig.from_peer("172.30.0.6", inner(payload=b"meanwhile"))
     tun_fd, name = rig.namespace.call(open_tun, vnet_header=offloads != NO_OFFLOADS)
-    rig.namespace.call(netdev.configure_tunnel, name, TUN_ADDRESS, 1472, NETWORK)
+    rig.namespace.call(tunnel_device.configure, name, TUN_ADDRESS, 1472, NETWORK)
     with rig.socket("10.1.5.0", 4000) as host:
         rig.pump.restart(tun_fd, rig.udp_fd)
         assert host.recv(100) == b"meanwhile"
@@ -353,7 +353,7 @@ def test_a_restart_with_a_dead_device_fails_and_may_be_repeated(rig: Rig) -> Non
         with pytest.raises(OSError, match=os.strerror(errno.EBADFD)):
             rig.pump.restart(rig.tun_fd, rig.udp_fd)
     tun_fd, name = rig.namespace.call(open_tun, vnet_header=rig.pump.offloads != NO_OFFLOADS)
-    rig.namespace.call(netdev.configure_tunnel, name, TUN_ADDRESS, 1472, NETWORK)
+    rig.namespace.call(tunnel_device.configure, name, TUN_ADDRESS, 1472, NETWORK)
     rig.pump.restart(tun_fd, rig.udp_fd)
     assert_carries(rig)
     rig.pump.close()

@@ -17,7 +17,7 @@ import pytest
 from flannel_udp.backends.pump import watch as pump_watch
 from flannel_udp.backends.pump.pump import STAT_NAMES, Pump, PumpConfig, Refusal, open_tun, open_udp
 from flannel_udp.backends.pump.watch import Heard, PumpWatch
-from flannel_udp.host import netlink as netdev
+from flannel_udp.host import tunnel_device
 from flannel_udp.host.netns import Namespace
 
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -69,7 +69,7 @@ def rig(
     tun_fd, device = namespace.call(open_tun)
     udp_fd = namespace.call(open_udp, OWN_IP, PORT)
     tun_address = OWN_SUBNET.network_address
-    namespace.call(netdev.configure_tunnel, device, tun_address, 1472, NETWORK)
+    namespace.call(tunnel_device.configure, device, tun_address, 1472, NETWORK)
     with Pump(PumpConfig(tun_fd, udp_fd, NETWORK, OWN_SUBNET, OWN_IP, tun_address)) as pump:
         pump.start()
         yield Rig(namespace, pump, device, udp_fd)

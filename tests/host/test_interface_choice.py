@@ -7,7 +7,7 @@ from ipaddress import IPv4Address as Ip
 import pytest
 
 from flannel_udp.errors import InterfaceError
-from flannel_udp.host.interface import Hop, Link, choose
+from flannel_udp.host.interface_choice import Hop, Link, choose
 from flannel_udp.options import Options
 
 LO = Link("lo", 1, 65536, True, ())

@@ -1,4 +1,4 @@
-"""Which interface and address carry the outer packets (pure; netdev.py reads the host)."""
+"""The host's interfaces as values, and the choice of the external one (pure)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Link:
 class Bridge:
     """A bridge of the host, its IPv4 addresses, and the largest MTU of what is plugged into it.
 
-    The bridge's own MTU tells little: with nothing plugged in it is the kernel's default.
+    The bridge's own MTU is not used: with nothing plugged in it is the kernel's default.
     """
 
     name: str
