@@ -1,4 +1,4 @@
-"""``flannel-udp status --check``: the host, the leases and the way to each peer, looked at."""
+"""``flannel-udp status --check``: gathers the facts of host, leases and peers, and judges them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flannel_udp.options import Options
 
 
 def check(status: Status, read: Callable[[], Status]) -> Iterator[Finding]:
-    """``read`` asks for the status again. Needs root."""
+    """``read`` returns the status of a later moment. Needs root."""
     yield from daemon_findings(status)
     if "stats" not in status:  # it is still starting
         return
@@ -51,14 +51,14 @@ def _check_leases(status: Status) -> Iterator[Finding]:
 
 
 def _options(status: Status) -> Options:
-    """How the daemon reaches etcd; what is secret comes from our own environment."""
-    told = status["etcd"]
+    """How the daemon connects to etcd; user and password come from our own environment."""
+    etcd = status["etcd"]
 
     def file(name: str) -> Path | None:
-        return Path(told[name]) if told[name] else None
+        return Path(etcd[name]) if etcd[name] else None
 
     return Options(
-        etcd_endpoints=tuple(told["endpoints"]),
+        etcd_endpoints=tuple(etcd["endpoints"]),
         etcd_username=os.environ.get("FLANNELD_ETCD_USERNAME", ""),
         etcd_password=os.environ.get("FLANNELD_ETCD_PASSWORD", ""),
         etcd_cafile=file("cafile"),

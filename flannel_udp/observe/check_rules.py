@@ -1,4 +1,4 @@
-"""What a healthy host looks like: the rules of ``status --check`` that need no network (pure)."""
+"""``flannel-udp status --check``: the rules that judge host and leases by given facts (pure)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from flannel_udp.host.interface_choice import Bridge
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, whether it is well, and a sentence for people.
+    """The result of one check: its subject, whether it passed, and a sentence.
 
-    ``code`` names the case for programs and never changes its meaning: "ok", or what is wrong. A
-    finding that is good and has another code than "ok" is worth knowing and breaks nothing.
+    ``code`` is for programs and never changes its meaning: "ok", or what is wrong. A good finding
+    whose code is not "ok" is a note: it breaks nothing.
     """
 
     code: str
@@ -39,14 +39,15 @@ def note(code: str, subject: str, text: str) -> Finding:
 
 
 def daemon_findings(status: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the daemon itself knows to be wrong, also while it starts."""
+    """What the daemon itself reports, also while it starts."""
     if status["ready"]:
         yield good("daemon", "it forwards, and subnet.env is written")
     else:
         yield bad("not-ready", "daemon", f"it is not ready: {status['reason']}")
     if difference := status.get("config_changed"):
         yield bad(
-            *("config-changed", "network config"),
+            "config-changed",
+            "network config",
             f"it changed in etcd: {difference}; start the daemon again to follow it",
         )
     if conflict := status.get("public_ip_conflict"):
@@ -60,16 +61,16 @@ def host_findings(
     bridge_rules: bool | None,
     bridges: Iterable[Bridge],
 ) -> Iterator[Finding]:
-    """``bridge_rules``: whether iptables sees packets between the ports of a bridge; None where the
-    kernel has not loaded what that needs."""
-    yield (
-        good("ip_forward", "on")
-        if ip_forward
-        else bad(
-            *("ip-forward-off", "ip_forward"),
+    """``bridge_rules``: whether iptables sees packets between the ports of a bridge; None if
+    br_netfilter is not loaded."""
+    if ip_forward:
+        yield good("ip_forward", "on")
+    else:
+        yield bad(
+            "ip-forward-off",
+            "ip_forward",
             "off: this host drops its containers' packets; run sysctl -w net.ipv4.ip_forward=1",
         )
-    )
     if fault := kernel_fault(status["kernel"], status["offloads"]):
         yield note("kernel-udp-gso", "kernel", fault)
     for problem in status["firewall"]["problems"]:
@@ -81,51 +82,55 @@ def host_findings(
     ours = [b for b in known if any(address in subnet for address in b.addresses)]
     for bridge in ours:
         if not bridge_rules:
-            yield _bridge_rules(bridge, is_loaded=bridge_rules is not None)
-        yield _bridge(bridge, status)
+            yield _bridge_rules_finding(bridge, is_loaded=bridge_rules is not None)
+        yield _container_mtu(bridge, status)
     if not ours:
-        yield from (_stray(b, subnet) for b in known if b.name == "docker0")
+        yield from (_wrong_subnet(b, subnet) for b in known if b.name == "docker0")
 
 
-def _bridge_rules(bridge: Bridge, *, is_loaded: bool) -> Finding:
+def _bridge_rules_finding(bridge: Bridge, *, is_loaded: bool) -> Finding:
     consequence = (
         "iptables rules, such as those of Kubernetes services and of docker's icc=false, do not"
         f" hold between containers of {bridge.name}; if you rely on them, run"
     )
     if is_loaded:
         return note(
-            *("bridge-iptables-off", "br_netfilter"),
+            "bridge-iptables-off",
+            "br_netfilter",
             f"off: {consequence} sysctl -w net.bridge.bridge-nf-call-iptables=1",
         )
     return note(
-        *("br-netfilter-missing", "br_netfilter"),
+        "br-netfilter-missing",
+        "br_netfilter",
         f"not loaded: {consequence} modprobe br_netfilter",
     )
 
 
-def _bridge(bridge: Bridge, status: Mapping[str, Any]) -> Finding:
-    """What containers in our subnet are plugged into: their MTU must fit the tunnel's."""
+def _container_mtu(bridge: Bridge, status: Mapping[str, Any]) -> Finding:
+    """Whether containers on ``bridge``, which is in our subnet, have at most the tunnel's MTU."""
     if bridge.port_mtu is not None and bridge.port_mtu > status["mtu"]:
         return bad(
-            *("container-mtu", bridge.name),
+            "container-mtu",
+            bridge.name,
             f"containers send packets of up to {bridge.port_mtu} bytes and the tunnel takes"
             f" {status['mtu']}: give docker the options that mk-docker-opts writes, or the CNI"
-            " plugin FLANNEL_MTU, and make the containers anew",
+            " plugin FLANNEL_MTU, and recreate the containers",
         )
     return good(bridge.name, f"{', '.join(map(str, bridge.addresses))} lies in our subnet")
 
 
-def _stray(docker: Bridge, subnet: IPv4Network) -> Finding:
+def _wrong_subnet(docker: Bridge, subnet: IPv4Network) -> Finding:
     shown = ", ".join(map(str, docker.addresses)) or "no address"
     return bad(
-        *("docker-subnet", docker.name),
+        "docker-subnet",
+        docker.name,
         f"{shown} is not in our subnet {subnet}: docker did not read its options; write them with"
         " mk-docker-opts and restart docker",
     )
 
 
 def lease_findings(status: Mapping[str, Any], leases: Iterable[Lease]) -> Iterator[Finding]:
-    """The leases in etcd against the routes in use."""
+    """Compares the leases in etcd with the routes in use."""
     own = (IPv4Network(status["subnet"]), status["public_ip"])
     held = {(lease.subnet, str(lease.public_ip)) for lease in leases}
     routed = {
@@ -137,20 +142,23 @@ def lease_findings(status: Mapping[str, Any], leases: Iterable[Lease]) -> Iterat
     if own not in held:
         wrong = True
         yield bad(
-            *("own-lease-missing", "our lease"),
+            "own-lease-missing",
+            "our lease",
             f"missing in etcd: no key gives {own[0]} to {own[1]}, so no other host can send to us;"
             " start the daemon again to get one",
         )
     for subnet, public_ip in sorted(held - routed - {own}, key=str):
         wrong = True
         yield bad(
-            *("lease-without-route", f"{public_ip} ({subnet})"),
+            "lease-without-route",
+            f"{public_ip} ({subnet})",
             "its lease is in etcd but has no route here; the log says why",
         )
     for subnet, public_ip in sorted(routed - held, key=str):
         wrong = True
         yield bad(
-            *("route-without-lease", f"{public_ip} ({subnet})"),
+            "route-without-lease",
+            f"{public_ip} ({subnet})",
             "missing in etcd: the route here is all that is left of its lease; start its daemon"
             " again",
         )

@@ -1,4 +1,4 @@
-"""The status: what the socket, the metrics and the views of the command line show."""
+"""Gathers the status that the socket, /metrics and the command line show."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flannel_udp.observe.readiness import Status
 from flannel_udp.options import Options
 from flannel_udp.routing.reconciler import Reconciler
 
-# What only the kernel can count: packets for the tunnel that the pump never saw.
+# Counted by the kernel: packets that did not fit into the queue of the tunnel device.
 QUEUE_DROPS = "drop_tun_queue_full"
 
 

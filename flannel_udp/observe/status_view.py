@@ -1,4 +1,4 @@
-"""``flannel-udp status``: what the running daemon says of itself, for people and as JSON."""
+"""``flannel-udp status``: prints the status and the findings, as text or JSON."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from flannel_udp.units import scaled, span
 
 Status = Mapping[str, Any]
 
-_MOST_SUBNETS = 2  # of one peer on a line
-_MOST_HELD = 5  # leases that etcd lost
+_MOST_SUBNETS = 2  # shown of one peer
+_MOST_HELD = 5  # shown of the leases that etcd lost
 
 
 def show_json(status: Status) -> None:
@@ -38,7 +38,7 @@ def show(status: Status) -> None:
 
 
 def show_findings(findings: Iterable[Finding]) -> bool:
-    """One line for each as it comes; whether all is good."""
+    """Print a line for each as it arrives; returns whether all are good."""
     console, good = Console(highlight=False), True
     for finding in findings:
         console.print(_mark(finding) + Text(f"{finding.subject}: {finding.text}"), soft_wrap=True)
@@ -53,7 +53,7 @@ def _mark(finding: Finding) -> Text:
 
 
 def show_json_findings(findings: Iterable[Finding]) -> bool:
-    """All of them as one list; whether all is good."""
+    """Print all as one list; returns whether all are good."""
     found = list(findings)
     print(json.dumps([asdict(finding) for finding in found], indent=1))
     return all(finding.is_good for finding in found)
@@ -83,7 +83,7 @@ def _head(status: Status) -> Iterator[Text]:
 
 
 def drops(stats: Mapping[str, int]) -> list[str]:
-    """The reasons that have happened: ``tun_no_route 3``."""
+    """The drop counters that are not zero: ``tun_no_route 3``."""
     return [
         f"{name.removeprefix('drop_')} {value:,}"
         for name, value in stats.items()
@@ -92,7 +92,7 @@ def drops(stats: Mapping[str, int]) -> list[str]:
 
 
 def _subnets(peer: Status) -> str:
-    """Of a peer, as many as fit."""
+    """The first subnets of a peer, and the number of the others."""
     shown = peer["subnets"][:_MOST_SUBNETS]
     more = len(peer["subnets"]) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -25,19 +25,19 @@ from flannel_udp.observe.status_view import drops
 from flannel_udp.units import scaled, sparkline
 
 _WIDTH = 80  # columns of the narrowest terminal
-# All columns of the table, and the blanks between them, fit into it.
-_ADDRESS = 15  # columns of 255.255.255.255
-_SUBNETS = 21  # of 255.255.255.252/30 +9
-_RATE = 7  # of 12.3 MB
-_BARS = 8  # of a sparkline
+# The columns of the table and the spaces between them add up to _WIDTH.
+_ADDRESS = 15  # columns for 255.255.255.255
+_SUBNETS = 21  # columns for 255.255.255.252/30 +9
+_RATE = 7  # columns for 12.3 MB
+_BARS = 8  # columns for a sparkline
 _HEAD = 9  # lines that are not peers
 
 
 def run(ask: Callable[[], dict[str, Any]], interval: float) -> None:
-    """Until q or Ctrl-C; ``interval`` in seconds. The terminal is left as it was.
+    """Show rates until q or Ctrl-C, then restore the terminal; ``interval`` in seconds.
 
-    Raises StatusError when no daemon answers at first, or when this is no terminal. A daemon that
-    goes away later is waited for.
+    Raises StatusError if no daemon answers the first time, or if this is no terminal. If a daemon
+    stops answering later, wait for the next one.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise StatusError("top needs a terminal: use flannel-udp status, which prints once")
@@ -62,14 +62,14 @@ def run(ask: Callable[[], dict[str, Any]], interval: float) -> None:
 
 
 def picture(status: dict[str, Any], history: History, trouble: str, lines: int) -> Group:
-    """What fits into so many lines: the whole, then the peers with the most traffic first."""
+    """What fits into ``lines``: the totals, then the peers with the most traffic."""
     ready = "ready" if status["ready"] else f"not ready: {status['reason']}"
     title = Text(f"flannel-udp {status['version']}  {ready}   q quits", "bold")
     title.truncate(_WIDTH)
     if trouble or "stats" not in status:
         return Group(title, Text(trouble, "red"))
     etcd, stats = status["etcd"], status["stats"]
-    about = Text(
+    summary = Text(
         f"{status['device']} {status['subnet']}  on {status['interface']} {status['public_ip']}\n"
         f"etcd {etcd['state']}  {stats['routes']} routes  {len(status['peers'])} peers"
         f"  cpu {history.cpu:.0%}  {', '.join(status['offloads']) or 'no offloads'}\n"
@@ -83,15 +83,15 @@ def picture(status: dict[str, Any], history: History, trouble: str, lines: int) 
         table.add_column(heading, justify="right", no_wrap=True, width=_RATE)
         table.add_column("", no_wrap=True, width=_BARS, style=style)
     table.add_column("drops/s", justify="right", no_wrap=True, width=_RATE)
-    table.add_row("all", "", *_traffic(history.whole))
+    table.add_row("all", "", *_rate_cells(history.whole))
     for peer in _busiest(status["peers"], history)[: max(0, lines - _HEAD)]:
         traffic = history.peers.get(peer["public_ip"], Traffic())
-        table.add_row(peer["public_ip"], _subnets(peer), *_traffic(traffic))
-    return Group(title, about, "", table)
+        table.add_row(peer["public_ip"], _subnets(peer), *_rate_cells(traffic))
+    return Group(title, summary, "", table)
 
 
 def _drops(heading: str, reasons: list[str]) -> str:
-    """As many reasons as fit on a line."""
+    """A line with as many reasons as fit."""
     shown = len(reasons)
     while True:
         more = f" and {len(reasons) - shown} more" if shown < len(reasons) else ""
@@ -114,8 +114,8 @@ def _busiest(peers: list[dict[str, Any]], history: History) -> list[dict[str, An
     return sorted(peers, key=rate, reverse=True)
 
 
-def _traffic(traffic: Traffic) -> tuple[str, ...]:
-    """The cells behind who it is with."""
+def _rate_cells(traffic: Traffic) -> tuple[str, ...]:
+    """The cells of a row after address and subnet."""
     sent, received = [*traffic.sent], [*traffic.received]
     return (
         scaled(sent[-1], "B") if sent else "",
@@ -128,7 +128,7 @@ def _traffic(traffic: Traffic) -> tuple[str, ...]:
 
 @contextmanager
 def _single_keys() -> Iterator[None]:
-    """Keys arrive one by one and do not show."""
+    """While entered, keys arrive one by one and are not echoed."""
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
@@ -142,6 +142,6 @@ def _quit_within(seconds: float) -> bool:
     while (left := end - time.monotonic()) > 0:
         if select.select((sys.stdin,), (), (), left)[0]:
             keys = os.read(sys.stdin.fileno(), 64)
-            if not keys or b"q" in keys:  # the terminal is gone, or q
+            if not keys or b"q" in keys:  # end of input, or q
                 return True
     return False

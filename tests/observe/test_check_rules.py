@@ -37,16 +37,16 @@ def bad(findings: list[Finding]) -> list[str]:
     return [f"{finding.subject}: {finding.text}" for finding in findings if not finding.is_good]
 
 
-def test_what_the_daemon_knows_to_be_wrong_is_bad() -> None:
+def test_every_problem_that_the_daemon_reports_is_bad() -> None:
     status: dict[str, Any] = {"ready": True, "config_changed": None, "public_ip_conflict": None}
     assert [*daemon_findings(status)] == [good("daemon", "it forwards, and subnet.env is written")]
-    told = {
+    broken = {
         "ready": False,
         "reason": "cannot write",
         "config_changed": "Backend.Port is 9000, was 8285",
         "public_ip_conflict": "another daemon",
     }
-    assert bad([*daemon_findings(told)]) == [
+    assert bad([*daemon_findings(broken)]) == [
         "daemon: it is not ready: cannot write",
         "network config: it changed in etcd: Backend.Port is 9000, was 8285; start the daemon again"
         " to follow it",
@@ -54,7 +54,7 @@ def test_what_the_daemon_knows_to_be_wrong_is_bad() -> None:
     ]
 
 
-def test_a_daemon_that_still_starts_is_not_ready_and_no_more_is_said() -> None:
+def test_a_starting_daemon_gives_one_finding() -> None:
     starting = {"ready": False, "reason": "starting"}
     (finding,) = daemon_findings(starting)
     assert (finding.code, finding.text) == ("not-ready", "it is not ready: starting")
@@ -65,14 +65,14 @@ def test_leases_that_are_all_in_use_are_good() -> None:
     assert findings == [good("leases", "the 2 in etcd are those in use")]
 
 
-def test_our_lease_missing_in_etcd_is_told_also_when_another_host_has_it() -> None:
+def test_our_lease_is_missing_also_if_another_host_has_it() -> None:
     for leases in ([THEIRS], [lease("10.1.5.0/24", "172.30.0.9"), THEIRS]):
         assert any(
             "our lease: missing in etcd" in each for each in bad([*lease_findings(STATUS, leases)])
         )
 
 
-def test_a_lease_without_a_route_and_a_route_without_a_lease_differ() -> None:
+def test_leases_without_route_and_routes_without_lease_are_bad() -> None:
     (line,) = bad(list(lease_findings(STATUS, [OURS, THEIRS, lease("10.1.7.0/24", "172.30.0.3")])))
     assert line.startswith("172.30.0.3 (10.1.7.0/24): its lease is in etcd but has no route here")
     (line,) = bad(list(lease_findings(STATUS, [OURS])))
@@ -97,7 +97,7 @@ def test_a_host_is_good_without_a_bridge_and_with_one_in_our_subnet() -> None:
         assert {finding.code for finding in host(*bridges)} == {"ok"}
 
 
-def test_what_a_host_does_wrong_is_told_with_what_to_do() -> None:
+def test_a_problem_of_the_host_is_reported_with_its_remedy() -> None:
     (line,) = bad(host(ip_forward=False))
     assert "sysctl -w net.ipv4.ip_forward=1" in line
     status = STATUS | {"firewall": {"problems": ["docker masquerades"]}}
@@ -107,22 +107,22 @@ def test_what_a_host_does_wrong_is_told_with_what_to_do() -> None:
     assert "docker0: 172.17.0.1 is not in our subnet 10.1.5.0/24" in line
 
 
-def test_dockers_own_bridge_may_be_elsewhere_where_another_carries_our_subnet() -> None:
+def test_docker0_may_be_elsewhere_if_another_bridge_has_our_subnet() -> None:
     assert bad(host(ELSEWHERE, bridge("cni0", "10.1.5.1"))) == []
 
 
-def test_containers_whose_packets_do_not_fit_the_tunnel_are_told() -> None:
+def test_containers_with_a_larger_mtu_than_the_tunnel_are_bad() -> None:
     (line,) = bad(host(bridge("cni0", "10.1.5.1", 1500)))
     assert line.startswith("cni0: containers send packets of up to 1500 bytes and the tunnel takes")
 
 
-def test_rules_that_do_not_hold_on_a_bridge_are_worth_a_note_and_no_more() -> None:
+def test_iptables_rules_that_a_bridge_bypasses_are_a_note() -> None:
     for rules, code in ((None, "br-netfilter-missing"), (False, "bridge-iptables-off")):
         assert {finding.code for finding in host(rules=rules)} == {"ok"}, "without a bridge"
         found = host(OURS_0, rules=rules)
         assert bad(found) == []
-        (told,) = (finding for finding in found if finding.code != "ok")
-        assert told.code == code
+        (note,) = (finding for finding in found if finding.code != "ok")
+        assert note.code == code
     assert "modprobe br_netfilter" in host(OURS_0, rules=None)[2].text
     assert "sysctl -w net.bridge.bridge-nf-call-iptables=1" in host(OURS_0, rules=False)[2].text
 

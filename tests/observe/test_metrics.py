@@ -1,4 +1,4 @@
-"""What /metrics answers: well formed, complete, what the dashboard and the documents rely on."""
+"""/metrics is well formed and complete, and matches the dashboard and the documentation."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def names(found: Samples) -> set[str]:
     return {name for name, _ in found}
 
 
-def test_every_counter_of_the_pump_is_there_with_its_value() -> None:
+def test_every_counter_of_the_pump_is_exported_with_its_value() -> None:
     found = samples(FORWARDING)
     for name, expected in FORWARDING["stats"].items():
         if name == "routes":
@@ -85,7 +85,7 @@ def test_every_counter_of_the_pump_is_there_with_its_value() -> None:
             assert value(found, f"flannel_{name}_total") == expected
 
 
-def test_the_rest_of_the_status_is_there() -> None:
+def test_the_rest_of_the_status_is_exported() -> None:
     found = samples(FORWARDING)
     assert value(found, "flannel_ready") == 1
     assert value(found, "flannel_build_info", version="0.1.0") == 1
@@ -114,12 +114,12 @@ def test_the_rest_of_the_status_is_there() -> None:
     assert value(found, "process_resident_memory_bytes") > 1_000_000
 
 
-def test_a_reservation_has_no_end_to_show() -> None:
+def test_a_reservation_has_no_remaining_time() -> None:
     found = samples(FORWARDING | {"reservation": True, "lease_seconds_left": None})
     assert "flannel_lease_remaining_seconds" not in names(found)
 
 
-def test_a_daemon_that_still_starts_says_that_it_is_not_ready() -> None:
+def test_a_starting_daemon_shows_only_that_it_is_not_ready() -> None:
     found = samples(STARTING)
     assert {name for name in names(found) if name.startswith("flannel_")} == {
         "flannel_build_info",
@@ -138,18 +138,18 @@ def test_the_strict_parser_of_openmetrics_accepts_it(status: Status) -> None:
     assert all(family.documentation for family in families)
 
 
-def test_every_metric_says_what_it_is() -> None:
+def test_every_metric_has_a_help_text_of_its_own() -> None:
     body, _ = exposition(lambda: FORWARDING)("")
     helps = [line.split(" ", 3)[2:] for line in body.decode().splitlines() if "# HELP" in line]
-    told = dict(each for each in helps if each[0].startswith("flannel_"))
-    assert len(set(told.values())) == len(told), "two say the same"
-    for name, text in told.items():
+    texts = dict(each for each in helps if each[0].startswith("flannel_"))
+    assert len(set(texts.values())) == len(texts), "two metrics have the same text"
+    for name, text in texts.items():
         assert len(text.split()) > 1, name
         assert "docs/" not in text
         assert name.removesuffix("_total").removeprefix("flannel_") not in text
 
 
-def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
+def test_the_dashboard_queries_only_metrics_and_labels_that_exist() -> None:
     found = samples(FORWARDING)
     labels = {label for _, pairs in found for label, _ in pairs} | {"instance"}
     dashboard = json.loads((ROOT / "packaging/grafana-dashboard.json").read_text())
@@ -171,7 +171,7 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
         assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels
 
 
-def test_operations_explains_every_metric_and_no_other() -> None:
+def test_operations_explains_exactly_the_metrics_that_exist() -> None:
     text = (ROOT / "docs/operations.md").read_text()
     explained = set(re.findall(r"`(flannel_\w+)`", text)) - {"flannel_"}
     counters = {f"flannel_{name}_total" for name in STAT_NAMES}  # under their names in the status

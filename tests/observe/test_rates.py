@@ -1,4 +1,4 @@
-"""Counters of two looks at the status become rates."""
+"""Rates computed from the counters of two statuses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from flannel_udp.observe.rates import KEPT, History
 def status(sent: int, *, received: int = 0, wakeups: int = 1, drops: int = 0) -> dict[str, Any]:
     peer = {
         "public_ip": "172.30.0.2",
-        "sent_packets": sent // 100,
         "sent_bytes": sent,
-        "received_packets": received // 100,
         "received_bytes": received,
         "dropped_packets": 0,
     }
@@ -20,29 +18,28 @@ def status(sent: int, *, received: int = 0, wakeups: int = 1, drops: int = 0) ->
     return {"stats": stats, "peers": [peer]}
 
 
-def test_a_difference_is_divided_by_its_time() -> None:
+def test_a_rate_is_the_difference_divided_by_the_time() -> None:
     history = History()
     history.observe(status(1000), at=10)
     assert not history.peers
     history.observe(status(5000, received=600, drops=4), at=12)
     traffic = history.peers["172.30.0.2"]
     assert ([*traffic.sent], [*traffic.received]) == ([2000], [300])
-    assert (traffic.sent_packets, traffic.received_packets) == (20, 3)
     assert [*history.whole.sent] == [2000]
     assert history.whole.dropped_packets == 2
     assert history.cpu == 0.002
 
 
-def test_the_history_goes_on_and_has_an_end() -> None:
+def test_only_the_newest_rates_are_kept() -> None:
     history = History()
-    for look in range(KEPT + 10):
-        history.observe(status(look * look), at=look)
+    for second in range(KEPT + 10):
+        history.observe(status(second * second), at=second)
     sent = [*history.peers["172.30.0.2"].sent]
     assert len(sent) == KEPT
     assert sent[-2:] == [2 * (KEPT + 8) - 1, 2 * (KEPT + 8) + 1]
 
 
-def test_a_restarted_daemon_is_no_negative_rate() -> None:
+def test_a_restarted_daemon_gives_no_negative_rate() -> None:
     history = History()
     history.observe(status(5000, wakeups=50), at=1)
     history.observe(status(6000, wakeups=51), at=2)
@@ -51,7 +48,7 @@ def test_a_restarted_daemon_is_no_negative_rate() -> None:
     assert [*history.peers["172.30.0.2"].sent] == [1000, 10]
 
 
-def test_a_daemon_that_starts_anew_is_waited_for() -> None:
+def test_no_rate_spans_a_restart_of_the_daemon() -> None:
     history = History()
     history.observe(status(5000), at=1)
     history.observe({"ready": False}, at=2)
@@ -59,7 +56,7 @@ def test_a_daemon_that_starts_anew_is_waited_for() -> None:
     assert not history.peers
 
 
-def test_a_new_peer_begins_at_nothing_and_a_gone_one_is_forgotten() -> None:
+def test_a_new_peer_starts_at_zero_and_a_removed_one_is_forgotten() -> None:
     history = History()
     history.observe(status(5000) | {"peers": []}, at=1)
     history.observe(status(5000), at=2)

@@ -1,4 +1,4 @@
-"""What ``top`` shows fits into the narrowest terminal, whatever there is to show."""
+"""``top`` fits into the narrowest terminal, whatever it shows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from flannel_udp.observe.rates import History
 from flannel_udp.observe.top import picture
 
 LINES, COLUMNS = 24, 80
-LOOKS = 20
+STATUSES = 20
 
 
-def status(look: int, peers: int = 30) -> dict[str, Any]:
-    """The widest of everything; what a peer sends, receives and loses grows with its number."""
-    told = [
+def status(second: int, peers: int = 30) -> dict[str, Any]:
+    """The widest values; what a peer sends, receives and drops grows with its number."""
+    shown_peers = [
         {
             "public_ip": f"198.251.100.{100 + number}",
             "subnets": [f"100.127.{100 + number}.252/30", *["100.64.0.0/30"] * (number % 10)],
-            **{f"{way}_packets": number * look**2 for way in ("sent", "received")},
-            **{f"{way}_bytes": number * look**2 * 1000 for way in ("sent", "received")},
-            "dropped_packets": 1000 * number * look,
+            **{f"{direction}_packets": number * second**2 for direction in ("sent", "received")},
+            **{
+                f"{direction}_bytes": number * second**2 * 1000
+                for direction in ("sent", "received")
+            },
+            "dropped_packets": 1000 * number * second,
         }
         for number in range(1, peers + 1)
     ]
@@ -33,8 +36,8 @@ def status(look: int, peers: int = 30) -> dict[str, Any]:
         **{"device": "flannel0", "subnet": "100.127.255.252/30", "interface": "enp130s0f1np1v2"},
         **{"public_ip": "198.251.100.100", "offloads": ["TSO", "USO", "UDP GSO", "UDP GRO"]},
         "etcd": {"state": "connecting"},
-        "stats": dict.fromkeys(STAT_NAMES, 123_456_789 + look) | {"routes": 65_536},
-        "peers": told,
+        "stats": dict.fromkeys(STAT_NAMES, 123_456_789 + second) | {"routes": 65_536},
+        "peers": shown_peers,
     }
 
 
@@ -53,12 +56,12 @@ def peers_in(lines: list[str]) -> list[str]:
 @pytest.fixture
 def lines() -> list[str]:
     history = History()
-    for look in range(LOOKS):
-        history.observe(status(look), look)
-    return shown(status(LOOKS - 1), history)
+    for second in range(STATUSES):
+        history.observe(status(second), second)
+    return shown(status(STATUSES - 1), history)
 
 
-def test_the_widest_of_everything_is_shown_whole(lines: list[str]) -> None:
+def test_the_widest_values_are_shown_in_full(lines: list[str]) -> None:
     assert len(lines) <= LINES
     assert max(map(len, lines)) <= COLUMNS
     assert "…" not in "".join(lines)
@@ -69,8 +72,8 @@ def test_the_widest_of_everything_is_shown_whole(lines: list[str]) -> None:
     assert "TSO, USO, UDP GSO, UDP GRO" in "".join(lines)
 
 
-def test_the_newest_sample_is_seen(lines: list[str]) -> None:
-    """The traffic grows, so that the newest is the highest."""
+def test_the_newest_rate_is_the_last_bar(lines: list[str]) -> None:
+    """The traffic grows, so the newest bar is the highest."""
     assert all(line.count("▅▆▆▆▇▇██ ") == 2 for line in peers_in(lines))
 
 
@@ -85,7 +88,7 @@ def test_reasons_for_drops_that_do_not_fit_are_counted(lines: list[str]) -> None
     assert line.endswith(f" and {count - 2} more")
 
 
-def test_a_daemon_that_is_not_there_yet_is_said() -> None:
+def test_a_daemon_that_does_not_answer_is_reported() -> None:
     starting = {"version": "0.1.0", "ready": False, "reason": "starting" * 20}
     lines = shown(starting, History(), "no daemon runs here")
     assert max(map(len, lines)) <= COLUMNS
