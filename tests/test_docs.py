@@ -109,7 +109,7 @@ def test_migration_has_a_row_for_every_flag() -> None:
 def test_benchmark_figures_are_the_measured_ones() -> None:
     digest = Digest(**json.loads((ROOT / "docs/benchmarks.json").read_text()))
     assert (ROOT / "docs/benchmarks.md").read_text() == page(digest)
-    (sentence,) = re.findall(r"Beside kernel VXLAN[^]]*", README.read_text())
+    (sentence,) = re.findall(r"Compared with kernel VXLAN[^]]*", README.read_text())
     measured = {f"{verdict['ratio']:.2f}" for verdict in digest.verdicts}
     assert set(re.findall(r"\d\.\d\d", sentence)) <= measured
 
