@@ -1,4 +1,4 @@
-"""A terminal in which a program runs, and what stands on its screen."""
+"""A pseudo-terminal that runs a program, and the text on its screen."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Terminal:
         return text
 
     def finish(self) -> int:
-        """The exit code, when all that the program printed stands on the screen."""
+        """Wait for the end and show all output on the screen; returns the exit code."""
         end = time.monotonic() + 20
-        while self.process.poll() is None:  # it cannot end while what it prints is not read
+        while self.process.poll() is None:  # it cannot end before its output is read
             assert time.monotonic() < end, "it does not end"
             self._read(0.1)
         while self._read(0):

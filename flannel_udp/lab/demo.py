@@ -1,4 +1,4 @@
-"""``flannel-udp lab``: build a lab, show that everything reaches everything, clean up."""
+"""``flannel-udp lab``: build a lab, ping between all nodes, measure, clean up."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rich.table import Table
 from flannel_udp.errors import LabError
 from flannel_udp.lab.lab import Lab, require_machine
 
-REFRESH = 1.0  # seconds between two looks at the counters
+REFRESH = 1.0  # seconds between two refreshes of the counters
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 if every pair was reached, 1 if not; ``arguments`` are those that commands.py declares.
+    """Returns 0 if every ping was answered, else 1; ``arguments`` as commands.py declares them.
 
     Raises LabError; KeyboardInterrupt on a signal.
     """
@@ -122,14 +122,14 @@ def _explain(lab: Lab, console: Console) -> None:
 
 
 def _program() -> str:
-    """What to type to run this program, from here."""
+    """The command of this program, relative to the current directory."""
     program = Path(sys.executable).with_name("flannel-udp")
     here = Path.cwd()
     return str(program.relative_to(here) if program.is_relative_to(here) else program)
 
 
 def _watch(lab: Lab, console: Console) -> None:
-    """Per-peer counters, refreshed until Ctrl-C or SIGTERM."""
+    """Show the counters of each peer until Ctrl-C or SIGTERM."""
     console.print("The lab stays up until Ctrl-C.")
     pause = threading.Event()
     with Live(_counters(lab), console=console, auto_refresh=False) as live:

@@ -21,8 +21,8 @@ PORT = 2379
 READY_WITHIN = 30.0  # seconds
 
 
-class Etcd:
-    """One server whose data survive kill() and restart(), but not the lab."""
+class EtcdServer:
+    """One server. Its data survives kill() and restart(), but not the lab."""
 
     def __init__(
         self, netns: Namespace, address: IPv4Address, directory: Path, data: Path | None = None
@@ -35,13 +35,17 @@ class Etcd:
         self._data = data or directory / "etcd"
 
     def start(self) -> None:
-        """Returns when it serves; raises LabError with the end of its log if it does not."""
+        """Returns when it serves; otherwise raises LabError with the end of its log."""
         peer = "http://127.0.0.1:2380"
         command = (
-            *(find_program("etcd"), "--name", "lab", "--data-dir", str(self._data)),
-            *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", f"lab={peer}"),
+            find_program("etcd"),
+            "--name=lab",
+            f"--data-dir={self._data}",
+            f"--listen-client-urls={self.url}",
+            f"--advertise-client-urls={self.url}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=lab={peer}",
         )
         with self.log_path.open("ab") as log:
             self.process = self.netns.popen(
@@ -64,7 +68,7 @@ class Etcd:
             connection.close()
 
     def kill(self) -> None:
-        """As a crash does it."""
+        """Simulates a crash."""
         self._signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
@@ -79,13 +83,13 @@ class Etcd:
         shutil.copytree(self._data, copy)
 
     def wipe(self, backup: Path | None = None) -> None:
-        """Lose the data of a server that does not run, or go back to a backup."""
+        """Delete the data of a server that does not run, or replace it by a backup."""
         shutil.rmtree(self._data)
         if backup:
             shutil.copytree(backup, self._data)
 
     def pause(self) -> None:
-        """Freeze it: connections stay open and nothing answers, until resume()."""
+        """Freeze it until resume(): connections stay open, but nothing answers."""
         assert self.process is not None
         freeze(self.process)
 
@@ -93,7 +97,7 @@ class Etcd:
         self._signal(signal.SIGCONT)
 
     def ctl(self, *arguments: str, input: str | None = None) -> str:
-        """The output of etcdctl; raises LabError with its complaint if it fails."""
+        """The output of etcdctl; raises LabError with its error message if it fails."""
         command = (find_program("etcdctl"), f"--endpoints={self.url}", *arguments)
         environment = child_environment({"ETCDCTL_API": "3"})
         result = self.netns.run(command, env=environment, input=input)
@@ -117,12 +121,12 @@ def find_program(name: str) -> str:
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Our environment for the lab's processes, without what would turn them from their task."""
-    foreign = ("FLANNEL", "ETCD", "NOTIFY_SOCKET")
+    """Our environment without variables that change what the lab's processes do, and ``extra``."""
+    removed = ("FLANNEL", "ETCD", "NOTIFY_SOCKET")
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(foreign) and not name.lower().endswith("_proxy")
+        if not name.startswith(removed) and not name.lower().endswith("_proxy")
     }
     return inherited | dict(extra or {})
 

@@ -51,14 +51,14 @@ class DaemonSetup:
     prefix: str
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    keeps_descriptors: bool = False  # their service manager does
+    keeps_descriptors: bool = False  # by the service manager of the host
 
 
 class Host:
     """A namespace on the underlay, with ``address`` on its eth0.
 
-    Its containers are made when its daemon is ready for the first time, and made anew if a later
-    daemon comes with another subnet.
+    Its containers are created when its daemon is ready for the first time, and again if a later
+    daemon has another subnet.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Host:
 
     @property
     def env(self) -> subnet_env.SubnetEnv | None:
-        """What the daemon wrote to subnet.env, if it did."""
+        """The contents of subnet.env; None if there is none."""
         return subnet_env.read(self.subnet_file)
 
     @property
@@ -96,39 +96,47 @@ class Host:
 
     @property
     def ping_address(self) -> IPv4Address:
-        """Where containers reach this host: at its bridge, else on the underlay."""
+        """The address by which containers reach this host: its bridge's, else the underlay's."""
         return self._bridged.ip if self._bridged else self.address
 
     def run(self, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         return self.netns.run(argv, **options)
 
     def daemon_command(self, extra_args: Sequence[str] = ()) -> list[str]:
-        """What start_daemon runs in the namespace."""
+        """The command that start_daemon runs in the namespace."""
         return [
-            *(self._setup.python, "-m", "flannel_udp", "--iface", "eth0"),
-            *("--etcd-endpoints", self._setup.etcd_url, "--etcd-prefix", self._setup.prefix),
-            *("--subnet-file", str(self.subnet_file)),
-            *(*self._setup.arguments, *extra_args),
+            self._setup.python,
+            "-m",
+            "flannel_udp",
+            "--iface=eth0",
+            f"--etcd-endpoints={self._setup.etcd_url}",
+            f"--etcd-prefix={self._setup.prefix}",
+            f"--subnet-file={self.subnet_file}",
+            *self._setup.arguments,
+            *extra_args,
         ]
 
     def start_daemon(self, extra_args: Sequence[str] = (), *, wait: bool = True) -> None:
-        """``wait=False``: call wait_until_ready() later, so that several start at the same time."""
+        """With ``wait=False``, call wait_until_ready() later: several daemons start at one time."""
         if self.daemon is not None and self.daemon.poll() is None:
             raise LabError(f"a daemon runs on {self.name} already: stop it first")
-        self.manager.catch_up()
-        self.manager.receive()  # the last words of the daemon before
+        self.manager.wait_until_handled()
+        self.manager.receive()  # notices of the previous daemon
         environment = child_environment({**self.manager.environment, **self._setup.environment})
         with self.log_path.open("ab") as log:
             self.daemon = self.netns.popen(
                 self.manager.command(self.daemon_command(extra_args)),
-                **{"env": environment, "stdout": log, "stderr": log, "process_group": 0},
+                env=environment,
+                stdout=log,
+                stderr=log,
+                process_group=0,
                 pass_fds=self.manager.passed,
             )
         if wait:
             self.wait_until_ready()
 
     def wait_until_ready(self, within: float = READY_WITHIN) -> None:
-        """Until the daemon says READY=1; then sees to the containers.
+        """Wait until the daemon sends READY=1, then connect the containers.
 
         Raises LabError with the end of its log if it exits, or is not ready ``within`` seconds.
         """
@@ -145,10 +153,10 @@ class Host:
                     raise self._failed(f"ended with exit code {self.daemon.wait()}")
                 if not woken:
                     raise self._failed(f"was not ready after {within:g} s")
-        self._plug_containers()
+        self._connect_containers()
 
     def stop_daemon(self, sig: signal.Signals = signal.SIGTERM) -> int:
-        """The exit code. Raises LabError if it does not end, after killing it."""
+        """Returns the exit code; if it does not end, kills it and raises LabError."""
         if self.daemon is None:
             raise LabError(f"no daemon runs on {self.name}")
         self.daemon.send_signal(sig)
@@ -159,24 +167,24 @@ class Host:
             raise self._failed(f"ignored {sig.name} for {STOPPED_WITHIN:g} s") from None
 
     def kill_daemon(self) -> None:
-        """As a crash does it: nothing is cleaned up."""
+        """Simulates a crash: nothing is cleaned up."""
         if self.daemon is not None:
             self.daemon.kill()
             self.daemon.wait()
 
     def status(self) -> dict[str, Any]:
-        """What the daemon says of itself. Raises OSError if none answers."""
+        """The status of the daemon. Raises OSError if none answers."""
         return read_status(status_path(self.subnet_file))
 
     def peer_counters(self) -> list[dict[str, Any]]:
-        """Per peer, as the daemon counts; empty if no daemon answers."""
+        """The daemon's counters of each peer; empty if no daemon answers."""
         try:
             peers: list[dict[str, Any]] = self.status()["peers"]
         except OSError:
             return []
         return peers
 
-    def _plug_containers(self) -> None:
+    def _connect_containers(self) -> None:
         env = self.env
         if env is None:
             raise LabError(f"the daemon on {self.name} is ready but wrote no {self.subnet_file}")
@@ -185,15 +193,15 @@ class Host:
         if self._bridged is not None:
             self.netns.delete_link(BRIDGE)
             for number, container in enumerate(self.containers):
-                # The kernel takes a namespace down later, and until then its cable has this name.
+                # The kernel removes a namespace later, and until then its veth has this name.
                 self.netns.delete_link(_port(number))
                 container.netns.delete()
         self.netns.add_bridge(BRIDGE)
         self.netns.add_address(BRIDGE, env.subnet_with_gateway)
         self._bridged = env.subnet_with_gateway
-        self.containers = [self._plug(number, env) for number in range(self._container_count)]
+        self.containers = [self._connect(number, env) for number in range(self._container_count)]
 
-    def _plug(self, number: int, env: subnet_env.SubnetEnv) -> Container:
+    def _connect(self, number: int, env: subnet_env.SubnetEnv) -> Container:
         gateway = env.subnet_with_gateway
         address = IPv4Interface((gateway.ip + 1 + number, gateway.network.prefixlen))
         if address.ip >= gateway.network.broadcast_address:
@@ -214,5 +222,5 @@ class Host:
 
 
 def _port(number: int) -> str:
-    """The host's end of a container's cable."""
+    """The host's end of a container's veth."""
     return f"c{number + 1}"

@@ -4,7 +4,7 @@ The demo (``flannel-udp lab``), the tests and the benchmarks share it::
 
     switch namespace                      host namespaces               container namespaces
       bridge underlay 172.30.0.254/24       eth0 172.30.0.N/24
-      etcd on port 2379          <-cable->  docker0 10.1.5.1/24 <-cable-> eth0 10.1.5.2/24
+      etcd on port 2379          <-veth-->  docker0 10.1.5.1/24 <--veth-> eth0 10.1.5.2/24
                                             flannel0 10.1.5.0/32
 """
 
@@ -21,13 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from flannel_udp.errors import LabError
 from flannel_udp.host.netns import Namespace, settle, uninterrupted
 from flannel_udp.lab import record as lab_record
-from flannel_udp.lab.etcd import Etcd, find_program
+from flannel_udp.lab.etcd import EtcdServer, find_program
 from flannel_udp.lab.host import ANYWHERE, Container, DaemonSetup, Host
 from flannel_udp.lab.record import LabRecord
 
@@ -36,10 +35,10 @@ __all__ = ["Container", "Host", "Lab", "Node"]
 Node = Host | Container
 
 UNDERLAY = IPv4Interface("172.30.0.254/24")
-ACQUAINTED_WITHIN = 10.0  # seconds from the last daemon being ready
+ROUTED_WITHIN = 10.0  # seconds from the last daemon being ready
 DEFAULT_CONFIG: Mapping[str, object] = {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}
 
-# A NIC on a wire: frames of at most the MTU leave, and only what arrives is merged.
+# As a NIC does: frames of at most the MTU leave, and only received frames are merged.
 _WIRE = ("tso", "off", "gso", "off", "tx-udp-segmentation", "off")
 
 
@@ -47,11 +46,11 @@ class Lab:
     """A context manager: builds everything on entry, removes everything on exit.
 
     ``underlay``: "direct" passes superpackets between hosts whole, as fast as the kernel can;
-    "wire" has frames of at most 1500 bytes with GRO on receive, as between real NICs.
-    ``config`` is the network config in etcd, as JSON or what becomes JSON; ``daemon_args`` are
+    "wire" sends frames of at most 1500 bytes and merges received ones (GRO), as real NICs do.
+    ``config`` is the network config in etcd, as JSON or as a mapping; ``daemon_args`` are
     further flags and ``daemon_env`` further environment variables of every daemon; ``presets`` are
     the ``--offload`` of the first host's daemon, of the second's and so on.
-    ``keeps_descriptors``: the hosts' service managers have a descriptor store, as systemd's.
+    ``keeps_descriptors``: the hosts' service managers have a descriptor store, as systemd has.
     ``name`` (random by default) becomes part of the names of the namespaces. ``etcd_data`` is a
     directory for etcd's data, on another file system for example; the caller removes it.
     Raises LabError if the machine lacks something or a daemon does not start.
@@ -76,7 +75,7 @@ class Lab:
         self.hosts: list[Host] = []
         self.prefix = prefix
         self._record: LabRecord | None = None
-        self._etcd: Etcd | None = None
+        self._etcd: EtcdServer | None = None
         self._host_count = hosts
         self._container_count = containers
         self._is_wire = underlay == "wire"
@@ -92,7 +91,7 @@ class Lab:
 
     def __enter__(self) -> Self:
         require_machine(("ethtool",) if self._is_wire else ())
-        settle()  # from here on a signal leaves nothing half made that settle() would not wait for
+        settle()  # starts its worker: what a signal interrupts from here on, settle() waits for
         try:
             self._claim()
             self._build()
@@ -108,7 +107,7 @@ class Lab:
         return self
 
     def _claim(self) -> None:
-        def claim() -> None:
+        def claim() -> None:  # assigns too, so that no signal separates claim and assignment
             self._record = lab_record.claim(self._name)
 
         try:
@@ -117,16 +116,11 @@ class Lab:
         except OSError as error:
             raise LabError(f"the lab cannot write {error.filename}: {error.strerror}") from None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop the daemons as an operator would, then remove everything."""
+        """Stop the daemons by SIGTERM, then remove everything."""
         for host in self.hosts:
             if host.daemon is not None:
                 host.daemon.terminate()
@@ -148,11 +142,11 @@ class Lab:
 
     @property
     def switch(self) -> Namespace:
-        """Where the underlay's bridge and etcd are."""
+        """The namespace of the underlay's bridge and of etcd."""
         return Namespace(f"{self.record.prefix}switch")
 
     @property
-    def etcd(self) -> Etcd:
+    def etcd(self) -> EtcdServer:
         assert self._etcd is not None  # since __enter__
         return self._etcd
 
@@ -166,16 +160,16 @@ class Lab:
         return [container for host in self.hosts for container in host.containers]
 
     def start_daemons(self) -> None:
-        """All at the same moment; returns when all are ready."""
+        """Start all at the same time; returns when all are ready."""
         for host in self.hosts:
             host.start_daemon(wait=False)
         for host in self.hosts:
             host.wait_until_ready()
 
-    def _wait_until_acquainted(self) -> None:
-        """Until every daemon has a route to every other host; LabError if that takes too long."""
+    def _wait_for_routes(self) -> None:
+        """Wait until every daemon has a route to every other host; LabError after a time limit."""
         everyone = {str(host.subnet) for host in self.hosts}
-        deadline = time.monotonic() + ACQUAINTED_WITHIN
+        deadline = time.monotonic() + ROUTED_WITHIN
         for host in self.hosts:
             while missing := everyone - {str(host.subnet)} - _routed(host):
                 if time.monotonic() > deadline:
@@ -195,21 +189,20 @@ class Lab:
     def ping_matrix(self, patience: float = 5.0) -> dict[tuple[str, str], float | None]:
         """Round trips between all pairs of nodes, by their names.
 
-        A pair is tried again for ``patience`` seconds, the time in which all daemons must have
-        learned of each other.
+        Each ping is repeated for ``patience`` seconds: by then all daemons must have routes to
+        each other.
         """
         deadline = time.monotonic() + patience
-
-        def try_until_deadline(pair: tuple[Node, Node]) -> float | None:
-            while True:
-                round_trip = self.ping(*pair, wait=1)
-                if round_trip is not None or time.monotonic() > deadline:
-                    return round_trip
-
         pairs = list(itertools.permutations(self.nodes, 2))
         with ThreadPoolExecutor(max_workers=4) as pool:
-            answers = pool.map(try_until_deadline, pairs)
+            answers = pool.map(lambda pair: self._ping_until(deadline, *pair), pairs)
             return {(a.name, b.name): rtt for (a, b), rtt in zip(pairs, answers, strict=True)}
+
+    def _ping_until(self, deadline: float, source: Node, target: Node) -> float | None:
+        while True:
+            round_trip = self.ping(source, target, wait=1)
+            if round_trip is not None or time.monotonic() > deadline:
+                return round_trip
 
     def throughput(self, source: Node, target: Node, seconds: int = 1) -> float:
         """Gigabits of TCP payload per second, measured by iperf3; raises LabError if it fails."""
@@ -232,22 +225,28 @@ class Lab:
         self.switch.create()
         self.switch.add_bridge("underlay")
         self.switch.add_address("underlay", UNDERLAY)
-        with suppress(FileNotFoundError):  # only there if br_netfilter is loaded
-            # Else every frame on the bridge passes iptables and costs as much as the overlay.
+        with suppress(FileNotFoundError):  # it exists only if br_netfilter is loaded
+            # If on, every frame on the bridge passes iptables and costs as much as the overlay.
             self.switch.sysctl("bridge/bridge-nf-call-iptables", 0)
-        self._etcd = Etcd(self.switch, UNDERLAY.ip, Path(self.record.directory), self._etcd_data)
+        self._etcd = EtcdServer(
+            self.switch, UNDERLAY.ip, Path(self.record.directory), self._etcd_data
+        )
         self._etcd.start()
         self.etcdctl("put", f"{self.prefix}/config", self._config)
         for number in range(1, self._host_count + 1):
             preset = [f"--offload={each}" for each in self._presets[number - 1 : number]]
             setup = DaemonSetup(
-                *(self._python, self.etcd.url, self.prefix, (*self._daemon_args, *preset)),
-                *(self._daemon_env, self._keeps_descriptors),
+                self._python,
+                self.etcd.url,
+                self.prefix,
+                (*self._daemon_args, *preset),
+                self._daemon_env,
+                self._keeps_descriptors,
             )
             self.hosts.append(self._add_host(number, setup))
         if self._start_daemons:
             self.start_daemons()
-            self._wait_until_acquainted()
+            self._wait_for_routes()
 
     def _add_host(self, number: int, setup: DaemonSetup) -> Host:
         name = f"host{number}"
@@ -286,5 +285,5 @@ def require_machine(further_programs: Sequence[str] = ()) -> None:
 
 
 def _routed(host: Host) -> set[str]:
-    """The subnets that the host's daemon has routes to."""
+    """The subnets to which the host's daemon has routes."""
     return {subnet for peer in host.status()["peers"] for subnet in peer["subnets"]}

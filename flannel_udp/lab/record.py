@@ -1,4 +1,4 @@
-"""Which labs exist on this machine, so that the next one removes what a killed one left behind."""
+"""Which labs exist on this machine; the next one removes what a killed one left behind."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 
 @dataclass(frozen=True, slots=True)
 class LabRecord:
-    """A lab as its file in RUN_DIR tells it.
+    """A lab as recorded in its file in RUN_DIR.
 
-    ``owner_start`` (clock ticks after boot) tells the owner from a later process with its pid.
+    ``owner_start`` (clock ticks after boot) distinguishes the owner from a later process with the
+    same pid.
     ``directory`` holds the files of its etcd and daemons.
     """
 
@@ -65,7 +66,7 @@ def claim(name: str | None = None) -> LabRecord:
         draft = Path(directory, "record.json")
         draft.write_text(json.dumps(asdict(record)))
         try:
-            os.link(draft, record.path)  # complete from the first moment, and never over another's
+            os.link(draft, record.path)  # appears complete, and fails if the name exists
         except FileExistsError:
             shutil.rmtree(directory)
             if name is not None:
@@ -75,7 +76,7 @@ def claim(name: str | None = None) -> LabRecord:
 
 
 def remove(record: LabRecord) -> None:
-    """Kill what still runs in the lab's namespaces, then delete them, its files and its record."""
+    """Kill the processes in the lab's namespaces; delete the namespaces, its files, its record."""
     netns.settle()
     for namespace in netns.named(record.prefix):
         for pid in namespace.pids():
@@ -99,7 +100,7 @@ def remove_dead() -> list[LabRecord]:
 def read_all() -> list[LabRecord]:
     records = []
     for path in sorted(RUN_DIR.glob("*.json")):
-        # Its owner has just removed it, or another version of this program wrote it.
+        # Either its owner has just removed it, or another version of this program wrote it.
         with suppress(FileNotFoundError, ValueError, TypeError):
             records.append(LabRecord(**json.loads(path.read_text())))
     return records

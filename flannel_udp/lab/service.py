@@ -1,7 +1,7 @@
-"""The lab's service manager: what a daemon meets of systemd, in readiness and descriptors.
+"""The lab's service manager: the parts of systemd that a daemon uses.
 
-It hears sd_notify(3) and, where it is asked to, keeps descriptors as systemd does: in a store that
-outlives the process, by name, passed on as sd_listen_fds(3) says.
+It receives sd_notify(3) and, if asked to, stores descriptors by name as systemd does: the store
+outlives the process, and the next one gets them as sd_listen_fds(3) defines.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from flannel_udp.threads import Service
+
 _MOST_DESCRIPTORS = 8  # FileDescriptorStoreMax= of the packaged unit
-_END = "END"  # what the thread is told at the end
-_ABOVE = 32  # descriptors go where they are in nobody's way until the daemon's shell moves them
+_LOWEST_STORED = 32  # above the numbers that the shell of ``command`` gives the descriptors
 
 
-class ServiceManager:
-    """Serves one daemon after the other. Owns a thread, which obeys notices as they come; a lock
-    guards what it has heard and stored."""
+class ServiceManager(Service):
+    """Serves one daemon after another. Its thread handles notices as they arrive; a lock guards
+    the notices and the store."""
 
     def __init__(self, path: Path, *, keeps_descriptors: bool) -> None:
-        """``path`` becomes the notify socket."""
+        """``path`` becomes the notify socket. The thread starts at once and ends at ``close``."""
+        super().__init__("service-manager", None)
         self.keeps_descriptors = keeps_descriptors
         self._stored: list[tuple[str, int]] = []  # name and descriptor, oldest first
-        self._said: list[str] = []
-        self._heard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._notices: list[str] = []
+        self._arrived = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._thread = threading.Thread(target=self._serve, name="service-manager", daemon=True)
-        self._thread.start()
+        self.start()
 
     def close(self) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
-            last.sendto(_END.encode(), str(self._path))
-        self._thread.join()
+        self.stop()
+        self.join()
         self.drop_descriptors()
-        os.close(self._heard)
+        os.close(self._arrived)
         self._socket.close()
         self._path.unlink(missing_ok=True)
 
-    def catch_up(self) -> None:
-        """Returns when every notice sent so far was obeyed, as before a daemon is started."""
+    def wait_until_handled(self) -> None:
+        """Wait until every notice sent so far was handled."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
-            last.connect(str(self._path))
-            socket.send_fds(last, [b"BARRIER=1"], [writer])
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect(str(self._path))
+            socket.send_fds(sender, [b"BARRIER=1"], [writer])
         os.close(writer)
-        os.read(reader, 1)  # ends when the thread has closed its copy
+        os.read(reader, 1)  # returns when the thread has closed its copy of the writer
         os.close(reader)
 
     @property
@@ -63,34 +63,34 @@ class ServiceManager:
             return dict(self._stored)
 
     def drop_descriptors(self) -> None:
-        """As systemd does when a service is stopped and not started again."""
+        """Close all stored ones, as systemd does when a service is stopped for good."""
         with self._lock:
             for _, descriptor in self._stored:
                 os.close(descriptor)
             self._stored.clear()
 
     def fileno(self) -> int:
-        """Readable when the daemon has said something."""
-        return self._heard
+        """Readable when a notice has arrived."""
+        return self._arrived
 
     def receive(self) -> list[str]:
-        """What it said since the last call: ``["READY=1", ...]``."""
+        """The notices since the last call: ``["READY=1", ...]``."""
         with self._lock, contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._heard)
-            said, self._said = self._said, []
-            return said
+            os.eventfd_read(self._arrived)
+            notices, self._notices = self._notices, []
+            return notices
         return []
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """For the daemon."""
+        """What the daemon needs in its environment."""
         found = {"NOTIFY_SOCKET": str(self._path)}
         return found | {"FDSTORE": str(_MOST_DESCRIPTORS)} if self.keeps_descriptors else found
 
     def command(self, daemon: Sequence[str]) -> list[str]:
-        """What to run, with the descriptors of ``passed`` open, so that the daemon inherits them.
+        """The command that runs ``daemon`` and gives it the descriptors of ``passed``.
 
-        A shell, because only the process itself knows its id in time, and where to move them.
+        A shell moves them and sets LISTEN_PID, because it has the daemon's process id.
         """
         if not self._stored:
             return list(daemon)
@@ -108,20 +108,22 @@ class ServiceManager:
         return tuple(descriptor for _, descriptor in self._stored)
 
     def _serve(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             text, control, *_ = self._socket.recvmsg(4096, socket.CMSG_SPACE(64))
-            said = text.decode().split("\n")
-            if said == [_END]:
-                return
+            notices = text.decode().split("\n")
             descriptors = array.array("i")
             for *_, data in control:
                 descriptors.frombytes(data)
             with self._lock:
-                self._obey(dict(each.partition("=")[::2] for each in said), descriptors)
-                self._said += said
-            os.eventfd_write(self._heard, 1)
+                self._handle(dict(each.partition("=")[::2] for each in notices), descriptors)
+                self._notices += notices
+            os.eventfd_write(self._arrived, 1)
 
-    def _obey(self, notice: Mapping[str, str], descriptors: Iterable[int]) -> None:
+    def _wake(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"", str(self._path))
+
+    def _handle(self, notice: Mapping[str, str], descriptors: Iterable[int]) -> None:
         name = notice.get("FDNAME", "stored")
         if notice.get("FDSTOREREMOVE") == "1":
             for each in [each for each in self._stored if each[0] == name]:
@@ -129,8 +131,8 @@ class ServiceManager:
                 os.close(each[1])
         for descriptor in descriptors:
             room = self.keeps_descriptors and len(self._stored) < _MOST_DESCRIPTORS
-            # With FDPOLL=1 systemd would drop it at the first error.
+            # With FDPOLL=1 systemd drops a descriptor at its first error.
             if room and notice.get("FDSTORE") == "1" and notice.get("FDPOLL") == "0":
-                copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+                copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LOWEST_STORED)
                 self._stored.append((name, copy))
-            os.close(descriptor)  # after BARRIER=1 the daemon waits for just this
+            os.close(descriptor)  # the sender of BARRIER=1 waits for this

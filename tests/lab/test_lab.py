@@ -58,7 +58,7 @@ def test_hosts_reach_each_other_and_etcd_on_the_underlay(underlay: str) -> None:
     assert leftovers(lab) == []
 
 
-def test_wire_cuts_packets_before_they_leave_and_merges_what_arrives() -> None:
+def test_wire_segments_on_sending_and_merges_on_receiving() -> None:
     with Lab(hosts=1, underlay="wire", start_daemons=False) as lab:
         host = lab.hosts[0].run(["ethtool", "-k", "eth0"]).stdout
         port = lab.switch.run(["ethtool", "-k", "host1"]).stdout
@@ -125,7 +125,7 @@ def daemon_script(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-def test_daemon_that_ends_early_is_shown_with_its_log(
+def test_daemon_that_ends_early_is_reported_with_its_log(
     daemon_script: Callable[[str], str],
 ) -> None:
     lab = Lab(hosts=1, python=daemon_script("echo no luck today >&2; exit 3"))
@@ -134,7 +134,7 @@ def test_daemon_that_ends_early_is_shown_with_its_log(
     assert leftovers(lab) == []
 
 
-def test_daemon_that_is_never_ready_is_shown_with_its_log(
+def test_daemon_that_is_never_ready_is_reported_with_its_log(
     daemon_script: Callable[[str], str],
 ) -> None:
     script = daemon_script("echo still thinking; exec sleep 60")
@@ -144,7 +144,7 @@ def test_daemon_that_is_never_ready_is_shown_with_its_log(
             lab.hosts[0].wait_until_ready(within=0.5)
 
 
-def test_exit_code_of_a_stopped_daemon_is_told(daemon_script: Callable[[str], str]) -> None:
+def test_stop_daemon_returns_the_exit_code(daemon_script: Callable[[str], str]) -> None:
     script = daemon_script("trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done")
     with Lab(hosts=1, python=script, start_daemons=False) as lab:
         (host,) = lab.hosts
@@ -166,7 +166,7 @@ def test_all_hosts_and_containers_reach_each_other(running_lab: Lab) -> None:
     assert None not in matrix.values()
 
 
-def test_containers_are_wired_as_subnet_env_says(running_lab: Lab) -> None:
+def test_containers_are_connected_as_subnet_env_says(running_lab: Lab) -> None:
     for host in running_lab.hosts:
         env = host.env
         assert env is not None
@@ -197,7 +197,7 @@ def test_killed_daemon_leaves_containers_that_the_next_one_serves(running_lab: L
     first.start_daemon()
 
 
-def test_containers_move_when_the_daemon_comes_back_with_another_subnet() -> None:
+def test_containers_get_new_addresses_when_the_daemon_gets_another_subnet() -> None:
     with Lab(hosts=2) as lab:
         first, second = lab.hosts
         first.stop_daemon()
@@ -264,7 +264,7 @@ def start_lab_process() -> tuple[subprocess.Popen[str], lab_record.LabRecord]:
     return process, record
 
 
-def test_killed_lab_takes_its_etcd_along_and_the_next_start_removes_the_rest(
+def test_killed_lab_is_removed_by_the_next_start(
     bare_lab: Lab,
 ) -> None:
     process, record = start_lab_process()
@@ -284,7 +284,7 @@ def test_killed_lab_takes_its_etcd_along_and_the_next_start_removes_the_rest(
     assert all(bare_lab.ping_matrix(patience=0).values())
 
 
-def test_living_lab_of_another_process_is_left_alone() -> None:
+def test_living_lab_of_another_process_is_kept() -> None:
     process, record = start_lab_process()
     assert record not in lab_record.remove_dead()
     assert list(netns.Namespace(f"{record.prefix}switch").pids())
@@ -292,7 +292,7 @@ def test_living_lab_of_another_process_is_left_alone() -> None:
     assert not record.path.exists()
 
 
-def test_later_process_with_the_pid_of_the_owner_does_not_keep_a_dead_lab() -> None:
+def test_reused_pid_of_the_owner_does_not_keep_a_dead_lab() -> None:
     record = lab_record.LabRecord("x", os.getpid(), owner_start=1, directory="/nowhere")
     assert not record.is_alive()
 
@@ -316,7 +316,7 @@ def run_lab(*wrapper: str, **environment: str) -> tuple[int, str]:
     return result.returncode, result.stderr.decode()
 
 
-def test_missing_root_is_one_sentence() -> None:
+def test_missing_root_is_reported_in_one_sentence() -> None:
     # Imported first: the nobody user may not be able to read where Python is installed.
     program = (
         "import os; from flannel_udp.lab import demo; from flannel_udp.cli.main import main;"
@@ -330,7 +330,7 @@ def test_missing_root_is_one_sentence() -> None:
     )
 
 
-def test_missing_right_to_make_namespaces_is_one_sentence() -> None:
+def test_missing_right_to_make_namespaces_is_reported_in_one_sentence() -> None:
     drop = ("setpriv", "--inh-caps=-sys_admin", "--bounding-set=-sys_admin")
     code, errors = run_lab(*drop)
     assert code == 1
