@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Self
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.retry import Backoff
 
 log = logging.getLogger(__name__)
+
+RESTART_AFTER = 60.0  # seconds; a lasting error then costs one traceback a minute
 
 
 class Service:
@@ -22,7 +23,8 @@ class Service:
 
     def __init__(self, name: str, on_fatal: Callable[[BaseException], None] | None) -> None:
         """``on_fatal`` gets the exception that ``_serve`` raises, and the thread ends. None is for
-        a thread that only informs: its error is logged, and ``_serve`` is called again later."""
+        a thread that only informs: its error is logged, and ``_serve`` is called again a minute
+        later."""
         self._on_fatal = on_fatal
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -56,7 +58,6 @@ class Service:
         """Have ``_serve`` look at ``_stopping`` although nothing else happens."""
 
     def _run(self) -> None:
-        backoff = Backoff()
         while not self._stopping.is_set():
             try:
                 self._serve()
@@ -69,4 +70,4 @@ class Service:
             if self._on_fatal:
                 self._on_fatal(failure)
                 return
-            self._stopping.wait(backoff.next())
+            self._stopping.wait(RESTART_AFTER)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from flannel_udp import threads
 from flannel_udp.errors import DeviceError
 from flannel_udp.threads import Service
 
@@ -53,8 +54,9 @@ def test_an_error_ends_the_thread_and_reaches_its_owner(
 
 
 def test_a_thread_that_only_informs_starts_again_after_an_error(
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(threads, "RESTART_AFTER", 0.0)
     with Scripted(KeyError("bug"), None) as service:
         assert service.waiting.wait(10)
     assert "the thread scripted met an error of its own" in caplog.text

@@ -12,7 +12,7 @@ from flannel_udp.cluster.registry import Registry
 from flannel_udp.daemon.overlay import Overlay
 from flannel_udp.daemon.shutdown import Shutdown
 from flannel_udp.errors import EtcdError, HandoverError, InterfaceError, SubnetFileError
-from flannel_udp.handover.state import Knowledge
+from flannel_udp.routing.routes import Knowledge
 from flannel_udp.handover.takeover import Takeover
 from flannel_udp.host import interfaces, kernel_routes, locks, subnet_env
 from flannel_udp.host.firewall.keeper import require_tool

@@ -1,9 +1,9 @@
-"""A memory file that outlives the process: one content, replaced whole or not at all.
+"""A memory file that outlives the process, and whose content is replaced whole or not at all.
 
     magic | format | offset, length, CRC-32 of the content | ... content ...
 
-A new content is written beside the old one; then one small write of the header points to it. A
-process killed at any moment leaves the old content or the new one.
+New content is written beside the old; then one small write makes the header point to it. A process
+killed at any moment leaves either the old content or the new.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from types import TracebackType
 
 from flannel_udp.errors import HandoverError
 
 _MAGIC = b"flannel-udp-hand"
-_FORMAT = 1  # counts up when another program version could misread the content
+_FORMAT = 1  # raised when another version of the program could misread the content
 _HEADER = struct.Struct("=16sIQQI")
 
 
@@ -24,24 +23,19 @@ class MemoryFile:
     """One writer. The descriptor is closed at ``__exit__``."""
 
     def __init__(self, descriptor: int) -> None:
-        """Takes over an existing file; ``read`` tells whether it is any good."""
+        """Adopts an existing file; ``read`` checks its content."""
         self.descriptor = descriptor
         self._offset = self._end = _HEADER.size
 
     @classmethod
     def create(cls) -> MemoryFile:
-        """An empty one. Raises OSError."""
+        """A new, empty file. Raises OSError."""
         return cls(os.memfd_create("flannel-udp", os.MFD_CLOEXEC))
 
     def __enter__(self) -> MemoryFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)
 
     def write(self, content: bytes) -> None:
@@ -55,7 +49,7 @@ class MemoryFile:
         os.ftruncate(self.descriptor, self._end)
 
     def read(self) -> bytes:
-        """The content. Raises HandoverError for a file that no program of ours wrote whole."""
+        """The content. Raises HandoverError unless this program has written all of it."""
         try:
             header = os.pread(self.descriptor, _HEADER.size, 0)
             if len(header) < _HEADER.size:

@@ -1,8 +1,7 @@
 """What one process leaves to the next: the state that belongs to the descriptors (pure).
 
-Three parts, each ready when it is needed: the head decides whether the descriptors may be used, the
-table lets packets flow at once, and the leases let the new process follow etcd from where the old
-one stopped.
+It has three parts. The head decides whether the descriptors may be used. The table lets packets
+flow at once. The leases let the new process follow etcd from where the old one stopped.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -20,13 +19,21 @@ from flannel_udp.cluster.held_leases import Held
 from flannel_udp.cluster.lease import Lease, OwnLease, Snapshot, decode_key
 from flannel_udp.errors import HandoverError, LeaseDecodeError
 from flannel_udp.etcd.values import Identity
+from flannel_udp.routing.routes import Knowledge
 
-PIECE = 256  # leases or routes that are encoded at once
+# The names under which the descriptors are stored and inherited.
+TUN, UDP, STATE = "tun", "udp", "state"
+NAMES = (TUN, UDP, STATE)
+
+CHUNK = 256  # leases or routes that are encoded without a break
+
+_ROW = 5  # fields of a lease in a row; the time since when its subnet has had a route follows
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where descriptors and CLOCK_BOOTTIME mean something: one boot, one network namespace."""
+    """One boot and one network namespace: only there do descriptors and CLOCK_BOOTTIME keep their
+    meaning."""
 
     boot_id: str
     network_namespace: int
@@ -36,7 +43,7 @@ class Place:
 class Head:
     """What the descriptors are and whose packets they carry.
 
-    ``prefix`` is etcd's; ``address`` is what the UDP socket is bound to, at the config's port.
+    ``prefix`` is the one in etcd. The UDP socket is bound to ``address`` and the config's port.
     """
 
     place: Place
@@ -49,25 +56,15 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Knowledge:
-    """Every lease, at the revision up to which etcd was followed, those held, and since when each
-    subnet has had its route (CLOCK_BOOTTIME seconds)."""
-
-    snapshot: Snapshot
-    held: Sequence[Held] = ()
-    since: Mapping[IPv4Network, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Handover:
-    """``table`` is the pump's, packed; ``knowledge`` is encoded, and ``known`` reads it."""
+    """``table`` is the pump's, packed; ``knowledge`` is still encoded, see ``known``."""
 
     head: Head
     table: bytes
     knowledge: bytes
 
     def known(self) -> Knowledge:
-        """What the last process knew. Raises HandoverError."""
+        """Decode what the last process knew. Raises HandoverError."""
         try:
             revision, rows, held_rows = json.loads(self.knowledge)
             aged = [
@@ -85,8 +82,8 @@ class Handover:
 
 
 def encode(head: Head, table: bytes, known: Knowledge) -> Iterator[bytes]:
-    """A line for the head, a line for the leases, then the table; in pieces, for none of many
-    leases takes long."""
+    """A line for the head, a line for the leases, then the table. In chunks, so that none of them
+    holds the GIL for long."""
     since = known.since
     rows = ((*_row(lease), since.get(lease.subnet)) for lease in known.snapshot.leases)
     held = ((h.until, (*_row(h.lease), since.get(h.lease.subnet))) for h in known.held)
@@ -109,7 +106,7 @@ def decode(content: bytes) -> Handover:
 
 
 def objection(head: Head, place: Place, prefix: str, *, vnet_header: bool) -> str:
-    """Why a process at ``place`` with these flags may not go on with the descriptors, or "".
+    """Why a process at ``place`` with these flags must not use the descriptors; "" if it may.
 
     The descriptors themselves are compared with the head where they are opened.
     """
@@ -126,22 +123,18 @@ def objection(head: Head, place: Place, prefix: str, *, vnet_header: bool) -> st
     return ""
 
 
-# Fields of a lease in a row; behind them, since when its subnet has had a route.
-_ROW = 5
-
-
 def _array(rows: Iterator[Any]) -> Iterator[bytes]:
-    """As JSON, in pieces."""
+    """A JSON array in chunks."""
     before = b"["
-    while part := list(itertools.islice(rows, PIECE)):
-        yield before + json.dumps(part)[1:-1].encode()
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        yield before + json.dumps(chunk)[1:-1].encode()
         before = b", "
     yield b"[]" if before == b"[" else b"]"
 
 
 def _row(lease: Lease) -> tuple[str, int, str, int, int]:
-    of_key = lease.key, int(lease.public_ip), lease.backend_type
-    return *of_key, lease.etcd_lease, lease.mod_revision
+    named = lease.key, int(lease.public_ip), lease.backend_type
+    return *named, lease.etcd_lease, lease.mod_revision
 
 
 def _lease(
@@ -154,7 +147,7 @@ def _lease(
 
 def _head(fields: dict[str, Any]) -> Head:
     config, own = fields["config"], fields["own"]
-    identity = own.get("identity")  # which an older version does not leave
+    identity = own.get("identity")  # older versions do not write it
     return Head(
         place=Place(**fields["place"]),
         prefix=fields["prefix"],

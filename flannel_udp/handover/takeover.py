@@ -1,7 +1,8 @@
-"""Going on with what the last process left: forwarding before anything else is known.
+"""Continuing with what the last process left: forwarding starts before anything else is known.
 
-It runs before the modules that take long to import, so that packets wait in the kernel's queues no
-longer than a Python start takes. The address is confirmed, and etcd asked, while they flow again.
+This runs before the modules that take long to import, so that packets wait in the kernel's queues
+no longer than a Python start takes. The host's address is confirmed, and etcd asked, while packets
+flow again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from flannel_udp.backends.pump.ends import Tunnel, adopt_tunnel, wants_vnet_header
 from flannel_udp.backends.pump.pump import Pump
 from flannel_udp.errors import HandoverError
-from flannel_udp.handover import state as handover
+from flannel_udp.handover import state
 from flannel_udp.handover.memory_file import MemoryFile
 from flannel_udp.handover.state import Handover, Head, Place
 from flannel_udp.host import locks, systemd
@@ -24,14 +25,11 @@ from flannel_udp.options import Options
 
 log = logging.getLogger(__name__)
 
-# The names under which the descriptors are stored and inherited.
-TUN, UDP, STATE = "tun", "udp", "state"
-NAMES = (TUN, UDP, STATE)
-
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """A pump that carries packets already. ``carried`` ends it and closes its descriptors."""
+    """A pump that already carries packets. Closing ``carried`` stops it and closes its
+    descriptors."""
 
     handover: Handover
     tunnel: Tunnel
@@ -41,12 +39,12 @@ class Takeover:
 
 
 def take_over(options: Options, inherited: Mapping[str, int]) -> Takeover | None:
-    """Carry on where the last process stopped, if it left us its descriptors, by name.
+    """Carry packets with the descriptors (by name) that the last process left, if there are any.
 
-    If they do not fit, says why, gives them up and returns None. Raises DeviceError when another
-    daemon has the port, or if ``--offload full`` cannot be had.
+    Where they do not fit, log why, close them and return None. Raises DeviceError when another
+    daemon has the port, or when ``--offload full`` is impossible.
     """
-    ours = {name: inherited[name] for name in NAMES if name in inherited}
+    ours = {name: inherited[name] for name in state.NAMES if name in inherited}
     if not ours:
         return None
     with contextlib.ExitStack() as carried:
@@ -58,7 +56,7 @@ def take_over(options: Options, inherited: Mapping[str, int]) -> Takeover | None
             carried.enter_context(locks.hold(left.head.config.port))
             config = tunnel.pump_config(options, left.head.config, left.head.own)
             pump = carried.enter_context(Pump(config))
-            pump.set_addresses([left.head.address])  # the others are read when netlink is loaded
+            pump.set_addresses([left.head.address])  # the others once netlink is imported
             _start(pump, left.table)
         except HandoverError as error:
             log.warning("cannot go on with what the last process left: %s; starting afresh", error)
@@ -67,15 +65,17 @@ def take_over(options: Options, inherited: Mapping[str, int]) -> Takeover | None
             return None
         log.info(
             "going on with %s on %s, %d routes, before etcd is asked",
-            *(left.head.own.subnet, tunnel.device, pump.stats()["routes"]),
+            left.head.own.subnet,
+            tunnel.device,
+            pump.stats()["routes"],
         )
         return Takeover(left, tunnel, pump, memory, carried.pop_all())
 
 
 def release() -> None:
-    """Have the service manager close its copies; returns when it has."""
+    """Have the service manager close its copies of the descriptors; return when it has."""
     if systemd.keeps_descriptors():
-        for name in NAMES:
+        for name in state.NAMES:
             systemd.forget_descriptor(name)
         systemd.wait_until_heard()
 
@@ -87,18 +87,18 @@ def here() -> Place:
 
 
 def _read(inherited: Mapping[str, int]) -> tuple[Handover, MemoryFile]:
-    if missing := [name for name in NAMES if name not in inherited]:
+    if missing := [name for name in state.NAMES if name not in inherited]:
         raise HandoverError(f"the descriptor '{missing[0]}' is missing")
-    memory = MemoryFile(inherited[STATE])
-    return handover.decode(memory.read()), memory
+    memory = MemoryFile(inherited[state.STATE])
+    return state.decode(memory.read()), memory
 
 
 def _adopt(inherited: Mapping[str, int], head: Head, options: Options) -> Tunnel:
     preset = options.offload
     vnet_header = wants_vnet_header(preset)
-    if why := handover.objection(head, here(), options.etcd_prefix, vnet_header=vnet_header):
+    if why := state.objection(head, here(), options.etcd_prefix, vnet_header=vnet_header):
         raise HandoverError(why)
-    ends = inherited[TUN], inherited[UDP]
+    ends = inherited[state.TUN], inherited[state.UDP]
     return adopt_tunnel(*ends, head.device, head.address, head.config.port, preset)
 
 

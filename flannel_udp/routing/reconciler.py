@@ -12,22 +12,19 @@ from flannel_udp.backends.pump.pump import Pump
 from flannel_udp.clock import boottime
 from flannel_udp.cluster.held_leases import Held, HeldLeases, HoldChanges
 from flannel_udp.cluster.lease import Events, LeaseRemoved, Snapshot
-from flannel_udp.handover.state import Knowledge
-from flannel_udp.routing.routes import Changes, RouteSet
+from flannel_udp.log_limits import LISTED, log_listed
+from flannel_udp.routing.routes import Changes, Knowledge, RouteSet
 
 log = logging.getLogger(__name__)
 
-_MOST_LINES = 20  # a change of more routes than this is summed up in one line
-
-
-# CLOCK_BOOTTIME goes on while the machine sleeps and the clock of a waiting thread does not.
+# CLOCK_BOOTTIME advances while the machine sleeps; the clock of a waiting thread does not.
 _LONGEST_SLEEP = 30.0  # seconds
 
 
 class Reconciler:
     """Any thread may call; a lock guards the routes, and changes are applied one at a time.
 
-    While leases are held that etcd lost, a timer thread waits for the end of their time.
+    While routes are held whose leases etcd has lost, a timer thread waits for the end of the hold.
     """
 
     def __init__(
@@ -37,7 +34,7 @@ class Reconciler:
         held: HeldLeases,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        """``on_fatal`` hears of an error in the timer's thread."""
+        """``on_fatal`` gets an error that the timer's thread meets."""
         self._routes, self._pump, self._held = routes, pump, held
         self._on_fatal = on_fatal
         self._since: dict[IPv4Network, float] = {}  # CLOCK_BOOTTIME of each route's next hop
@@ -47,16 +44,16 @@ class Reconciler:
         self._closed = False
 
     def restore(self, known: Knowledge) -> None:
-        """Go on from what another process knew; the pump has its routes, so there is no news."""
+        """Continue from what another process knew. The pump has its routes: nothing is logged."""
         with self._lock:
-            both = self._held.restore(known.snapshot, known.held)
-            changes = self._routes.replace(both.leases)
+            effective = self._held.restore(known.snapshot, known.held)
+            changes = self._routes.replace(effective.leases)
             self._pump.replace(self._routes.routes)
-            self._follow_up(changes, known.snapshot.revision)
+            self._note(changes, known.snapshot.revision)
             self._since |= {at: known.since[at] for at in changes.added if at in known.since}
 
     def known(self) -> tuple[Knowledge, dict[IPv4Network, IPv4Address]]:
-        """What another process needs to go on, and the routes made of it."""
+        """What another process needs to continue, and the routes made of it."""
         with self._lock:
             snapshot = Snapshot(self._held.in_etcd(), self._revision)
             known = Knowledge(snapshot, list(self._held), dict(self._since))
@@ -65,22 +62,22 @@ class Reconciler:
     def apply(self, change: Snapshot | Events) -> None:
         """Make the pump's table what the leases now ask for. Raises OSError if it cannot."""
         if log.isEnabledFor(logging.DEBUG):
-            _tell(change)
+            _log_leases(change)
         with self._lock:
             change, held = self._held.take_in(change, boottime())
             if isinstance(change, Snapshot):
                 changes = self._routes.replace(change.leases)
-                # The whole table: a resync leaves nothing to earlier bookkeeping.
+                # The whole table, so that a resync does not depend on earlier bookkeeping.
                 self._pump.replace(self._routes.routes)
             else:
                 changes = self._routes.apply(change.events)
                 self._pump.update(changes.added, changes.removed)
-            self._follow_up(changes, change.revision)
-        _report_held(held)
-        _report(changes)
+            self._note(changes, change.revision)
+        _log_holds(held)
+        _log_routes(changes)
 
     def close(self) -> None:
-        """Wait for nothing any more; the routes stay."""
+        """Stop the timer; the routes stay."""
         with self._lock:
             self._closed = True
             timer, self._timer = self._timer, None
@@ -89,47 +86,12 @@ class Reconciler:
             timer.join()
 
     def held(self) -> list[Held]:
-        """The leases that are missing in etcd and have their routes all the same."""
+        """The leases that are missing in etcd and keep their routes."""
         with self._lock:
             return list(self._held)
 
-    def _follow_up(self, changes: Changes, revision: int) -> None:
-        self._revision = revision
-        self._keep_age(changes)
-        if self._timer is None:
-            self._await_end()
-
-    def _keep_age(self, changes: Changes) -> None:
-        self._since |= dict.fromkeys(changes.added, boottime())
-        for subnet in changes.removed:
-            self._since.pop(subnet, None)
-
-    def _await_end(self) -> None:
-        """Have the first hold ended in its time; the lock is held."""
-        if self._closed or self._held.next_end is None:
-            return
-        wait = min(max(self._held.next_end - boottime(), 0.0), _LONGEST_SLEEP)
-        self._timer = threading.Timer(wait, self._expire)
-        self._timer.name, self._timer.daemon = "stale-hold", True
-        self._timer.start()
-
-    def _expire(self) -> None:
-        try:
-            with self._lock:
-                ended = self._held.expire(boottime())
-                changes = self._routes.apply(LeaseRemoved(each.lease.key) for each in ended)
-                self._pump.update(changes.added, changes.removed)
-                self._keep_age(changes)
-                self._timer = None
-                self._await_end()
-            _report_held(HoldChanges(ended=ended))
-            _report(changes)
-        except Exception as error:
-            log.exception("the end of a held lease could not be carried out")
-            self._on_fatal(error)
-
     def subnets_by_peer(self) -> dict[IPv4Address, list[IPv4Network]]:
-        """The routes, by the PublicIP they lead to."""
+        """The subnets routed to each PublicIP, sorted."""
         by_peer: dict[IPv4Address, list[IPv4Network]] = defaultdict(list)
         with self._lock:
             routes = list(self._routes.routes.items())
@@ -146,9 +108,43 @@ class Reconciler:
             since[public_ip] = min(since.get(public_ip, ages[subnet]), ages[subnet])
         return since
 
+    def _note(self, changes: Changes, revision: int) -> None:
+        self._revision = revision
+        self._note_ages(changes)
+        if self._timer is None:
+            self._start_timer()
 
-def _tell(change: Snapshot | Events) -> None:
-    """What etcd said, event by event."""
+    def _note_ages(self, changes: Changes) -> None:
+        self._since |= dict.fromkeys(changes.added, boottime())
+        for subnet in changes.removed:
+            self._since.pop(subnet, None)
+
+    def _start_timer(self) -> None:
+        """Wait for the end of the first hold, if any; the lock is held."""
+        if self._closed or self._held.next_end is None:
+            return
+        wait = min(max(self._held.next_end - boottime(), 0.0), _LONGEST_SLEEP)
+        self._timer = threading.Timer(wait, self._expire)
+        self._timer.name, self._timer.daemon = "stale-hold", True
+        self._timer.start()
+
+    def _expire(self) -> None:
+        try:
+            with self._lock:
+                ended = self._held.expire(boottime())
+                changes = self._routes.apply(LeaseRemoved(each.lease.key) for each in ended)
+                self._pump.update(changes.added, changes.removed)
+                self._note_ages(changes)
+                self._timer = None
+                self._start_timer()
+            _log_holds(HoldChanges(ended=ended))
+            _log_routes(changes)
+        except Exception as error:
+            log.exception("the end of a held lease could not be carried out")
+            self._on_fatal(error)
+
+
+def _log_leases(change: Snapshot | Events) -> None:
     if isinstance(change, Snapshot):
         log.debug("revision %d: %d leases in all", change.revision, len(change.leases))
         return
@@ -158,36 +154,32 @@ def _tell(change: Snapshot | Events) -> None:
             continue
         lease = event.lease
         kind = f"under etcd lease {lease.etcd_lease:x}" if lease.etcd_lease else "a reservation"
-        log.debug(
-            *("revision %d: lease %s is of %s, %s", lease.mod_revision),
-            *(lease.key, lease.public_ip, kind),
-        )
+        holder = f"{lease.key} is of {lease.public_ip}"
+        log.debug("revision %d: lease %s, %s", lease.mod_revision, holder, kind)
 
 
-def _report_held(changes: HoldChanges) -> None:
+def _log_holds(changes: HoldChanges) -> None:
     if changes.begun:
         log.warning(
             "etcd lost %d leases: their routes stay until their hosts come back", len(changes.begun)
         )
     for lease in changes.begun:
         log.debug("lease %s of %s is held", lease.key, lease.public_ip)
-    for each in changes.ended if len(changes.ended) <= _MOST_LINES else ():
-        lease = each.lease
-        log.info("lease %s of %s is held no longer: %s", lease.key, lease.public_ip, each.reason)
-    if len(changes.ended) > _MOST_LINES:
-        log.info("%d leases are held no longer", len(changes.ended))
+    lines = [
+        f"lease {each.lease.key} of {each.lease.public_ip} is held no longer: {each.reason}"
+        for each in changes.ended
+    ]
+    log_listed(log, logging.INFO, lines, f"{len(lines)} leases are held no longer")
 
 
-def _report(changes: Changes) -> None:
+def _log_routes(changes: Changes) -> None:
     lines = [f"route {subnet} goes to {peer}" for subnet, peer in changes.added.items()]
     lines += [f"route {subnet} removed" for subnet in changes.removed]
-    for line in lines if len(lines) <= _MOST_LINES else ():
-        log.info("%s", line)
-    if len(lines) > _MOST_LINES:
-        added, removed = len(changes.added), len(changes.removed)
-        log.info("%d routes added or changed, %d removed", added, removed)
-    for refusal in changes.refused[:_MOST_LINES]:
+    added, removed = len(changes.added), len(changes.removed)
+    summary = f"{added} routes added or changed, {removed} removed"
+    log_listed(log, logging.INFO, lines, summary)
+    for refusal in changes.refused[:LISTED]:
         lease = refusal.lease
         log.warning("no route for lease %s of %s: %s", lease.key, lease.public_ip, refusal.reason)
-    if len(changes.refused) > _MOST_LINES:
-        log.warning("no route for %d more leases", len(changes.refused) - _MOST_LINES)
+    if len(changes.refused) > LISTED:
+        log.warning("no route for %d more leases", len(changes.refused) - LISTED)

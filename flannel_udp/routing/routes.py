@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
 
 from flannel_udp.cluster.config import NetworkConfig
-from flannel_udp.cluster.lease import Lease, LeaseAdded, LeaseEvent, LeaseRemoved
+from flannel_udp.cluster.held_leases import Held
+from flannel_udp.cluster.lease import Lease, LeaseAdded, LeaseEvent, LeaseRemoved, Snapshot
 
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")  # RFC 1122 3.2.1.3: never a destination
 _RESERVED = IPv4Network("240.0.0.0/4")  # RFC 1112 4; some underlays use it all the same
@@ -43,6 +44,20 @@ class Changes:
     added: dict[IPv4Network, IPv4Address] = field(default_factory=dict)
     removed: tuple[IPv4Network, ...] = ()
     refused: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """All leases and the routes' ages, from which another process can continue.
+
+    ``snapshot`` is what etcd holds at the revision up to which it was followed, ``held`` are the
+    leases that it lost. ``since`` gives the CLOCK_BOOTTIME seconds when each route's next hop was
+    set.
+    """
+
+    snapshot: Snapshot
+    held: Sequence[Held] = ()
+    since: Mapping[IPv4Network, float] = field(default_factory=dict)
 
 
 class RouteSet:

@@ -13,7 +13,8 @@ from flannel_udp.cluster.lease import Lease, OwnLease, Snapshot, decode_key
 from flannel_udp.errors import HandoverError
 from flannel_udp.etcd.values import Identity
 from flannel_udp.handover import state as handover
-from flannel_udp.handover.state import PIECE, Head, Knowledge, Place
+from flannel_udp.handover.state import CHUNK, Head, Place
+from flannel_udp.routing.routes import Knowledge
 
 HERE = Place("0f0f", 4026531840)
 PREFIX = "/coreos.com/network"
@@ -70,7 +71,7 @@ def test_everything_comes_back() -> None:
     assert read.known() == known
 
 
-@pytest.mark.parametrize("count", [PIECE, PIECE + 1, 3000])
+@pytest.mark.parametrize("count", [CHUNK, CHUNK + 1, 3000])
 def test_many_leases_come_back_and_were_encoded_in_small_pieces(count: int) -> None:
     """A thread that encodes lets no other one run meanwhile."""
     many = tuple(
@@ -79,7 +80,7 @@ def test_many_leases_come_back_and_were_encoded_in_small_pieces(count: int) -> N
     known = Knowledge(Snapshot(many, 40), [Held(each, 9.5) for each in many], {})
     pieces = list(handover.encode(HEAD, TABLE, known))
     assert handover.decode(b"".join(pieces)).known() == known
-    assert max(piece.count(b"2887647234") for piece in pieces) == PIECE
+    assert max(piece.count(b"2887647234") for piece in pieces) == CHUNK
 
 
 def test_a_reservation_stays_one() -> None:

@@ -19,11 +19,12 @@ from flannel_udp.cluster.lease import OwnLease, Snapshot
 from flannel_udp.errors import DeviceError
 from flannel_udp.handover import state as handover
 from flannel_udp.handover.memory_file import MemoryFile
-from flannel_udp.handover.state import Head, Knowledge
+from flannel_udp.handover.state import Head
 from flannel_udp.handover.takeover import Takeover, here, take_over
 from flannel_udp.host.locks import hold
 from flannel_udp.host.netns import Namespace
 from flannel_udp.options import Options
+from flannel_udp.routing.routes import Knowledge
 
 OPTIONS = Options()
 CONFIG = NetworkConfig.parse('{"Network":"10.1.0.0/16"}')
