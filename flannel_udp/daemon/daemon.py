@@ -1,4 +1,9 @@
-"""The daemon: what is started in which order, who hears of trouble, and the way back."""
+"""The daemon: the order in which its parts start, and how they end.
+
+The order is that of CONTRACT.md, "Start and stop". A lease takes this path, from left to right:
+
+    etcd watch -> Registry -> Follower -> LeaseKeeper, Reconciler -> Pump
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
-from ipaddress import IPv4Network
 from typing import NoReturn, TypeVar
 
 from flannel_udp.backends.pump.keeper import TunnelKeeper
@@ -20,13 +24,13 @@ from flannel_udp.cluster.held_leases import HeldLeases
 from flannel_udp.cluster.keeper import LeaseKeeper
 from flannel_udp.cluster.lease import Events, Snapshot
 from flannel_udp.cluster.registry import Registry
-from flannel_udp.daemon.overlay import Overlay
-from flannel_udp.daemon.shutdown import Shutdown, obey_signals
-from flannel_udp.daemon.start import claim, go_on
+from flannel_udp.daemon import host_setup
+from flannel_udp.daemon.settings import Settings
+from flannel_udp.daemon.shutdown import Shutdown, StopRequested, obey_signals
+from flannel_udp.daemon.start import Start, claim, resume
 from flannel_udp.errors import (
     AddressChangedError,
     CertificateError,
-    DeviceError,
     DeviceGoneError,
     EtcdError,
     FirewallError,
@@ -37,20 +41,10 @@ from flannel_udp.errors import (
 )
 from flannel_udp.etcd.client import Etcd
 from flannel_udp.handover.memory_file import MemoryFile
-from flannel_udp.handover.recorder import HandoverKeeper
-from flannel_udp.handover.state_report import StateReport
+from flannel_udp.handover.recorder import RecordedState, Recorder
 from flannel_udp.handover.takeover import Takeover, release
-from flannel_udp.host import (
-    interfaces,
-    kernel_routes,
-    locks,
-    subnet_env,
-    sysctl,
-    systemd,
-    tunnel_device,
-)
-from flannel_udp.host.clock_watch import ClockWatch
-from flannel_udp.host.firewall.keeper import Firewall, remove_dead
+from flannel_udp.host import interfaces, locks, subnet_env, systemd, tunnel_device
+from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.observe import metrics
 from flannel_udp.observe.health import serve_health
 from flannel_udp.observe.readiness import Readiness, StatusSource
@@ -60,7 +54,7 @@ from flannel_udp.options import Options
 from flannel_udp.retry import retry_until
 from flannel_udp.routing.reachability import judge_ways
 from flannel_udp.routing.reconciler import Reconciler
-from flannel_udp.routing.routes import RouteSet
+from flannel_udp.routing.routes import Knowledge, RouteSet
 
 log = logging.getLogger(__name__)
 
@@ -73,36 +67,30 @@ _STOP_PATIENCE = 5.0  # seconds for a thread that is inside an etcd call
 def run(options: Options, taken: Takeover | None = None) -> int:
     """Carry packets until a signal asks to stop; returns 0 then.
 
-    ``taken`` is what the last process left, carrying packets already. What was made on this host
-    stays for a successor, and is removed if none will come; the lease and subnet.env stay in any
-    case. Raises FlannelError for a fault that no waiting cures, and LeaseLostError when the lease
-    is gone.
+    ``taken`` is what the last process left: a pump that already carries packets. What was made on
+    this host stays if a successor will use it, and is removed if not; the lease and subnet.env
+    always stay. Raises FlannelError for a fault that waiting does not cure, LeaseLostError when the
+    lease is gone.
     """
     shutdown = Shutdown()
     obey_signals(shutdown)
-    with contextlib.ExitStack() as data_plane:  # ends last: packets flow while all else ends
+    with contextlib.ExitStack() as data_plane:  # closed last: packets flow while all else ends
         if taken:
             data_plane.enter_context(taken.carried)
-        # A true double hears what it is before it waits for etcd, or meets our health port.
+        # First of all, so that a second daemon is refused before it waits for etcd or finds our
+        # health port taken.
         data_plane.enter_context(locks.hold_network(options.etcd_prefix, options.etcd_endpoints))
         with contextlib.ExitStack() as control:
-            readiness = Readiness()
-            source = StatusSource(readiness)
-            if options.healthz_port:
-                address = options.healthz_ip, options.healthz_port
-                exposition = metrics.exposition(source.read)
-                control.enter_context(serve_health(*address, readiness, exposition))
-            status = serve_status(status_path(options.subnet_file), source.read)
-            control.enter_context(status)
+            status = _serve_status(options, control)
             try:
-                _serve(options, taken, shutdown, source, data_plane, control)
+                Daemon(options, taken, shutdown, status, data_plane, control).serve()
             except (FlannelError, OSError) as error:
                 shutdown.fail(error)
             except Exception as error:
                 log.exception("the start ended")
                 shutdown.fail(error)
             if not shutdown.has_successor:
-                readiness.not_ready("stopping")
+                status.readiness.not_ready("stopping")
             if not shutdown.is_replaced:
                 systemd.notify("STOPPING=1")
     if not shutdown.has_successor:
@@ -114,274 +102,299 @@ def run(options: Options, taken: Takeover | None = None) -> int:
     return 0
 
 
-def _serve(
-    options: Options,
-    taken: Takeover | None,
-    shutdown: Shutdown,
-    source: StatusSource,
-    data_plane: contextlib.ExitStack,
-    control: contextlib.ExitStack,
-) -> None:
-    """Start everything, wait for the end; the stacks get what takes it back, last made first."""
-    readiness = source.readiness
-    left = data_plane.enter_context(contextlib.ExitStack())
-    if taken:  # until this process has looked at it, and so made it its own
-        left.callback(_remove_left, shutdown, taken.handover.head.config)
+class Daemon:
+    """Starts each part and waits for the end. ``control`` and ``data_plane`` get what undoes a
+    step; they are closed in this order, each with its last step first."""
 
-    def wait_for(attempt: Callable[[], _T]) -> _T | None:
-        """What it returns. Where packets flow already, this host's faults are waited for."""
-        if not taken:
-            return attempt()
-        return retry_until(
-            *(shutdown.requested, attempt, log),
-            retry_on=(CertificateError, FirewallError, InterfaceError),
-            works="the start goes on",
-            on_failure=readiness.not_ready,
+    def __init__(
+        self,
+        options: Options,
+        taken: Takeover | None,
+        shutdown: Shutdown,
+        status: StatusSource,
+        data_plane: contextlib.ExitStack,
+        control: contextlib.ExitStack,
+    ) -> None:
+        self._options, self._taken, self._shutdown = options, taken, shutdown
+        self._status, self._readiness = status, status.readiness
+        self._data_plane, self._control = data_plane, control
+
+    def serve(self) -> None:
+        """Returns when the end was requested, also before all parts have started."""
+        with contextlib.suppress(StopRequested):
+            self._serve()
+
+    def _serve(self) -> None:
+        registry, start, firewall = self._begin()
+        settings = start.settings
+        pump = self._pump(settings)
+        reconciler = self._reconciler(settings, pump, start.known)
+        keeper = self._lease_keeper(registry, settings, pump, start.known)
+        recorder = self._recorder(settings, keeper, reconciler)
+
+        def on_change(change: Snapshot | Events) -> None:
+            keeper.observe(change)
+            reconciler.apply(change)
+            recorder.changed()
+
+        follower = Follower(
+            registry, settings.own, start.known.snapshot, on_change, self._shutdown.fail
+        )
+        config_watch = ConfigWatch(registry, settings.config, self._shutdown.fail)
+        report = StatusReport(
+            settings.facts(), keeper, follower, config_watch, reconciler, pump, firewall
+        )
+        self._control.enter_context(self._status.including(report.report))
+
+        written = self._write_subnet_env(settings)
+        self._forward(settings, pump, recorder)
+        for service in (follower, keeper):
+            self._launch(service)
+        log.info(
+            "forwarding: %s on %s, %d routes, PublicIP %s port %d, MTU %d",
+            settings.own.subnet,
+            settings.tunnel.device,
+            pump.stats()["routes"],
+            settings.public_ip,
+            settings.config.port,
+            settings.mtu,
+        )
+        if self._wait_until_usable(settings, firewall, written=written):
+            self._announce(settings, follower, keeper)
+        if self._taken:
+            self._confirm_config(registry, settings.config)
+        self._launch(config_watch)
+        self._shutdown.requested.wait()
+
+    def _begin(self) -> tuple[Registry, Start, Firewall]:
+        """Connect to etcd, settle the lease and the tunnel, and prepare this host."""
+        left = self._data_plane.enter_context(contextlib.ExitStack())
+        if self._taken:  # until this process has looked at what the last one made
+            left.callback(self._remove_left, self._taken.handover.head.config)
+        etcd = self._attempt(lambda: Etcd.connect(self._options))
+        self._control.callback(etcd.close)
+        registry = Registry(etcd, self._options.etcd_prefix)
+        start = self._start(registry)
+        firewall = self._prepare_host(start.settings)
+        left.pop_all()
+        return registry, start, firewall
+
+    def _attempt(self, attempt: Callable[[], _T | None]) -> _T:
+        """What ``attempt`` returns. Where packets already flow, faults of this host are retried.
+
+        Raises StopRequested if the end was requested meanwhile, or if ``attempt`` returns None.
+        """
+        result = (
+            attempt()
+            if not self._taken
+            else retry_until(
+                self._shutdown.requested,
+                attempt,
+                log,
+                retry_on=(CertificateError, FirewallError, InterfaceError),
+                works="the start goes on",
+                on_failure=self._readiness.not_ready,
+            )
+        )
+        if result is None:
+            raise StopRequested
+        return result
+
+    def _start(self, registry: Registry) -> Start:
+        options, taken, shutdown = self._options, self._taken, self._shutdown
+        if taken:
+            return self._attempt(lambda: resume(options, taken, shutdown))
+        return self._attempt(
+            lambda: claim(options, registry, shutdown, self._readiness, self._data_plane)
         )
 
-    etcd = wait_for(lambda: Etcd.connect(options))
-    if etcd is None:
-        return
-    control.callback(etcd.close)
-    registry = Registry(etcd, options.etcd_prefix)
-    if taken:
-        found = wait_for(lambda: go_on(options, taken, shutdown))
-    else:
-        found = claim(options, registry, shutdown, readiness, data_plane)
-    if found is None:
-        return
-    overlay, snapshot = found.overlay, found.known.snapshot
-    config, own, tunnel = overlay.config, overlay.own, overlay.tunnel
-
-    made = data_plane.enter_context(contextlib.ExitStack())
-    if taken:  # it was there before, and stays if this start fails
-        data_plane.callback(_leave_made, shutdown, made)
-    displace = taken is not None
-    try:
-        firewall = wait_for(lambda: _prepare_host(overlay, made, shutdown, displace=displace))
-    except DeviceGoneError as error:
-        if not taken:
-            raise
-        shutdown.start_afresh(str(error))
-        return
-    if firewall is None:
-        return
-    left.pop_all()
-
-    pump = taken.pump if taken else data_plane.enter_context(Pump(overlay.pump_config()))
-    pump.set_addresses(interfaces.own_addresses())
-    flaw_of_way = judge_ways(tunnel.device)
-    routes = RouteSet(config, own.subnet, overlay.public_ip, flaw_of_way)
-    held = HeldLeases(overlay.public_ip, options.stale_hold, routes.is_sound)
-    reconciler = Reconciler(routes, pump, held, shutdown.fail)
-    control.callback(reconciler.close)
-    if taken:
-        reconciler.restore(found.known)
-    else:
-        reconciler.apply(snapshot)
-    # What is loaded now stays: without this, the garbage collector walks through tens of thousands
-    # of leases now and then, and no change becomes a route meanwhile.
-    gc.freeze()
-
-    def on_lost(error: LeaseLostError) -> None:
-        pump.stop()  # at once: another host may have the subnet, and ending the rest takes time
-        shutdown.fail(error)
-
-    margin = options.subnet_lease_renew_margin * 60.0
-    keeper = LeaseKeeper(registry, own, margin, on_lost, shutdown.fail)
-    control.callback(_give_back_if_moved, shutdown, keeper, options)
-    if taken:
-        keeper.observe(snapshot)  # the last process may have seen more of our key than it settled
-
-    def on_change(change: Snapshot | Events) -> None:
-        keeper.observe(change)
-        reconciler.apply(change)
-        successor.changed()
-
-    follower = Follower(registry, own, snapshot, on_change, shutdown.fail)
-    memory = taken.memory if taken else data_plane.enter_context(MemoryFile.create())
-    state = StateReport(overlay, keeper, reconciler)
-    successor = HandoverKeeper(
-        tunnel, memory, state.encoded, shutdown.fail, is_stored=taken is not None
-    )
-    config_watch = ConfigWatch(registry, config, shutdown.fail)
-    status = StatusReport(
-        overlay.settled(), keeper, follower, config_watch, reconciler, pump, firewall
-    )
-    control.enter_context(source.including(status.report))
-
-    written = _write_subnet_env(options, overlay, readiness)
-    _warn_of_host_settings()
-    if not taken:
-        pump.start()
-    control.enter_context(successor)
-    data_plane.callback(_leave_made, shutdown, made)
-    data_plane.callback(_leave_descriptors, shutdown, successor)
-
-    def on_restored() -> None:
-        tunnel_device.mark(tunnel.device, config.port)
-        successor.store()
-
-    whole = TunnelKeeper(
-        overlay.tunnel_plan(),
-        tunnel,
-        pump,
-        lambda: interfaces.current_external(options),
-        shutdown.fail,
-        on_lost=release,
-        on_restored=on_restored,
-        on_fault=readiness.set_fault,
-    )
-    control.enter_context(whole)
-    control.enter_context(PumpWatch(pump, whole.wake, shutdown.fail))
-    control.enter_context(ClockWatch())
-    for thread in (follower, keeper):
-        _launch(thread, control)
-    log.info(
-        "forwarding: %s on %s, %d routes, PublicIP %s port %d, MTU %d",
-        *(own.subnet, tunnel.device, len(routes.routes), overlay.public_ip),
-        *(config.port, overlay.mtu),
-    )
-    while not (written and _has_rules(firewall, readiness)):
-        if shutdown.requested.wait(_READY_RETRY):
-            break
-        written = written or _write_subnet_env(options, overlay, readiness)
-    else:
-        readiness.ready(follower.staleness)
-        keeper.mark_ready()
-        systemd.notify("READY=1", f"STATUS=forwarding {own.subnet} through {tunnel.device}")
-    if taken:
-        _confirm_config(registry, config, shutdown)
-    _launch(config_watch, control)
-    shutdown.requested.wait()
-
-
-def _launch(thread: Follower | LeaseKeeper | ConfigWatch, control: contextlib.ExitStack) -> None:
-    thread.start()
-    control.callback(thread.join, _STOP_PATIENCE)
-    control.callback(thread.stop)
-
-
-def _prepare_host(
-    overlay: Overlay, made: contextlib.ExitStack, shutdown: Shutdown, *, displace: bool
-) -> Firewall:
-    """Device, routes and firewall; what a process of before has left of them is put in order.
-
-    ``displace``: a route that another program has put in the place of ours makes way, as while the
-    daemon runs.
-    """
-    options, config = overlay.options, overlay.config
-    device = overlay.tunnel.device
-    address, mtu = overlay.tun_address, overlay.mtu
-    tunnel_device.configure(device, address, mtu, config.network, displace=displace)
-    tunnel_device.mark(device, config.port)
-    for left in kernel_routes.blackholes():
-        if left.subnet_of(config.network):
-            kernel_routes.remove_blackhole(left)
-    if options.ip_blackhole_route:
-        kernel_routes.add_blackhole(overlay.own.subnet)
-        made.callback(kernel_routes.remove_blackhole, overlay.own.subnet)
-    return made.enter_context(
-        Firewall(
-            overlay.firewall_policy(),
-            config.port,
-            shutdown.fail,
-            nftables=config.enable_nftables,
-            resync=options.iptables_resync,
-            stale=_abandoned_network(options, config.network),
-        )
-    )
-
-
-def _confirm_config(registry: Registry, config: NetworkConfig, shutdown: Shutdown) -> None:
-    """Start afresh if etcd's network config is not the one that the last process went by."""
-    found = retry_until(shutdown.requested, registry.network_config, log, registry.lines)
-    if found is not None and found != config:
-        shutdown.start_afresh("the network config in etcd has changed since the last start")
-
-
-def _remove_left(shutdown: Shutdown, config: NetworkConfig) -> None:
-    """Where the end comes before this process has anything in hand, and nobody goes on."""
-    if shutdown.has_successor:
-        return
-    try:
-        for blackhole in kernel_routes.blackholes():
-            if blackhole.subnet_of(config.network):
-                kernel_routes.remove_blackhole(blackhole)
-        list(remove_dead(lambda each: each != config.network, lambda port: port != config.port))
-    except (DeviceError, FirewallError) as error:
-        log.warning("%s; run flannel-udp cleanup", error)
-
-
-def _leave_made(shutdown: Shutdown, made: contextlib.ExitStack) -> None:
-    """Where another process will go on, what was made on the host stays."""
-    if shutdown.has_successor:
-        made.pop_all()
-
-
-def _leave_descriptors(shutdown: Shutdown, successor: HandoverKeeper) -> None:
-    if shutdown.has_successor:
-        shutdown.left = successor.leave()
-
-
-def _give_back_if_moved(shutdown: Shutdown, keeper: LeaseKeeper, options: Options) -> None:
-    """When this host has another address now, its lease is of no use under the old one.
-
-    Free, the same subnet is leased again at the next start, which finds it in subnet.env. With
-    ``--public-ip`` the lease does not name the address that has changed.
-    """
-    if not isinstance(shutdown.error, AddressChangedError) or options.public_ip is not None:
-        return
-    # A connection of its own: those that are open come from the address that is gone.
-    with contextlib.closing(Etcd.connect(options)) as etcd:
+    def _prepare_host(self, settings: Settings) -> Firewall:
+        made = self._data_plane.enter_context(contextlib.ExitStack())
+        if self._taken:  # it was there before, and stays if this start fails
+            self._data_plane.callback(self._leave_made, made)
+        displace = self._taken is not None
         try:
-            Registry(etcd, options.etcd_prefix).give_back(keeper.own)
-        except EtcdError as error:
-            log.warning("lease %s could not be given back: %s", keeper.own.subnet, error)
+            firewall = self._attempt(
+                lambda: host_setup.prepare(settings, made, self._shutdown.fail, displace=displace)
+            )
+        except DeviceGoneError as error:
+            if not self._taken:
+                raise
+            self._shutdown.start_afresh(str(error))
+            raise StopRequested from None
+        self._made = made
+        return firewall
+
+    def _pump(self, settings: Settings) -> Pump:
+        if self._taken:
+            pump = self._taken.pump
+        else:
+            pump = self._data_plane.enter_context(Pump(settings.pump_config()))
+        pump.set_addresses(interfaces.own_addresses())
+        return pump
+
+    def _reconciler(self, settings: Settings, pump: Pump, known: Knowledge) -> Reconciler:
+        """Made with the routes of all known leases, which the pump gets."""
+        flaw_of_way = judge_ways(settings.tunnel.device)
+        routes = RouteSet(settings.config, settings.own.subnet, settings.public_ip, flaw_of_way)
+        held = HeldLeases(settings.public_ip, self._options.stale_hold, routes.is_sound)
+        reconciler = Reconciler(routes, pump, held, self._shutdown.fail)
+        self._control.callback(reconciler.close)
+        if self._taken:
+            reconciler.restore(known)
+        else:
+            reconciler.apply(known.snapshot)
+        # What is loaded now stays. Otherwise the garbage collector would walk through tens of
+        # thousands of leases now and then, and lease changes would wait for it.
+        gc.freeze()
+        return reconciler
+
+    def _lease_keeper(
+        self, registry: Registry, settings: Settings, pump: Pump, known: Knowledge
+    ) -> LeaseKeeper:
+        def on_lost(error: LeaseLostError) -> None:
+            pump.stop()  # at once: another host may have the subnet, and ending the rest takes time
+            self._shutdown.fail(error)
+
+        margin = self._options.subnet_lease_renew_margin * 60.0
+        keeper = LeaseKeeper(registry, settings.own, margin, on_lost, self._shutdown.fail)
+        self._control.callback(self._give_back_if_moved, keeper)
+        if self._taken:
+            keeper.observe(known.snapshot)  # the last process may have left a change unsettled
+        return keeper
+
+    def _recorder(
+        self, settings: Settings, keeper: LeaseKeeper, reconciler: Reconciler
+    ) -> Recorder:
+        taken = self._taken
+        memory = taken.memory if taken else self._data_plane.enter_context(MemoryFile.create())
+
+        def read_state() -> RecordedState:
+            known, routes = reconciler.known()
+            return settings.head(keeper.own), routes, known
+
+        return Recorder(settings.tunnel, memory, read_state, is_stored=taken is not None)
+
+    def _forward(self, settings: Settings, pump: Pump, recorder: Recorder) -> None:
+        """Start the pump, and what keeps it and the tunnel whole."""
+        if not self._taken:
+            pump.start()
+        self._control.enter_context(recorder)
+        self._data_plane.callback(self._leave_made, self._made)
+        self._data_plane.callback(self._leave_descriptors, recorder)
+
+        def on_restored() -> None:
+            tunnel_device.mark(settings.tunnel.device, settings.config.port)
+            recorder.store()
+
+        keeper = TunnelKeeper(
+            settings.tunnel_plan(),
+            settings.tunnel,
+            pump,
+            lambda: interfaces.current_external(self._options),
+            self._shutdown.fail,
+            on_lost=release,
+            on_restored=on_restored,
+            on_fault=self._readiness.set_fault,
+        )
+        self._control.enter_context(keeper)
+        self._control.enter_context(PumpWatch(pump, keeper.wake, self._shutdown.fail))
+
+    def _launch(self, service: Follower | LeaseKeeper | ConfigWatch) -> None:
+        service.start()
+        self._control.callback(service.join, _STOP_PATIENCE)
+        self._control.callback(service.stop)
+
+    def _wait_until_usable(self, settings: Settings, firewall: Firewall, *, written: bool) -> bool:
+        """Wait until subnet.env is written and the traffic rules are in place; False if the end
+        was requested before."""
+        while not (written and self._has_rules(firewall)):
+            if self._shutdown.requested.wait(_READY_RETRY):
+                return False
+            written = written or self._write_subnet_env(settings)
+        return True
+
+    def _announce(self, settings: Settings, follower: Follower, keeper: LeaseKeeper) -> None:
+        self._readiness.ready(follower.staleness)
+        keeper.mark_ready()
+        ready = f"STATUS=forwarding {settings.own.subnet} through {settings.tunnel.device}"
+        systemd.notify("READY=1", ready)
+
+    def _has_rules(self, firewall: Firewall) -> bool:
+        """Whether the traffic rules have been in place; the firewall logs why not."""
+        if firewall.missing:
+            self._readiness.not_ready(firewall.missing)
+            return False
+        return True
+
+    def _write_subnet_env(self, settings: Settings) -> bool:
+        path = self._options.subnet_file
+        try:
+            subnet_env.write(path, settings.subnet_env())
+        except SubnetFileError as error:
+            if self._readiness.not_ready(str(error)):  # once, not at every attempt
+                log.warning("%s; forwarding, but not ready", error)
+            return False
+        log.debug("wrote %s", path)
+        return True
+
+    def _confirm_config(self, registry: Registry, config: NetworkConfig) -> None:
+        """Start afresh if the network config in etcd is not the one that the last process used."""
+        requested = self._shutdown.requested
+        found = retry_until(requested, registry.network_config, log, registry.lines)
+        if found is not None and found != config:
+            self._shutdown.start_afresh(
+                "the network config in etcd has changed since the last start"
+            )
+
+    # The way back
+
+    def _remove_left(self, config: NetworkConfig) -> None:
+        if not self._shutdown.has_successor:
+            host_setup.remove_left(config)
+
+    def _leave_made(self, made: contextlib.ExitStack) -> None:
+        """Keep what was made on the host if another process will use it."""
+        if self._shutdown.has_successor:
+            made.pop_all()
+
+    def _leave_descriptors(self, recorder: Recorder) -> None:
+        if self._shutdown.has_successor:
+            self._shutdown.left = recorder.leave()
+
+    def _give_back_if_moved(self, keeper: LeaseKeeper) -> None:
+        """Delete our lease when this host has another address, since it names the old one.
+
+        The next start finds the subnet in subnet.env and leases it again if it is free. With
+        ``--public-ip`` the lease does not name the address that has changed.
+        """
+        error, options = self._shutdown.error, self._options
+        if not isinstance(error, AddressChangedError) or options.public_ip is not None:
+            return
+        # By a new connection: the open ones come from the address that is gone.
+        with contextlib.closing(Etcd.connect(options)) as etcd:
+            try:
+                Registry(etcd, options.etcd_prefix).give_back(keeper.own)
+            except EtcdError as failure:
+                log.warning("lease %s could not be given back: %s", keeper.own.subnet, failure)
+
+
+def _serve_status(options: Options, control: contextlib.ExitStack) -> StatusSource:
+    """Health and metrics over HTTP if wanted, and the status socket."""
+    status = StatusSource(Readiness())
+    if options.healthz_port:
+        exposition = metrics.exposition(status.read)
+        address = options.healthz_ip, options.healthz_port
+        control.enter_context(serve_health(*address, status.readiness, exposition))
+    control.enter_context(serve_status(status_path(options.subnet_file), status.read))
+    return status
 
 
 def _execute_again(descriptors: dict[str, int]) -> NoReturn:
-    """The same program with the same flags, perhaps of a newer version."""
+    """Execute the same program with the same flags; it may be a newer version."""
     try:
         systemd.execute(sys.executable, [sys.executable, *sys.orig_argv[1:]], descriptors)
     except OSError as error:
         raise FlannelError(
             f"cannot execute {sys.executable} again: {error.strerror}; start it"
         ) from None
-
-
-def _abandoned_network(options: Options, network: IPv4Network) -> IPv4Network | None:
-    """The other network that an earlier run with this subnet.env served, and nobody serves now."""
-    with contextlib.suppress(SubnetFileError):  # which was logged when the lease was chosen
-        previous = subnet_env.read_previous(options.subnet_file)
-        left = previous.network if previous else None
-        if left and left != network and not kernel_routes.is_served(left):
-            return left
-    return None
-
-
-def _write_subnet_env(options: Options, overlay: Overlay, readiness: Readiness) -> bool:
-    try:
-        subnet_env.write(options.subnet_file, overlay.subnet_env())
-    except SubnetFileError as error:
-        if readiness.not_ready(str(error)):  # once, not at every try
-            log.warning("%s; forwarding, but not ready", error)
-        return False
-    log.debug("wrote %s", options.subnet_file)
-    return True
-
-
-def _has_rules(firewall: Firewall, readiness: Readiness) -> bool:
-    """Whether the traffic rules have been in place; the firewall logs why not."""
-    if firewall.missing:
-        readiness.not_ready(firewall.missing)
-        return False
-    return True
-
-
-def _warn_of_host_settings() -> None:
-    if not sysctl.ip_forward_enabled():
-        log.warning(
-            "net.ipv4.ip_forward is 0: this host drops its containers' packets until"
-            " 'sysctl -w net.ipv4.ip_forward=1' is run"
-        )

@@ -1,4 +1,4 @@
-"""The wish to stop: who asked, why, and what comes after."""
+"""Why the daemon stops, and whether another process takes over."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ log = logging.getLogger(__name__)
 _ENDS_OF_FORWARDING = (LeaseLostError, AddressChangedError, TunnelLostError)
 
 
+class StopRequested(Exception):  # noqa: N818  # not an error
+    """The end was requested while the daemon still starts."""
+
+
 class Shutdown:
-    """Any thread may ask; the main thread obeys."""
+    """Any thread may request the end; the main thread waits for it."""
 
     def __init__(self) -> None:
         self.requested = threading.Event()
         self.error: FlannelError | None = None
-        self.is_replaced = False  # the program executes itself again in this process
-        self.is_afresh = False  # and leaves nothing to itself
+        self.is_replaced = False  # this process executes the program again
+        self.is_afresh = False  # and leaves nothing to it
         self.left: dict[str, int] = {}  # descriptors for it, by name
 
     def stop(self) -> None:
         self.requested.set()
 
     def replace(self) -> None:
-        """Stop, and execute the program again, which goes on with the data plane."""
+        """Stop, and execute the program again, which continues with the data plane."""
         self.is_replaced = True
         self.requested.set()
 
@@ -46,10 +50,10 @@ class Shutdown:
 
     @property
     def has_successor(self) -> bool:
-        """Whether another process will go on with the data plane.
+        """Whether another process will continue with the data plane.
 
-        Most errors, such as a certificate that cannot be read, end this process and no more: the
-        service manager starts the next one, which finds what this one had.
+        Most errors, such as an unreadable certificate, end only this process: the service manager
+        starts the next one with the descriptors that this one stored.
         """
         if self.is_afresh or isinstance(self.error, _ENDS_OF_FORWARDING):
             return False
@@ -74,12 +78,12 @@ def _sentence(error: BaseException) -> str:
 
 
 def obey_signals(shutdown: Shutdown) -> None:
-    """SIGTERM and SIGINT ask for the end, SIGUSR2 for a restart, also while the main thread waits.
+    """SIGTERM and SIGINT request the end, SIGUSR2 a restart.
 
-    A thread of its own takes them: a handler would run in the main thread, between any two steps
-    of the very event it has to set. It takes them until the process ends: a second one must not
-    cut the clean-up short or change the exit code. After SIGUSR2 they wait for the program that is
-    executed next: a blocked signal stays pending (execve(2)).
+    A thread waits for them, because a handler would run in the main thread, between any two steps
+    of the very event that it has to set. The thread takes them until the process ends, so that a
+    second signal does not interrupt the clean-up. After SIGUSR2 they stay pending for the program
+    that is executed next (execve(2)).
     """
     ours = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2}
     signal.pthread_sigmask(signal.SIG_BLOCK, ours)

@@ -1,4 +1,4 @@
-"""Where a process begins: with a lease and a tunnel of its own, or with what the last one left."""
+"""How a process begins: with a new lease and tunnel, or with those of the last process."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from ipaddress import IPv4Network
 
 from flannel_udp.backends.pump.ends import open_tunnel
 from flannel_udp.cluster.registry import Registry
-from flannel_udp.daemon.overlay import Overlay
+from flannel_udp.daemon.settings import Settings
 from flannel_udp.daemon.shutdown import Shutdown
 from flannel_udp.errors import EtcdError, HandoverError, InterfaceError, SubnetFileError
-from flannel_udp.routing.routes import Knowledge
 from flannel_udp.handover.takeover import Takeover
 from flannel_udp.host import interfaces, kernel_routes, locks, subnet_env
 from flannel_udp.host.firewall.keeper import require_tool
 from flannel_udp.observe.readiness import Readiness
 from flannel_udp.options import Options
 from flannel_udp.retry import retry_until
-from flannel_udp.routing.routes import flaw_of_public_ip
+from flannel_udp.routing.routes import Knowledge, flaw_of_public_ip
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where this process begins: with leases read just now, or with what the last one knew."""
+    """The settings, and the leases as read just now or as the last process knew them."""
 
-    overlay: Overlay
+    settings: Settings
     known: Knowledge
 
 
@@ -39,9 +38,12 @@ def claim(
     readiness: Readiness,
     data_plane: contextlib.ExitStack,
 ) -> Start | None:
-    """Start with nothing: lease a subnet in etcd, and open the tunnel; None if asked to stop."""
+    """Open a tunnel and lease a subnet in etcd; None if the end was requested meanwhile."""
     config = retry_until(
-        *(shutdown.requested, registry.network_config, log, registry.lines),
+        shutdown.requested,
+        registry.network_config,
+        log,
+        registry.lines,
         on_failure=readiness.not_ready,
     )
     if config is None:
@@ -72,11 +74,12 @@ def claim(
     if acquired is None:
         return None
     own, snapshot = acquired
-    return Start(Overlay(options, config, external, public_ip, own, tunnel), Knowledge(snapshot))
+    return Start(Settings(options, config, external, public_ip, own, tunnel), Knowledge(snapshot))
 
 
-def go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> Start | None:
-    """Start where the last process stopped, if this host still has the address; else None."""
+def resume(options: Options, taken: Takeover, shutdown: Shutdown) -> Start | None:
+    """Continue where the last process stopped; None, and a fresh start is requested, if this host
+    has another address now or the leases cannot be read."""
     head = taken.handover.head
     external, public_ip = interfaces.choose_external(options)
     if (external.address, public_ip) != (head.address, head.own.public_ip):
@@ -90,12 +93,12 @@ def go_on(options: Options, taken: Takeover, shutdown: Shutdown) -> Start | None
     except HandoverError as error:
         shutdown.start_afresh(str(error))
         return None
-    overlay = Overlay(options, head.config, external, public_ip, head.own, taken.tunnel)
-    return Start(overlay, known)
+    settings = Settings(options, head.config, external, public_ip, head.own, taken.tunnel)
+    return Start(settings, known)
 
 
 def _previous_subnet(options: Options, network: IPv4Network) -> IPv4Network | None:
-    """The subnet an earlier run wrote to subnet.env, unless it is of another network."""
+    """The subnet that an earlier run wrote to subnet.env, unless it is of another Network."""
     try:
         previous = subnet_env.read_previous(options.subnet_file)
     except SubnetFileError as error:

@@ -31,6 +31,9 @@ _SHARE = 0.005  # of its time that the thread may encode: a large table is recor
 _YIELD = 0.0001  # seconds between two chunks, in which another thread gets the GIL
 
 
+RecordedState = tuple[Head, Mapping[IPv4Network, IPv4Address], Knowledge]  # with the routes
+
+
 class Recorder(Service):
     """Where a service manager stores descriptors, it gets them at ``__enter__``, and a thread
     records every change until ``__exit__``. ``leave`` is called last, for every successor."""
@@ -39,7 +42,7 @@ class Recorder(Service):
         self,
         tunnel: Tunnel,
         memory: MemoryFile,
-        read: Callable[[], tuple[Head, Mapping[IPv4Network, IPv4Address], Knowledge]],
+        read: Callable[[], RecordedState],
         *,
         is_stored: bool = False,
     ) -> None:

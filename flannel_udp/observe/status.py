@@ -23,7 +23,7 @@ QUEUE_DROPS = "drop_tun_queue_full"
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class StartFacts:
     """What is fixed from the lease on until the daemon ends."""
 
     options: Options
@@ -41,7 +41,7 @@ class Settled:
 class StatusReport:
     """Gathers the status from the objects that own its parts; any thread may call."""
 
-    settled: Settled
+    facts: StartFacts
     keeper: LeaseKeeper
     follower: Follower
     config_watch: ConfigWatch
@@ -51,19 +51,19 @@ class StatusReport:
 
     def report(self) -> Status:
         """Addresses and subnets are strings, spans of time are seconds."""
-        settled, deadline, now = self.settled, self.keeper.own.deadline, boottime()
+        facts, deadline, now = self.facts, self.keeper.own.deadline, boottime()
         return {
-            "network": str(settled.network),
-            "subnet": str(settled.subnet),
-            "public_ip": str(settled.public_ip),
-            "port": settled.port,
-            "interface": settled.interface,
-            "device": settled.device,
-            "preset": settled.options.offload,
+            "network": str(facts.network),
+            "subnet": str(facts.subnet),
+            "public_ip": str(facts.public_ip),
+            "port": facts.port,
+            "interface": facts.interface,
+            "device": facts.device,
+            "preset": facts.options.offload,
             "kernel": os.uname().release,
             "offloads": names(self.pump.offloads),
             "refused_superpackets": superpackets(self.pump.refused_offloads),
-            "mtu": settled.mtu,
+            "mtu": facts.mtu,
             "firewall": self.firewall.report(),
             "config_changed": self.config_watch.difference,
             "public_ip_conflict": self.keeper.conflict,
@@ -87,12 +87,12 @@ class StatusReport:
                 }
                 for held in self.reconciler.held()
             ],
-            "stats": self.pump.stats() | {QUEUE_DROPS: queue_drops(settled.device)},
+            "stats": self.pump.stats() | {QUEUE_DROPS: queue_drops(facts.device)},
             "peers": self._peers(now),
         }
 
     def _etcd_options(self) -> Status:
-        options = self.settled.options
+        options = self.facts.options
         files = {
             "cafile": options.etcd_cafile,
             "certfile": options.etcd_certfile,

@@ -1,4 +1,4 @@
-"""How the daemon ends when something fails that nobody foresaw; tests/e2e/ has the rest."""
+"""How the daemon ends after an unexpected failure; tests/e2e/ has the rest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import cast
 
 import pytest
 
-from flannel_udp.daemon import daemon
+from flannel_udp.daemon import daemon, host_setup
+from flannel_udp.daemon.daemon import Daemon
 from flannel_udp.errors import DeviceError, FlannelError
 from flannel_udp.handover.takeover import Takeover
 from flannel_udp.host import locks
-from flannel_udp.observe.readiness import Status, StatusSource
+from flannel_udp.observe.readiness import Status
 from flannel_udp.options import Options
 
 
@@ -25,7 +26,7 @@ from flannel_udp.options import Options
     ],
     ids=["a limit", "a bug"],
 )
-def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
+def test_an_unexpected_error_ends_the_daemon_in_order_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -33,7 +34,7 @@ def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
     sentence: str,
     traceback: bool,
 ) -> None:
-    """Where nobody keeps descriptors for a next process, made things are undone."""
+    """Without a successor, what was made on the host is removed."""
     released: list[bool] = []
 
     def fail(*_: object) -> None:
@@ -42,7 +43,7 @@ def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
     monkeypatch.setattr(locks, "_FOLDER", tmp_path / "locks")
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
     monkeypatch.setattr(daemon, "release", lambda: released.append(True))
-    monkeypatch.setattr(daemon, "_serve", fail)
+    monkeypatch.setattr(Daemon, "serve", fail)
     with pytest.raises(FlannelError, match=sentence):
         daemon.run(Options(subnet_file=tmp_path / "subnet.env"))
     assert released == [True]
@@ -51,24 +52,24 @@ def test_what_nobody_foresaw_ends_in_order_and_with_a_sentence(
 
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["stored", "without systemd"])
-def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_with(
+def test_a_start_that_fails_halfway_keeps_what_a_successor_uses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keeps: bool
 ) -> None:
     undone: list[bool] = []
 
-    def prepare_host(_: object, made: contextlib.ExitStack, *__: object, displace: bool) -> None:
+    def prepare(_: object, made: contextlib.ExitStack, *__: object, displace: bool) -> None:
         made.callback(undone.append, True)
         assert displace
         raise DeviceError("refused")
 
     for name, value in (("NOTIFY_SOCKET", "/nowhere"), ("FDSTORE", "8" if keeps else "0")):
         monkeypatch.setenv(name, value)
-    overlay = SimpleNamespace(config=None, own=None, tunnel=None)
-    start = SimpleNamespace(overlay=overlay, known=SimpleNamespace(snapshot=None))
+    settings = SimpleNamespace(config=None, own=None, tunnel=None)
+    start = SimpleNamespace(settings=settings, known=SimpleNamespace(snapshot=None))
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
-    monkeypatch.setattr(daemon, "go_on", lambda *_: start)
-    monkeypatch.setattr(daemon, "_prepare_host", prepare_host)
-    monkeypatch.setattr(daemon, "_remove_left", lambda *_: None)
+    monkeypatch.setattr(daemon, "resume", lambda *_: start)
+    monkeypatch.setattr(host_setup, "prepare", prepare)
+    monkeypatch.setattr(host_setup, "remove_left", lambda *_: None)
     handover = SimpleNamespace(head=SimpleNamespace(config=None))
     taken = cast(Takeover, SimpleNamespace(carried=contextlib.ExitStack(), handover=handover))
     with pytest.raises(DeviceError):
@@ -76,21 +77,16 @@ def test_a_start_that_fails_halfway_undoes_nothing_that_the_next_one_goes_on_wit
     assert undone == ([] if keeps else [True])
 
 
-def test_a_daemon_that_stops_is_not_ready_any_more(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Its end may take seconds, in which an orchestrator may still ask."""
+def test_a_stopping_daemon_is_not_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stopping may take seconds, during which an orchestrator may still ask."""
     seen: list[Status] = []
 
-    def serve(*given: object) -> None:
-        *_, source, _, control = given
-        assert isinstance(source, StatusSource)
-        assert isinstance(control, contextlib.ExitStack)
-        source.readiness.ready()
-        control.callback(lambda: seen.append(source.read()))
+    def serve(self: Daemon) -> None:
+        self._readiness.ready()
+        self._control.callback(lambda: seen.append(self._status.read()))
 
     monkeypatch.setattr(locks, "_FOLDER", tmp_path / "locks")
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
-    monkeypatch.setattr(daemon, "_serve", serve)
+    monkeypatch.setattr(Daemon, "serve", serve)
     assert daemon.run(Options(subnet_file=tmp_path / "subnet.env")) == 0
     assert [(status["ready"], status["reason"]) for status in seen] == [(False, "stopping")]

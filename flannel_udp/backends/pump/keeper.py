@@ -1,11 +1,11 @@
-"""Keeping the tunnel whole: what other programs take away on this host is put back.
+"""Keeping the tunnel whole: what other programs remove on this host is restored.
 
-    healthy --the kernel rings, or the pump fails--> look --amiss--> repair --> look again
-                                                      `----well----> healthy
+    whole --netlink event, or the pump fails--> inspect --faults--> repair --> inspect again
+                                                   `----none----> whole
 
-A look compares what is with what must be, so one way through handles every fault and every order
-of faults. Looks keep their distance: neither a busy host nor a program that undoes each repair
-makes this one busy.
+An inspection reads the state and compares it with the plan, so one path handles every fault and
+every order of faults. Between two inspections there is a pause, so that neither a busy host nor a
+program that undoes each repair makes this thread busy.
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ from __future__ import annotations
 import logging
 import os
 import select
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from types import TracebackType
 
 from flannel_udp.backends.pump.ends import Tunnel, has_lost_ends, reopen_lost_ends
 from flannel_udp.backends.pump.pump import Pump
 from flannel_udp.errors import (
     AddressChangedError,
     DeviceError,
-    FlannelError,
     InterfaceError,
     TunnelLostError,
 )
@@ -34,29 +31,28 @@ from flannel_udp.host import interfaces, tunnel_device
 from flannel_udp.host.changes import HostChanges, host_changes
 from flannel_udp.host.interface_choice import ExternalInterface
 from flannel_udp.host.tunnel_device import TunnelState
-from flannel_udp.log_limits import ChangeLog
+from flannel_udp.log_limits import ChangeLog, Repeats
 from flannel_udp.logs import DETAIL
+from flannel_udp.threads import Service
 
 log = logging.getLogger(__name__)
 
-_REST = 0.1  # seconds between two looks, or
-_REST_FACTOR = 5  # times as long as the last one took
-_TRY_AGAIN = 0.5  # seconds after a repair that failed
+_PAUSE = 0.1  # seconds between two inspections, or
+_PAUSE_FACTOR = 5  # times the duration of the last one
+_RETRY_AFTER = 0.5  # seconds after a repair that failed
 
-# A device that is deleted this often is no accident, and one that cannot be had back is no tunnel.
+# The daemon gives up a device that is deleted this often, or that cannot be opened again.
 _MOST_LOSSES, _PER_SECONDS = 10, 60.0
 _PATIENCE = 10.0  # seconds without a pump
 
-_MOST_LINES = 5  # of the same words in _PER_SECONDS
-
-# An interface that is set up anew, by DHCP or by hand, may be without its address for a moment.
+# An interface that is configured anew, by DHCP or by hand, may lose its address for a moment.
 _GRACE = 3.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelPlan:
-    """What must be: the device's subnet, whose first address it has, its MTU and its route; the
-    socket's address and port."""
+    """What the tunnel must be: the device has the first address of ``subnet``, ``mtu`` and the
+    route to ``network``; the socket is bound to the address of ``external`` and ``port``."""
 
     subnet: IPv4Network
     mtu: int
@@ -65,9 +61,9 @@ class TunnelPlan:
     port: int
 
 
-class TunnelKeeper:
-    """Owns one thread, from ``__enter__`` to ``__exit__``, which alone changes device and route
-    then. ``wake`` may come from any thread."""
+class TunnelKeeper(Service):
+    """While its thread runs, it alone changes the device and the route. Any thread may call
+    ``wake``."""
 
     def __init__(
         self,
@@ -81,96 +77,79 @@ class TunnelKeeper:
         on_restored: Callable[[], None] = lambda: None,
         on_fault: Callable[[str | None], None] = lambda _: None,
     ) -> None:
-        """``choose_again`` tells which interface and address a new start would take, or raises
-        InterfaceError. ``on_fatal`` hears what cannot be repaired, and the thread ends.
-        ``on_lost`` is called before lost ends are opened anew: when it returns, nobody else keeps
-        the old ones, for a copy of the socket would hold the port. ``on_restored`` is called when
-        the pump goes on. ``on_fault`` hears what could not be repaired yet, and None when all is
-        well."""
+        """``choose_again`` returns the interface and address that a new start would choose, or
+        raises InterfaceError. ``on_fatal`` gets what cannot be repaired. ``on_lost`` is called
+        before lost ends are opened again; when it returns, nobody else may hold a copy of the old
+        socket, which would keep the port. ``on_restored`` is called when the pump runs again.
+        ``on_fault`` gets what could not be repaired yet, and None when there is no fault."""
+        super().__init__("tunnel-keeper", on_fatal)
         self._on_lost, self._on_restored, self._on_fault = on_lost, on_restored, on_fault
         self._plan, self._tunnel, self._pump = plan, tunnel, pump
-        self._choose_again, self._on_fatal = choose_again, on_fatal
+        self._choose_again = choose_again
         self._faults, self._external_faults = ChangeLog(log), ChangeLog(log)
-        self._lost: list[str] = []  # of the ends, since the pump failed
+        self._repairs = Repeats(log)
+        self._lost: list[str] = []  # ends lost since the pump failed
         self._strays: tuple[str, ...] = ()
         self._addresses: frozenset[IPv4Address] = frozenset()
-        self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)  # when; monotonic
+        self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)  # their times, monotonic
         self._hopeless = False
-        self._repairs: deque[tuple[float, str]] = deque(maxlen=100)
         self._broken_since: float | None = None  # the pump, monotonic
-        self._homeless_since: float | None = None  # the address is on no interface, monotonic
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tunnel-keeper", daemon=True)
+        self._address_gone_since: float | None = None  # monotonic
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def __enter__(self) -> TunnelKeeper:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._stopping.set()
-        self.wake()
-        self._thread.join()
-        os.close(self._bell)
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        os.close(self._wake_fd)
 
     def wake(self) -> None:
-        """Look at once, as when the pump has failed."""
-        os.eventfd_write(self._bell, 1)
+        """Have the tunnel inspected at once, as when the pump has failed."""
+        os.eventfd_write(self._wake_fd, 1)
 
-    def _run(self) -> None:
-        try:
-            with host_changes(self._plan.network) as changes:
-                while not self._stopping.is_set():
-                    began = time.monotonic()
-                    again = self._look()
-                    self._stopping.wait(max(_REST, _REST_FACTOR * (time.monotonic() - began)))
-                    self._wait(changes, again)
-        except FlannelError as error:
-            self._on_fatal(error)
-        except Exception as error:
-            log.exception("keeping the tunnel ended")
-            self._on_fatal(error)
+    _wake = wake
+
+    def _serve(self) -> None:
+        with host_changes(self._plan.network) as changes:
+            while not self._stopping.is_set():
+                began = time.monotonic()
+                retry_after = self._check()
+                self._stopping.wait(max(_PAUSE, _PAUSE_FACTOR * (time.monotonic() - began)))
+                self._wait(changes, retry_after)
 
     def _wait(self, changes: HostChanges, seconds: float | None) -> None:
-        """Until there is something to look at, or ``seconds`` have passed."""
+        """Wait for a change that may concern the tunnel, for ``seconds`` at most."""
         poll = select.poll()
         poll.register(changes, select.POLLIN)
-        poll.register(self._bell, select.POLLIN)
+        poll.register(self._wake_fd, select.POLLIN)
         until = None if seconds is None else time.monotonic() + seconds
         while True:
             left = None if until is None else max(0.0, until - time.monotonic()) * 1000
             ready = dict(poll.poll(left))
-            if self._bell in ready:
-                os.eventfd_read(self._bell)
-            if changes.drain() or self._bell in ready or not ready:
+            if self._wake_fd in ready:
+                os.eventfd_read(self._wake_fd)
+            if changes.drain() or self._wake_fd in ready or not ready:
                 return
 
-    def _look(self) -> float | None:
-        """Compare and repair; after how many seconds to look again even if nothing changes."""
+    def _check(self) -> float | None:
+        """Inspect and repair; the seconds after which to check again although nothing changes."""
         try:
-            self._look_at_tunnel()
+            self._check_tunnel()
         except DeviceError as error:
             broken = self._broken_since
             if self._hopeless or (broken and time.monotonic() - broken > _PATIENCE):
                 raise TunnelLostError(str(error)) from None
             self._on_fault(f"the tunnel is not whole: {error}")
             self._faults.failed(f"the tunnel is not whole: {error}; trying again")
-            return _TRY_AGAIN
+            return _RETRY_AFTER
         self._on_fault(None)
         self._faults.works("the tunnel is whole again")
-        self._look_at_addresses()
-        return self._look_at_external()
+        self._update_addresses()
+        return self._check_external()
 
     # The device and the socket
 
-    def _look_at_tunnel(self) -> None:
+    def _check_tunnel(self) -> None:
         plan, device = self._plan, self._tunnel.device
-        # The kernel may tell of a deleted device before the pump does.
+        # The netlink event of a deleted device may arrive before the pump notices.
         is_broken = self._pump.failure or has_lost_ends(self._tunnel)
         if is_broken and self._broken_since is None:
             self._broken_since = time.monotonic()
@@ -191,7 +170,7 @@ class TunnelKeeper:
                 self._count_loss()
             self._restart()
         elif faults:
-            self._log_repair(f"repaired {device}: {', '.join(faults)}")
+            self._repairs.warn(f"repaired {device}: {', '.join(faults)}")
         self._report_strays(state.strays)
 
     def _inspect(self) -> TunnelState:
@@ -199,7 +178,7 @@ class TunnelKeeper:
         return tunnel_device.inspect(self._tunnel.device, plan.subnet, plan.mtu, plan.network)
 
     def _restart(self) -> None:
-        """The pump goes on, or DeviceError is raised."""
+        """Run the pump again between the ends. Raises DeviceError."""
         failure = self._pump.failure
         try:
             self._pump.restart(self._tunnel.tun_fd, self._tunnel.udp_fd)
@@ -208,16 +187,16 @@ class TunnelKeeper:
         self._broken_since = None
         self._on_restored()
         if self._lost:
-            self._log_repair(
+            self._repairs.warn(
                 f"{' and '.join(self._lost)} had been removed by something else on this host:"
                 " made anew, forwarding goes on"
             )
         elif failure:
-            self._log_repair(f"the pump had ended ({failure.strerror}): forwarding goes on")
+            self._repairs.warn(f"the pump had ended ({failure.strerror}): forwarding goes on")
         self._lost.clear()
 
     def _count_loss(self) -> None:
-        """Raises DeviceError at one too many."""
+        """Raises DeviceError if there were too many within a minute."""
         now = time.monotonic()
         self._losses.append(now)
         self._hopeless = len(self._losses) == _MOST_LOSSES and now - self._losses[0] < _PER_SECONDS
@@ -226,14 +205,6 @@ class TunnelKeeper:
                 f"{self._tunnel.device} or the UDP socket was lost {_MOST_LOSSES} times within"
                 f" {_PER_SECONDS:g} s: find out what removes it, and start again"
             )
-
-    def _log_repair(self, sentence: str) -> None:
-        now = time.monotonic()
-        self._repairs.append((now, sentence))
-        recent = sum(now - at < _PER_SECONDS and each == sentence for at, each in self._repairs)
-        log.log(logging.WARNING if recent <= _MOST_LINES else logging.DEBUG, "%s", sentence)
-        if recent == _MOST_LINES:
-            log.warning("something undoes this again and again: further repairs are not logged")
 
     def _report_strays(self, strays: tuple[str, ...]) -> None:
         if strays and strays != self._strays:
@@ -246,8 +217,8 @@ class TunnelKeeper:
             log.info("no route bypasses the tunnel any more")
         self._strays = strays
 
-    def _look_at_addresses(self) -> None:
-        """No peer may send in the name of this host, whichever addresses it gets."""
+    def _update_addresses(self) -> None:
+        """Give the pump this host's addresses, which no peer may use as an inner source."""
         addresses = interfaces.own_addresses()
         if addresses != self._addresses:
             self._pump.set_addresses(addresses)
@@ -255,28 +226,28 @@ class TunnelKeeper:
 
     # The external interface
 
-    def _look_at_external(self) -> float | None:
+    def _check_external(self) -> float | None:
         external = self._plan.external
         fault = interfaces.external_fault(external)
         if fault is None:
-            self._homeless_since = None
+            self._address_gone_since = None
             self._external_faults.works(f"{external.name} and {external.address} are back")
             return None
         self._external_faults.failed(f"{fault.sentence}: nothing can be sent until it is back")
-        return self._look_for_another_address() if fault.lost_address else None
+        return self._check_address_change() if fault.lost_address else None
 
-    def _look_for_another_address(self) -> float | None:
-        """Raises AddressChangedError if another address has come in place of ours."""
+    def _check_address_change(self) -> float | None:
+        """Raises AddressChangedError if another address has replaced ours for some seconds."""
         external = self._plan.external
         try:
             found = self._choose_again()
         except InterfaceError:
             found = external
         if found.address == external.address:
-            self._homeless_since = None
+            self._address_gone_since = None
             return None
-        self._homeless_since = self._homeless_since or time.monotonic()
-        left = self._homeless_since + _GRACE - time.monotonic()
+        self._address_gone_since = self._address_gone_since or time.monotonic()
+        left = self._address_gone_since + _GRACE - time.monotonic()
         if left > 0:
             return left
         raise AddressChangedError(

@@ -1,54 +1,37 @@
-"""Listening to the pump: what is refused goes to the log, its end to who can mend it."""
+"""The pump's events: refused packets and offloads are logged, and its end is reported."""
 
 from __future__ import annotations
 
 import logging
 import os
 import select
-import threading
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from types import TracebackType
 
+from flannel_udp.backends.pump import fallbacks as sentences
 from flannel_udp.backends.pump.ends import superpackets
-from flannel_udp.backends.pump.fallbacks import Fallbacks
+from flannel_udp.backends.pump.fallbacks import Subject
 from flannel_udp.backends.pump.pump import Pump, Refusal
+from flannel_udp.log_limits import Lasting, Seen
+from flannel_udp.threads import Service
 
 log = logging.getLogger(__name__)
 
-# A host that joins may send before its lease has reached us: that is not worth a line.
+# A host that joins may send before its lease has arrived here: that is not logged.
 _GRACE = 3.0  # seconds
-# What was said of a source stays said until nothing was heard of it for so long. The worker
-# repeats a refusal once a minute at most.
+# A refusal is logged again after so long without one. The worker repeats it once a minute at most.
 _QUIET = 3600.0  # seconds
-_MOST_HEARD = 256  # remembered: forged sources do not fill the log
+_MOST_REMEMBERED = 256  # so that forged sources do not fill the log
+# A path that takes small runs and refuses large ones would otherwise be logged every few seconds.
+_SETTLED = 60.0  # seconds without a refusal
+_PROTOCOLS = frozenset[Subject](("TCP", "UDP"))
 _Key = tuple[IPv4Address, str]  # outer source and reason
 _SOURCE_CHECK = ("drop_udp_unknown_peer", "drop_udp_spoofed_source")
 
 
-class Heard:
-    """Which refusals the log has had, as far as it is remembered. Times are CLOCK_MONOTONIC."""
-
-    def __init__(self) -> None:
-        self._last: dict[_Key, float] = {}
-
-    def is_new(self, key: _Key, now: float) -> bool:
-        """Whether this one, heard now, is worth a line."""
-        self._last = {key: at for key, at in self._last.items() if now - at < _QUIET}
-        if key not in self._last and len(self._last) >= _MOST_HEARD:
-            return False
-        is_new = key not in self._last
-        self._last[key] = now
-        return is_new
-
-    def forget(self, key: _Key) -> None:
-        """It turned out not to be worth a line."""
-        self._last.pop(key, None)
-
-
-class PumpWatch:
-    """Owns one thread, from ``__enter__`` to ``__exit__``."""
+class PumpWatch(Service):
+    """Its thread waits for the pump's event descriptor."""
 
     def __init__(
         self,
@@ -56,66 +39,52 @@ class PumpWatch:
         on_failure: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
-        """``on_failure`` is called when the worker has ended by itself; the pump may be restarted
-        then, and is listened to further. ``on_fatal`` hears of an error of our own, and the thread
-        ends."""
-        self._pump, self._on_failure, self._on_fatal = pump, on_failure, on_fatal
+        """``on_failure`` is called when the worker has ended by itself; the pump may then be
+        restarted, and is watched further."""
+        super().__init__("pump-watch", on_fatal)
+        self._pump, self._on_failure = pump, on_failure
         self._waiting: dict[_Key, tuple[float, Refusal]] = {}
-        self._heard = Heard()
-        self._fallbacks, self._offload_changes = Fallbacks(), 0
-        self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="pump-watch", daemon=True)
+        self._logged = Seen[_Key](quiet=_QUIET, most=_MOST_REMEMBERED)
+        self._fallbacks = Lasting[Subject](settled=_SETTLED)
+        self._offload_changes = 0
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
-    def __enter__(self) -> PumpWatch:
-        self._thread.start()
-        return self
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        os.close(self._wake_fd)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        os.close(self._stop_writer)
-        self._thread.join()
-        os.close(self._stop_reader)
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
 
-    def _run(self) -> None:
-        try:
-            self._listen()
-        except Exception as error:
-            log.exception("listening to the pump ended")
-            self._on_fatal(error)
-
-    def _listen(self) -> None:
+    def _serve(self) -> None:
         poll = select.poll()
         poll.register(self._pump.event_fd, select.POLLIN)
-        poll.register(self._stop_reader, select.POLLIN)
+        poll.register(self._wake_fd, select.POLLIN)
         while True:
-            ready = dict(poll.poll(self._patience()))
-            if self._stop_reader in ready:
+            ready = dict(poll.poll(self._timeout()))
+            if self._stopping.is_set():
                 return
             if self._pump.event_fd in ready:
                 os.read(self._pump.event_fd, 8)
             if self._pump.failure:
                 self._on_failure()
-            self._hear()
-            self._report()
-            self._look_at_offloads()
+            self._collect_refusals()
+            self._log_refusals()
+            self._log_fallbacks()
 
-    def _patience(self) -> float | None:
-        """Milliseconds until there is something to say although the pump is silent."""
+    def _timeout(self) -> float | None:
+        """Milliseconds until a line is due although the pump reports nothing; None for never."""
         times = [at for at, _ in self._waiting.values()]
         times += [] if self._fallbacks.due is None else [self._fallbacks.due]
         return max(0.0, min(times) - time.monotonic()) * 1000 if times else None
 
-    def _hear(self) -> None:
+    def _collect_refusals(self) -> None:
         now = time.monotonic()
         for refusal in self._pump.refusals():
-            if self._heard.is_new(_key(refusal), now):
+            if self._logged.is_new(_key(refusal), now):
                 self._waiting[_key(refusal)] = (now + _GRACE, refusal)
 
-    def _report(self) -> None:
+    def _log_refusals(self) -> None:
         now = time.monotonic()
         due = [refusal for at, refusal in self._waiting.values() if at <= now]
         if not due:
@@ -124,25 +93,24 @@ class PumpWatch:
         for refusal in due:
             del self._waiting[_key(refusal)]
             if refusal.reason == "drop_udp_unknown_peer" and refusal.outer_source in peers:
-                self._heard.forget(_key(refusal))  # it had only just joined
+                self._logged.forget(_key(refusal))  # it had only just joined
                 continue
             log.warning("%s", _sentence(refusal))
 
-    def _look_at_offloads(self) -> None:
+    def _log_fallbacks(self) -> None:
         now, due, changes = time.monotonic(), self._fallbacks.due, self._pump.offload_changes
         if changes == self._offload_changes and (due is None or now < due):
             return
         self._offload_changes = changes
         peers = self._pump.peers()
+        refusing: set[Subject] = {peer.public_ip for peer in peers if peer.refuses_gso}
+        known: set[Subject] = {peer.public_ip for peer in peers}
         begun, ended = self._fallbacks.observe(
-            superpackets(self._pump.refused_offloads),
-            {peer.public_ip for peer in peers if peer.refuses_gso},
-            {peer.public_ip for peer in peers},
-            now,
+            refusing | set(superpackets(self._pump.refused_offloads)), known | _PROTOCOLS, now
         )
-        for line in begun:
+        for line in sentences.begun(begun):
             log.warning("%s", line)
-        for line in ended:
+        for line in sentences.ended(ended):
             log.info("%s", line)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from flannel_udp.backends.pump import watch as pump_watch
 from flannel_udp.backends.pump.pump import STAT_NAMES, Pump, PumpConfig, Refusal, open_tun, open_udp
-from flannel_udp.backends.pump.watch import Heard, PumpWatch
+from flannel_udp.backends.pump.watch import PumpWatch
 from flannel_udp.host import tunnel_device
 from flannel_udp.host.netns import Namespace
 
@@ -84,7 +84,7 @@ def packet(source: str, destination: str = "10.1.5.2") -> bytes:
     return header + IPv4Address(source).packed + IPv4Address(destination).packed
 
 
-def test_a_stranger_is_named_once_with_the_way_out(
+def test_an_unknown_source_is_logged_once_with_advice(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     with rig.watch():
@@ -162,30 +162,10 @@ def test_a_host_that_has_joined_is_named_when_it_sends_from_others_subnets(
     assert "--source-check off" in caplog.messages[0]
 
 
-def test_a_source_that_goes_on_is_named_once_and_again_after_an_hour_of_quiet() -> None:
-    heard, stranger = Heard(), (IPv4Address(STRANGER), "drop_udp_unknown_peer")
-    assert [at for at in range(0, 100_000, 60) if heard.is_new(stranger, at)] == [0]
-    assert heard.is_new((IPv4Address(STRANGER), "drop_udp_not_ip"), 100_000)
-    assert not heard.is_new(stranger, 103_000)
-    assert heard.is_new(stranger, 106_600)
-
-
-def test_after_a_flood_of_forged_sources_new_ones_are_named_again() -> None:
-    heard = Heard()
-    forged = [
-        (IPv4Address("172.31.0.0") + number, "drop_udp_unknown_peer") for number in range(9999)
-    ]
-    named = [key for at, key in enumerate(forged) if heard.is_new(key, at / 100)]
-    assert len(named) == 256
-    later = (IPv4Address(STRANGER), "drop_udp_unknown_peer")
-    assert not heard.is_new(later, 101)
-    assert heard.is_new(later, 3601)
-
-
 def test_forged_sources_do_not_fill_the_log(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pump_watch, "_MOST_HEARD", 3)
+    monkeypatch.setattr(pump_watch, "_MOST_REMEMBERED", 3)
     for number in range(8):
         rig.namespace.add_address("lo", IPv4Interface(f"172.31.0.{number}/32"))
     with rig.watch():
@@ -196,9 +176,7 @@ def test_forged_sources_do_not_fill_the_log(
     assert len(caplog.messages) == 3
 
 
-def test_it_goes_on_with_a_pump_that_was_restarted(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_restarted_pump_is_watched_further(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     with rig.watch():
         rig.namespace.delete_link(rig.device)
         assert rig.failed.wait(PATIENCE)
@@ -213,7 +191,7 @@ def test_it_goes_on_with_a_pump_that_was_restarted(
     os.close(tun_fd)
 
 
-def test_it_ends_at_once_and_leaves_nothing(rig: Rig) -> None:
+def test_stopping_ends_the_thread_and_closes_its_descriptors(rig: Rig) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     with rig.watch():
         began = time.monotonic()
@@ -222,7 +200,7 @@ def test_it_ends_at_once_and_leaves_nothing(rig: Rig) -> None:
     assert "pump-watch" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_an_error_of_our_own_is_told(
+def test_an_internal_error_is_logged_and_reported(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bug = RuntimeError("a bug")
@@ -234,4 +212,4 @@ def test_an_error_of_our_own_is_told(
     with rig.watch():
         rig.send(STRANGER)
         eventually(lambda: rig.errors == [bug])
-    assert "listening to the pump ended" in caplog.text
+    assert "the thread pump-watch met an error of its own" in caplog.text

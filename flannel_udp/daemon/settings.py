@@ -1,25 +1,27 @@
-"""What a start of the daemon has settled on, and what follows from it."""
+"""The settings of this start: what was chosen, and what each part is told of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
-from flannel_udp.backends.pump.ends import Tunnel
+from flannel_udp.backends.pump.ends import Tunnel, wants_vnet_header
 from flannel_udp.backends.pump.keeper import TunnelPlan
 from flannel_udp.backends.pump.pump import PumpConfig
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.lease import OwnLease
+from flannel_udp.handover.state import Head
+from flannel_udp.handover.takeover import here
 from flannel_udp.host import subnet_env, tunnel_device
 from flannel_udp.host.firewall.policy import Policy
 from flannel_udp.host.interface_choice import ExternalInterface
-from flannel_udp.observe.status import Settled
+from flannel_udp.observe.status import StartFacts
 from flannel_udp.options import Options
 
 
 @dataclass(frozen=True, slots=True)
-class Overlay:
-    """Fixed from the lease on, until the daemon ends."""
+class Settings:
+    """Fixed from the moment the lease is held until the daemon ends."""
 
     options: Options
     config: NetworkConfig
@@ -36,8 +38,9 @@ class Overlay:
     def mtu(self) -> int:
         return tunnel_device.mtu_inside(self.external.mtu, self.config.mtu_cap)
 
-    def settled(self) -> Settled:
-        return Settled(
+    def facts(self) -> StartFacts:
+        """For the status."""
+        return StartFacts(
             self.options,
             network=self.config.network,
             subnet=self.own.subnet,
@@ -46,6 +49,18 @@ class Overlay:
             interface=self.external.name,
             device=self.tunnel.device,
             mtu=self.mtu,
+        )
+
+    def head(self, own: OwnLease) -> Head:
+        """For the next process; ``own`` is the lease as it is now."""
+        return Head(
+            place=here(),
+            prefix=self.options.etcd_prefix,
+            config=self.config,
+            own=own,
+            address=self.external.address,
+            device=self.tunnel.device,
+            vnet_header=wants_vnet_header(self.options.offload),
         )
 
     def pump_config(self) -> PumpConfig:
