@@ -149,7 +149,7 @@ def test_every_finding_code_is_explained_and_no_other() -> None:
     # The code is the first string among the arguments of bad() and note().
     findings = (re.search(r"'([a-z-]+)'", call) for call in calls if call.startswith(FINDING))
     codes = {finding[1] for finding in findings if finding}
-    explained = {name for name in first_cells("The way to each peer") if " " not in name}
+    explained = {name for name in first_cells("Check every peer") if " " not in name}
     assert codes | {"ok"} == explained
 
 
