@@ -1,4 +1,4 @@
-"""Leases in, route changes out: which subnet is reached through which public IP (pure)."""
+"""Which routes a set of leases asks for: subnet -> PublicIP of the host that leases it (pure)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flannel_udp.cluster.held_leases import Held
 from flannel_udp.cluster.lease import Lease, LeaseAdded, LeaseEvent, LeaseRemoved, Snapshot
 
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")  # RFC 1122 3.2.1.3: never a destination
-_RESERVED = IPv4Network("240.0.0.0/4")  # RFC 1112 4; some underlays use it all the same
+_RESERVED = IPv4Network("240.0.0.0/4")  # RFC 1112 4; some underlays use it nevertheless
 _BROADCAST = IPv4Address("255.255.255.255")
 
 
 def flaw_of_public_ip(address: IPv4Address, network: IPv4Network) -> str:
-    """Why no host of the overlay can be there, as in "inside Network 10.1.0.0/16"; or ""."""
+    """Why no host of the overlay can have this address ("inside Network 10.1.0.0/16"), or ""."""
     if address in network:
         return f"inside Network {network}"
     if address.is_loopback:
@@ -31,7 +31,7 @@ def flaw_of_public_ip(address: IPv4Address, network: IPv4Network) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A lease that gets no route; the reason is a clause: "its PublicIP is a loopback address"."""
+    """A lease without a route; the reason is a clause: "its PublicIP is a loopback address"."""
 
     lease: Lease
     reason: str
@@ -61,7 +61,7 @@ class Knowledge:
 
 
 class RouteSet:
-    """The routes that a set of leases asks for, kept up to date by events.
+    """The routes that the leases ask for, kept up to date by events.
 
     The routes depend on the leases alone, not on the order in which they came: where several keys
     name one subnet, the first in key order wins. The cost of an event does not depend on how many
@@ -76,8 +76,8 @@ class RouteSet:
         own_public_ip: IPv4Address,
         flaw_of_way: Callable[[IPv4Address], str] = lambda _: "",
     ) -> None:
-        """``flaw_of_way`` tells what is wrong with an address as the PublicIP of another host, by
-        this host's routes, as a clause; addresses inside Network are refused without asking it."""
+        """``flaw_of_way`` returns a clause if this host's routes rule an address out as the
+        PublicIP of another host, else "". It is not called for addresses inside Network."""
         self._config = config
         self._own_subnet = own_subnet
         self._own_public_ip = own_public_ip
@@ -94,7 +94,7 @@ class RouteSet:
         return MappingProxyType(self._routes)
 
     def is_sound(self, lease: Lease) -> bool:
-        """Whether the lease is good by itself: our own, or one that may have a route."""
+        """Whether the lease, taken alone, is our own or may have a route."""
         return self._is_own(lease) or not self._fault(lease)
 
     def replace(self, leases: Iterable[Lease]) -> Changes:
@@ -145,13 +145,13 @@ class RouteSet:
         return lease.subnet == self._own_subnet and lease.public_ip == self._own_public_ip
 
     def _parent(self, subnet: IPv4Network) -> IPv4Network | None:
-        """The subnet of a host's size around this longer one."""
+        """The subnet of SubnetLen that contains this longer one; None if it is not longer."""
         if subnet.prefixlen <= self._config.subnet_len:
             return None
         return subnet.supernet(new_prefix=self._config.subnet_len)
 
     def _settle(self, touched: dict[IPv4Network, None]) -> Changes:
-        """Decide the touched subnets anew: parents first, since fragments depend on them."""
+        """Decide the touched subnets again: parents first, since fragments depend on them."""
         parents = [subnet for subnet in touched if self._parent(subnet) is None]
         fragments = [subnet for subnet in touched if self._parent(subnet) is not None]
         added: dict[IPv4Network, IPv4Address] = {}
@@ -207,9 +207,9 @@ class RouteSet:
         return self._flaw_of_way(public_ip)
 
     def _theft(self, lease: Lease) -> str:
-        """Whether the lease would cut a piece out of a subnet that another host rightly holds.
+        """A clause if the lease would take a part of a subnet that another host rightly holds.
 
-        Longest prefix match would give it that piece. A lease that covers more is harmless.
+        Longest prefix match would give it that part. A lease of a shorter prefix is harmless.
         """
         parent = self._parent(lease.subnet)
         if parent is None or not self._config.is_compatible(parent):

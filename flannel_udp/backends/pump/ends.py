@@ -1,4 +1,4 @@
-"""The two ends the pump joins, opened and probed: a TUN device and the UDP socket."""
+"""The two ends that the pump joins, a TUN device and a UDP socket: opened, probed, reopened."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """``device`` is the TUN's name; ``offloads`` those that are on. The owner closes both."""
+    """``device`` is the TUN's name; ``offloads`` are in use. The owner closes both descriptors."""
 
     device: str
     tun_fd: int
@@ -49,7 +49,7 @@ class Tunnel:
     offloads: Offload
 
     def pump_config(self, options: Options, config: NetworkConfig, own: OwnLease) -> PumpConfig:
-        """What a pump between these ends is told."""
+        """The configuration of a pump between these ends."""
         return PumpConfig(
             tun_fd=self.tun_fd,
             udp_fd=self.udp_fd,
@@ -65,7 +65,8 @@ class Tunnel:
 
 @contextlib.contextmanager
 def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel]:
-    """Both ends, closed at the end; with the TUN device go its address and routes.
+    """Open both ends, and close them when the block is left, which removes the TUN device with its
+    address and routes.
 
     Raises DeviceError, also if the preset is ``full`` and the kernel lacks an offload.
     """
@@ -80,7 +81,7 @@ def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel
 def adopt_tunnel(
     tun_fd: int, udp_fd: int, device: str, address: IPv4Address, port: int, preset: str
 ) -> Tunnel:
-    """The ends that another process opened; the caller goes on owning the descriptors.
+    """Use the ends that another process opened; the caller still owns the descriptors.
 
     Raises HandoverError unless they are that device and a socket on that address and port, and
     DeviceError as ``open_tunnel`` does.
@@ -104,12 +105,12 @@ def adopt_tunnel(
 
 
 def wants_vnet_header(preset: str) -> bool:
-    """Whether the TUN device of this --offload preset has vnet headers."""
+    """Whether this --offload preset needs a TUN device with vnet headers."""
     return _WANTED[preset] != NO_OFFLOADS
 
 
 def _probe(device: str, tun_fd: int, udp_fd: int, preset: str) -> Offload:
-    """Switch on what the preset wants and the kernel has; which these are."""
+    """Enable the offloads that the preset wants and the kernel has, and return them."""
     wanted = _WANTED[preset]
     try:
         offloads = probe_offloads(tun_fd, udp_fd, wanted)
@@ -127,15 +128,15 @@ def _probe(device: str, tun_fd: int, udp_fd: int, preset: str) -> Offload:
 
 
 def has_lost_ends(tunnel: Tunnel) -> bool:
-    """Whether the host has taken one of them away."""
+    """Whether something on this host has removed one of them."""
     return _is_deleted(tunnel.tun_fd) or _is_shut_down(tunnel.udp_fd)
 
 
 def reopen_lost_ends(tunnel: Tunnel, address: IPv4Address, port: int) -> list[str]:
-    """Open anew what the host has taken away, in place: the descriptors keep their numbers.
+    """Open lost ends again; the descriptors keep their numbers. Returns the names of what was lost.
 
-    What was lost, for people. The device comes back under its name, without address and routes.
-    Raises DeviceError; it may then be called again.
+    The device gets its old name, but no address and no routes. Raises DeviceError; it may then be
+    called again.
     """
     lost = []
     if _is_deleted(tunnel.tun_fd):
@@ -149,24 +150,24 @@ def reopen_lost_ends(tunnel: Tunnel, address: IPv4Address, port: int) -> list[st
 
 
 def _is_deleted(tun_fd: int) -> bool:
-    return _shows(tun_fd, select.POLLERR)
+    return _polls(tun_fd, select.POLLERR)
 
 
 def _is_shut_down(udp_fd: int) -> bool:
-    return _shows(udp_fd, select.POLLHUP)
+    return _polls(udp_fd, select.POLLHUP)
 
 
-def _shows(fd: int, sign: int) -> bool:
+def _polls(fd: int, event: int) -> bool:
     poll = select.poll()
     poll.register(fd, 0)
-    return any(events & (sign | select.POLLNVAL) for _, events in poll.poll(0))
+    return any(events & (event | select.POLLNVAL) for _, events in poll.poll(0))
 
 
 def _free_port(fd: int) -> None:
-    """The descriptor becomes a dead end, lost as before, without the port."""
-    dead_end, other_end = socket.socketpair()
+    """Replace the socket by one without peer, which polls as lost too but does not hold the port."""
+    closed_end, other_end = socket.socketpair()
     other_end.close()
-    _replace(fd, dead_end.detach())
+    _replace(fd, closed_end.detach())
 
 
 def _replace(fd: int, new: int) -> None:
@@ -175,12 +176,12 @@ def _replace(fd: int, new: int) -> None:
 
 
 def names(offloads: Offload) -> list[str]:
-    """For people: ``["TSO", "UDP GSO"]``."""
+    """Their names: ``["TSO", "UDP GSO"]``."""
     return [str(each.name).replace("_", " ") for each in Offload if each in offloads]
 
 
 def superpackets(offloads: Offload) -> list[str]:
-    """The protocols whose superpackets these are."""
+    """The protocols whose superpackets these offloads carry."""
     named = {Offload.TSO: "TCP", Offload.USO: "UDP"}
     return [protocol for offload, protocol in named.items() if offload in offloads]
 

@@ -1,7 +1,7 @@
-"""The packet pump's thin wrapper: checks lengths, calls C, turns -errno into OSError.
+"""A thin wrapper of the packet pump: checks lengths, calls C, turns -errno into OSError.
 
-No logic lives here. The only module that imports the compiled extension. Addresses cross this
-border as ``ipaddress`` types and become 32-bit integers in host byte order on the other side.
+It holds no logic, and is the only module that imports the compiled extension. Callers pass
+``ipaddress`` types, which become 32-bit integers in host byte order.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from types import TracebackType
 from typing import Any
 
 from flannel_udp.backends.pump._pump import ffi, lib
 
 
 class Offload(enum.Flag):
-    """What makes packets cheap, where the kernel has it (csrc/offload.h)."""
+    """Kernel features that carry many packets at once (csrc/offload.h)."""
 
     TSO = lib.OFFLOAD_TSO
     USO = lib.OFFLOAD_USO
@@ -33,10 +32,10 @@ ALL_OFFLOADS = Offload.TSO | Offload.USO | Offload.UDP_GSO | Offload.UDP_GRO
 
 @dataclass(frozen=True, slots=True)
 class PumpConfig:
-    """What a pump joins and what is ours. The descriptors are borrowed until ``Pump.close``.
+    """The descriptors, which are borrowed until ``Pump.close``, and the addresses of this host.
 
-    ``offloads`` are those to use where the kernel has them; ``busy_poll_us`` is how many
-    microseconds the worker looks for packets before it sleeps.
+    ``offloads`` are used where the kernel has them; ``busy_poll_us`` is how many microseconds the
+    worker polls for packets before it sleeps.
     """
 
     tun_fd: int
@@ -54,8 +53,8 @@ class PumpConfig:
 class PeerStats:
     """One peer's traffic since its first route: inner packets and their bytes.
 
-    ``dropped_packets`` is what the kernel refused to send to it. With ``refuses_gso`` it refuses
-    UDP GSO on the way there, just now.
+    ``dropped_packets`` counts what the kernel refused to send to it; ``refuses_gso``: at present
+    it refuses UDP GSO towards this peer.
     """
 
     public_ip: IPv4Address
@@ -121,7 +120,7 @@ def open_udp(address: IPv4Address, port: int) -> int:
 
 
 def probe_offloads(tun_fd: int, udp_fd: int, wanted: Offload) -> Offload:
-    """Those of the wanted offloads that the kernel has; they are on from here. Raises OSError."""
+    """Enable those of the wanted offloads that the kernel has, and return them. Raises OSError."""
     tun = ffi.new("struct tun_device *")
     _check(lib.tun_device_attach(tun, tun_fd, wanted.value))
     return Offload(tun.offloads | lib.udp_socket_attach(udp_fd, wanted.value))
@@ -159,10 +158,10 @@ class Pump:
         _check(lib.pump_start(self._pump))
 
     def restart(self, tun_fd: int, udp_fd: int) -> None:
-        """Goes on between other ends, with the same routes, peers and counters.
+        """Runs again between other ends, with the same routes, peers and counters.
 
-        For a pump whose device or socket is gone. Raises OSError, and then it does not run and may
-        be restarted again.
+        For a pump whose device or socket is gone. After an OSError it does not run and may be
+        restarted again.
         """
         _check(lib.pump_restart(self._pump, tun_fd, udp_fd))
 
@@ -177,12 +176,7 @@ class Pump:
     def __enter__(self) -> Pump:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def replace(self, routes: Mapping[IPv4Network, IPv4Address]) -> None:
@@ -205,7 +199,7 @@ class Pump:
         _check(lib.pump_replace(self._pump, c_routes, len(c_routes)))
 
     def set_addresses(self, addresses: Iterable[IPv4Address]) -> None:
-        """Makes these the addresses of this host, whose name no peer may use. Raises OSError."""
+        """Sets this host's addresses, which no peer may use as an inner source. Raises OSError."""
         c_addresses = ffi.new("uint32_t[]", [int(address) for address in addresses])
         _check(lib.pump_set_addresses(self._pump, c_addresses, len(c_addresses)))
 
@@ -240,22 +234,22 @@ class Pump:
 
     @property
     def offloads(self) -> Offload:
-        """Those in use."""
+        """The offloads in use."""
         return Offload(lib.pump_offloads(self._pump))
 
     @property
     def refused_offloads(self) -> Offload:
-        """TSO or USO, if the TUN device refuses superpackets of that kind just now."""
+        """TSO or USO, if the TUN device at present refuses superpackets of that kind."""
         return Offload(lib.pump_refused_offloads(self._pump))
 
     @property
     def offload_changes(self) -> int:
-        """How often it has changed what the TUN device or the way to a peer refuses."""
+        """How often the refusals of the TUN device, or of the path to a peer, have changed."""
         return int(lib.pump_offload_changes(self._pump))
 
     @property
     def event_fd(self) -> int:
-        """Readable (8 bytes): a refusal waits, ``offload_changes`` moved, or the worker failed."""
+        """Readable (8 bytes) when a refusal waits, ``offload_changes`` grew or the worker failed."""
         return int(lib.pump_event_fd(self._pump))
 
     def refusals(self) -> list[Refusal]:
@@ -275,7 +269,7 @@ class Pump:
 
     @property
     def failure(self) -> OSError | None:
-        """Why the worker ended by itself (its device or socket is gone); None while it is well."""
+        """Why the worker ended by itself (its device or socket is gone); None if it did not."""
         rc = lib.pump_failure(self._pump)
         return OSError(-rc, os.strerror(-rc)) if rc else None
 
