@@ -1,20 +1,19 @@
 """Noticing that the network config in etcd is no longer the one this daemon started with.
 
-The daemon goes on with what it has: a changed Network or Port would cut its containers off. But the
-operator hears of it, in the log once for each change and in the status for as long as it lasts.
+The daemon keeps its config: a changed Network or Port would cut its containers off. Each change is
+logged once, and the status shows the difference for as long as it lasts.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
 from dataclasses import fields
 
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.errors import BackendTypeError, EtcdError, NetworkConfigError
-from flannel_udp.etcd.client import RevisionError, Watch
+from flannel_udp.etcd.faults import RevisionError
+from flannel_udp.etcd.watch import WatchService
 from flannel_udp.retry import Backoff
 
 log = logging.getLogger(__name__)
@@ -22,73 +21,37 @@ log = logging.getLogger(__name__)
 _NAMES = {"mtu_cap": "Backend.MTU", "port": "Backend.Port", "enable_nftables": "EnableNFTables"}
 
 
-class ConfigWatch:
-    """Owns one thread, which alone writes ``difference``; others tell that etcd is away."""
+class ConfigWatch(WatchService):
+    """Its thread alone writes ``difference``."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        config: NetworkConfig,
-        on_fatal: Callable[[BaseException], None],
-    ) -> None:
-        """``on_fatal`` hears of an error of our own, and the thread ends."""
-        self._registry, self._config, self._on_fatal = registry, config, on_fatal
+    def __init__(self, registry: Registry, config: NetworkConfig) -> None:
+        super().__init__("config-watch", on_fatal=None)
+        self._registry, self._config = registry, config
         self._difference: str | None = None
         self._backoff = Backoff()
-        self._stopping = threading.Event()
-        self._lock = threading.Lock()
-        self._watch: Watch | None = None
-        self._thread = threading.Thread(target=self._run, name="config-watch", daemon=True)
 
     @property
     def difference(self) -> str | None:
-        """What etcd says now, as a clause; None while it says what this daemon does."""
+        """How the config in etcd differs from this daemon's, as a clause; None if it does not."""
         return self._difference
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the thread to end; from any thread."""
-        self._stopping.set()
-        with self._lock:
-            if self._watch:
-                self._watch.cancel()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end, ``timeout`` seconds at most; whether it came."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                try:
-                    text, revision = self._registry.read_config()
-                    self._compare(text)
-                    self._follow(revision + 1)
-                except (EtcdError, RevisionError) as error:
-                    log.debug("the network config is not followed: %s", error)  # nor are the leases
-                self._stopping.wait(self._backoff.next())
-        except Exception as error:
-            log.exception("watching the network config ended")
-            self._on_fatal(error)
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                text, revision = self._registry.read_config()
+                self._compare(text)
+                self._follow(revision + 1)
+            except (EtcdError, RevisionError) as error:
+                # The follower warns of the same trouble.
+                log.debug("the network config is not followed: %s", error)
+            self._stopping.wait(self._backoff.next())
 
     def _follow(self, revision: int) -> None:
-        watch = self._registry.watch_config(revision)
-        with self._lock:
-            self._watch = watch
-        try:
-            if self._stopping.is_set():
-                return
-            for response in watch:
-                if response.created:
-                    self._backoff.reset()
-                for change in response.changes:
-                    if change.kv.key == self._registry.config_key:
-                        self._compare(None if change.deleted else change.kv.value)
-        finally:
-            watch.cancel()
+        with self._opened(self._registry.watch_config(revision)) as changes:
+            for texts in changes:
+                self._backoff.reset()
+                for text in texts:
+                    self._compare(text)
 
     def _compare(self, text: bytes | None) -> None:
         difference = self._differs(text)

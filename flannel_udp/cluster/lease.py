@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from flannel_udp.cluster import gojson
 from flannel_udp.errors import LeaseDecodeError
-from flannel_udp.etcd.values import Identity
+from flannel_udp.etcd.values import Identity, Version
 
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _ADDRESS = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
@@ -39,6 +40,10 @@ class Lease:
     def is_reservation(self) -> bool:
         return self.etcd_lease == 0
 
+    @property
+    def version(self) -> Version:
+        return Version(self.mod_revision, self.etcd_lease)
+
 
 @dataclass(frozen=True, slots=True)
 class OwnLease:
@@ -57,6 +62,10 @@ class OwnLease:
     deadline: float | None
     identity: Identity | None = None
 
+    @property
+    def version(self) -> Version:
+        return Version(self.mod_revision, self.etcd_lease)
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseAdded:
@@ -67,9 +76,15 @@ class LeaseAdded:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRemoved:
-    """The key of a lease was deleted, or its value stopped being a lease."""
+    """The key of a lease was deleted, or its value stopped being a lease.
+
+    ``version`` is that of a key with another value, ``deleted_at`` the revision of a deletion in
+    etcd; neither is compared.
+    """
 
     key: str
+    version: Version = field(default=Version(), compare=False)
+    deleted_at: int | None = field(default=None, compare=False)
 
 
 LeaseEvent = LeaseAdded | LeaseRemoved
@@ -94,6 +109,19 @@ class Events:
 
     events: tuple[LeaseEvent, ...]
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOpened:
+    """etcd has accepted a watch: every change follows."""
+
+
+class FollowState(Enum):
+    """Whether the leases are followed: see the follower."""
+
+    CONNECTING = "connecting"
+    RESYNC = "resync"
+    WATCHING = "watching"
 
 
 def encode_key(subnet: IPv4Network) -> str:

@@ -26,6 +26,7 @@ from flannel_udp.cluster.lease import (
     LeaseRemoved,
     OwnLease,
     Snapshot,
+    WatchOpened,
     decode_key,
     decode_lease,
     encode_key,
@@ -39,8 +40,10 @@ from flannel_udp.errors import (
     NetworkConfigError,
     ReservationError,
 )
-from flannel_udp.etcd.client import Etcd, LeaseGoneError, RevisionError, Watch
-from flannel_udp.etcd.values import Identity, KeyRange, KeyValue, Version, WatchResponse
+from flannel_udp.etcd.client import Etcd
+from flannel_udp.etcd.faults import LeaseGoneError, RevisionError
+from flannel_udp.etcd.values import Identity, KeyChange, KeyRange, KeyValue, Version, WatchResponse
+from flannel_udp.etcd.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +51,6 @@ LEASE_TTL = 86_400  # seconds, flannel's
 
 # A race is lost to another host that won it, so that this many in a row mean something else.
 _TRIES = 30
-
-
-def version_of(lease: Lease | OwnLease) -> Version:
-    return Version(lease.mod_revision, lease.etcd_lease)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +102,18 @@ class Registry:
         text = next((kv.value for kv in found.kvs if kv.key == self.config_key), None)
         return text, found.revision
 
-    def watch_config(self, revision: int) -> Watch:
-        """Every change from ``revision`` on of the config, and of keys that begin as its key."""
-        return self._etcd.watch(self.config_key, revision)
+    def watch_config(self, revision: int) -> Watch[tuple[bytes | None, ...]]:
+        """The config after each change from ``revision`` on, None when deleted; one answer of
+        etcd may hold several or none."""
+
+        def decode(response: WatchResponse) -> tuple[bytes | None, ...]:
+            return tuple(
+                None if change.deleted else change.kv.value
+                for change in response.changes
+                if change.kv.key == self.config_key
+            )
+
+        return self._etcd.watch(self.config_key, revision, decode)
 
     # Reading the leases of all hosts
 
@@ -113,21 +121,16 @@ class Registry:
         """Every lease, in one read."""
         return self._decode(self._etcd.range(self._folder))
 
-    def watch(self, revision: int) -> Watch:
-        """Every change of a lease from ``revision`` on; ``events`` decodes what it yields."""
-        return self._etcd.watch(self._folder, revision)
+    def watch(self, revision: int) -> Watch[WatchOpened | Events]:
+        """Every change of a lease from ``revision`` on, with one Events for each answer of etcd;
+        an empty one reports progress. A value that is no lease (any more) removes it."""
 
-    def events(self, response: WatchResponse) -> Events:
-        """The lease events of one watch answer; a value that is no lease (any more) removes it."""
-        events: list[LeaseEvent] = []
-        for change in response.changes:
-            name = self._name(change.kv)
-            lease = None if change.deleted else self._lease(change.kv)
-            if change.deleted:
-                with self._lock:
-                    self._skipped.pop(name, None)
-            events.append(LeaseAdded(lease) if lease else LeaseRemoved(name))
-        return Events(tuple(events), response.revision)
+        def decode(response: WatchResponse) -> WatchOpened | Events:
+            if response.created:
+                return WatchOpened()
+            return Events(tuple(map(self._event, response.changes)), response.revision)
+
+        return self._etcd.watch(self._folder, revision, decode)
 
     def identity(self) -> Identity:
         """Which data etcd serves."""
@@ -146,6 +149,17 @@ class Registry:
         if version is None:
             return found is not None
         return version == (Version(found.mod_revision, found.lease) if found else Version())
+
+    def _event(self, change: KeyChange) -> LeaseEvent:
+        kv, name = change.kv, self._name(change.kv)
+        if change.deleted:
+            with self._lock:
+                self._skipped.pop(name, None)
+            return LeaseRemoved(name, deleted_at=kv.mod_revision)
+        lease = self._lease(kv)
+        if lease is None:
+            return LeaseRemoved(name, Version(kv.mod_revision, kv.lease))
+        return LeaseAdded(lease)
 
     def _name(self, kv: KeyValue) -> str:
         return kv.key.removeprefix(self._folder)
@@ -376,9 +390,7 @@ class Registry:
             holder = own.public_ip  # nobody else's: the rewrite below repairs it
             rewritten = False
         if rewritten or holder != own.public_ip:
-            same_history = not history_lost and self.same_history(
-                own.key, version_of(own), known_at
-            )
+            same_history = not history_lost and self.same_history(own.key, own.version, known_at)
             rewritten = rewritten and same_history
         if holder != own.public_ip:
             sentence = (
@@ -399,7 +411,7 @@ class Registry:
     def _create_again(self, own: OwnLease, known_at: int, history_lost: bool) -> Settled | None:
         expired = own.deadline is not None and self._clock() >= own.deadline
         if not (history_lost or expired):
-            history_lost = not self.same_history(own.key, version_of(own), known_at)
+            history_lost = not self.same_history(own.key, own.version, known_at)
         if history_lost:
             reason = "was lost with etcd's data"
         elif expired:

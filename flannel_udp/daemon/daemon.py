@@ -22,7 +22,6 @@ from flannel_udp.cluster.config_watch import ConfigWatch
 from flannel_udp.cluster.follower import Follower
 from flannel_udp.cluster.held_leases import HeldLeases
 from flannel_udp.cluster.keeper import LeaseKeeper
-from flannel_udp.cluster.lease import Events, Snapshot
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.daemon import host_setup
 from flannel_udp.daemon.settings import Settings
@@ -132,15 +131,14 @@ class Daemon:
         keeper = self._lease_keeper(registry, settings, pump, start.known)
         recorder = self._recorder(settings, keeper, reconciler)
 
-        def on_change(change: Snapshot | Events) -> None:
-            keeper.observe(change)
-            reconciler.apply(change)
-            recorder.changed()
-
         follower = Follower(
-            registry, settings.own, start.known.snapshot, on_change, self._shutdown.fail
+            registry,
+            settings.own,
+            start.known.snapshot,
+            consumers=(keeper.observe, reconciler.apply, recorder.changed),
+            on_fatal=self._shutdown.fail,
         )
-        config_watch = ConfigWatch(registry, settings.config, self._shutdown.fail)
+        config_watch = ConfigWatch(registry, settings.config)
         report = StatusReport(
             settings.facts(), keeper, follower, config_watch, reconciler, pump, firewall
         )

@@ -1,4 +1,4 @@
-"""One door to etcd: endpoints, TLS, login, deadlines, calls and the watch stream.
+"""The client of etcd: endpoints, TLS, login, deadlines and calls.
 
 Only the generated messages and stubs of python-etcd3 are used. Its client and watcher are not:
 they end or spin on the first connection error and have no deadlines.
@@ -9,15 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
-
-# Read when grpc is imported: without it the C core prints lines of its own on stderr.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import grpc
 from etcd3 import etcdrpc
@@ -26,9 +21,17 @@ from flannel_udp.errors import EtcdError
 from flannel_udp.etcd import certificates
 from flannel_udp.etcd.certificates import Certificates
 from flannel_udp.etcd.endpoints import parse_endpoints
-from flannel_udp.etcd.faults import BEHIND, CLOSED, NO_ANSWER, Fault, Kind, explain, fault_of
-from flannel_udp.etcd.members import Member, Members, Metadata, StreamEndedError
-from flannel_udp.etcd.values import Identity, KeyChange, KeyRange, KeyValue, Swap, WatchResponse
+from flannel_udp.etcd.faults import Fault, Kind, LeaseGoneError, RevisionError, explain
+from flannel_udp.etcd.members import Member, Members, StreamEndedError, fault_from, metadata
+from flannel_udp.etcd.values import (
+    Identity,
+    KeyRange,
+    KeyValue,
+    Swap,
+    WatchResponse,
+    prefix_end,
+)
+from flannel_udp.etcd.watch import Watch, key_value
 from flannel_udp.log_limits import LineBudget
 from flannel_udp.logs import DETAIL
 from flannel_udp.options import Options
@@ -37,20 +40,7 @@ log = logging.getLogger(__name__)
 
 DEADLINE = 4.0  # seconds, for one call to one endpoint
 
-
-class RevisionError(Exception):
-    """The revision asked for is not in etcd's history: compacted, or lost with the data.
-
-    ``compacted`` tells which of the two.
-    """
-
-    def __init__(self, message: str, *, compacted: bool) -> None:
-        super().__init__(message)
-        self.compacted = compacted
-
-
-class LeaseGoneError(Exception):
-    """The etcd lease a key was to be put under does not exist."""
+_T = TypeVar("_T")
 
 
 class Etcd:
@@ -109,7 +99,7 @@ class Etcd:
         """The key now, or as it was at ``revision``; None when absent. Raises RevisionError."""
         request = etcdrpc.RangeRequest(key=key.encode(), revision=revision)
         answer = self._call(lambda member: member.kv.Range, request)
-        return _key_value(answer.kvs[0]) if answer.kvs else None
+        return key_value(answer.kvs[0]) if answer.kvs else None
 
     def identity(self, key: str) -> Identity:
         """The cluster that answers, by a read of a key that we may read."""
@@ -121,7 +111,7 @@ class Etcd:
         start = prefix.encode()
         request = etcdrpc.RangeRequest(key=start, range_end=prefix_end(start))
         answer = self._call(lambda member: member.kv.Range, request)
-        kvs, header = tuple(map(_key_value, answer.kvs)), answer.header
+        kvs, header = tuple(map(key_value, answer.kvs)), answer.header
         return KeyRange(kvs, header.revision, _identity(header))
 
     def put_if_unchanged(self, key: str, value: bytes, *, lease: int, mod_revision: int) -> Swap:
@@ -144,7 +134,7 @@ class Etcd:
         if answer.succeeded:
             return Swap(True, answer.header.revision)
         kvs = answer.responses[0].response_range.kvs
-        current = _key_value(kvs[0]) if kvs else None
+        current = key_value(kvs[0]) if kvs else None
         if current and current.value == value and current.lease == lease:
             return Swap(True, current.mod_revision)
         return Swap(False, answer.header.revision, current)
@@ -174,8 +164,8 @@ class Etcd:
         with contextlib.suppress(LeaseGoneError):
             self._call(lambda member: member.lease.LeaseRevoke, request)
 
-    def watch(self, prefix: str, revision: int) -> Watch:
-        """Follow every change below ``prefix`` from ``revision`` on."""
+    def watch(self, prefix: str, revision: int, decode: Callable[[WatchResponse], _T]) -> Watch[_T]:
+        """Follow every change below ``prefix`` from ``revision`` on; each answer is decoded."""
         member = next(iter(self._members))
 
         def failed(fault: Fault) -> EtcdError:
@@ -188,17 +178,16 @@ class Etcd:
         try:
             token = self._current_token(member)
         except grpc.RpcError as error:
-            raise failed(_fault(error)) from None
-        start = prefix.encode()
-        # One earlier, for servers before 3.5.15: a compaction up to just where a watch starts
-        # takes a deletion there with it, and the watch neither fails nor tells of it.
-        create = etcdrpc.WatchCreateRequest(
-            key=start,
-            range_end=prefix_end(start),
-            start_revision=max(revision - 1, 1),
-            progress_notify=True,
+            raise failed(fault_from(error)) from None
+        return Watch(
+            member.watch.Watch,
+            prefix,
+            revision,
+            decode,
+            metadata=metadata(token),
+            failed=failed,
+            timeout=DEADLINE,
         )
-        return Watch(member.watch.Watch, create, revision, _metadata(token), failed)
 
     def _call(self, method: Callable[[Member], Callable[..., Any]], request: Any) -> Any:
         faults: dict[str, Fault] = {}
@@ -208,7 +197,7 @@ class Etcd:
             try:
                 answer = self._authorized(member, method(member), request)
             except (grpc.RpcError, StreamEndedError) as error:
-                fault = _fault(error)
+                fault = fault_from(error)
                 log.debug("%s by %s: %s", name, member.url, fault.cause)
                 if fault.kind is Kind.LEASE_GONE:
                     raise LeaseGoneError(fault.cause) from None
@@ -232,12 +221,12 @@ class Etcd:
     def _authorized(self, member: Member, call: Callable[..., Any], request: Any) -> Any:
         token = self._current_token(member)
         try:
-            return call(request, timeout=DEADLINE, metadata=_metadata(token))
+            return call(request, timeout=DEADLINE, metadata=metadata(token))
         except grpc.RpcError as error:
-            if not self._username or _fault(error).kind is not Kind.STALE_LOGIN:
+            if not self._username or fault_from(error).kind is not Kind.STALE_LOGIN:
                 raise
         token = self._log_in(member, stale=token)
-        return call(request, timeout=DEADLINE, metadata=_metadata(token))
+        return call(request, timeout=DEADLINE, metadata=metadata(token))
 
     def _current_token(self, member: Member) -> str:
         if not self._username:
@@ -254,7 +243,7 @@ class Etcd:
             try:
                 self._token = str(member.auth.Authenticate(request, DEADLINE).token)
             except grpc.RpcError as error:
-                if _fault(error).kind is not Kind.NO_AUTHENTICATION:
+                if fault_from(error).kind is not Kind.NO_AUTHENTICATION:
                     self._token = None
                     raise
                 self._token = ""
@@ -270,98 +259,6 @@ class Etcd:
         return EtcdError(explain({url: faults[url] for url in self._members.urls if url in faults}))
 
 
-class Watch:
-    """A stream of changes. One thread iterates; any thread may cancel."""
-
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        create: Any,
-        start: int,
-        metadata: Metadata,
-        failed: Callable[[Fault], EtcdError],
-    ) -> None:
-        """``start`` is the revision of the first change to tell of."""
-        self._start, self._failed = start, failed
-        # The stream must stay open for writing: None ends it, and gRPC's thread that reads it.
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._requests.put(etcdrpc.WatchRequest(create_request=create))
-        self._cancelled = False
-        self._silent = False
-        self._call = method(iter(self._requests.get, None), metadata=metadata)
-
-    def cancel(self) -> None:
-        """End the iteration without an error."""
-        self._cancelled = True
-        self._call.cancel()
-        self._requests.put(None)
-
-    def __iter__(self) -> Iterator[WatchResponse]:
-        """Yields until cancelled.
-
-        Raises RevisionError when the start is compacted, EtcdError for all else: when the member
-        has not reached the start yet, and at the end of the stream.
-        """
-        timer = threading.Timer(DEADLINE, self._give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            for answer in self._call:
-                timer.cancel()
-                if response := self._response(answer):
-                    yield response
-            fault = CLOSED
-        except grpc.RpcError as error:
-            fault = NO_ANSWER if self._silent else _fault(error)
-        finally:
-            timer.cancel()
-            self._call.cancel()
-            self._requests.put(None)
-        if not self._cancelled:
-            raise self._failed(fault)
-
-    def _response(self, answer: Any) -> WatchResponse | None:
-        """None if all in it came before our start."""
-        if answer.compact_revision:
-            raise RevisionError(
-                f"etcd compacted its history up to revision {answer.compact_revision}",
-                compacted=True,
-            )
-        if answer.canceled:  # "rpc error: code = PermissionDenied desc = etcdserver: ..."
-            raise self._failed(fault_of("CANCELLED", answer.cancel_reason.split(" desc = ")[-1]))
-        at = answer.header.revision
-        if answer.created:
-            # This is one member's word, which a failover may find behind: a read tells whether the
-            # data was lost.
-            if at < self._start - 1:
-                raise self._failed(BEHIND)
-            return WatchResponse(at, created=True)
-        changes = tuple(
-            KeyChange(_key_value(event.kv), event.type == event.DELETE)
-            for event in answer.events
-            if event.kv.mod_revision >= self._start
-        )
-        if answer.events and not changes:
-            return None
-        # A long backlog comes in parts, each with the store's newest revision in its header: only
-        # an answer without changes proves that everything up to that revision has been sent.
-        return WatchResponse(changes[-1].kv.mod_revision if changes else at, changes)
-
-    def _give_up(self) -> None:
-        self._silent = True
-        self._call.cancel()
-
-
-def prefix_end(prefix: bytes) -> bytes:
-    """The first key behind all that begin with ``prefix`` (etcd's range_end)."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
-
-
-def _key_value(kv: Any) -> KeyValue:
-    return KeyValue(kv.key.decode(errors="backslashreplace"), kv.value, kv.mod_revision, kv.lease)
-
-
 def _identity(header: Any) -> Identity:
     return Identity(header.cluster_id, header.raft_term)
 
@@ -369,14 +266,3 @@ def _identity(header: Any) -> Identity:
 def _unchanged(key: bytes, mod_revision: int) -> Any:
     compare = etcdrpc.Compare
     return compare(key=key, target=compare.MOD, result=compare.EQUAL, mod_revision=mod_revision)
-
-
-def _metadata(token: str) -> Metadata:
-    # Without hasleader a member cut off from its cluster keeps a watch open in silence.
-    return (("hasleader", "true"), ("token", token)) if token else (("hasleader", "true"),)
-
-
-def _fault(error: Any) -> Fault:
-    if isinstance(error, StreamEndedError):
-        return CLOSED
-    return fault_of(error.code().name, error.details() or "")

@@ -32,6 +32,18 @@ class Fault:
     advice: str
 
 
+class RevisionError(Exception):
+    """The revision asked for is not in etcd's history: ``compacted``, or lost with the data."""
+
+    def __init__(self, message: str, *, compacted: bool) -> None:
+        super().__init__(message)
+        self.compacted = compacted
+
+
+class LeaseGoneError(Exception):
+    """The etcd lease a key was to be put under does not exist."""
+
+
 _RUNNING = "check that it runs and that --etcd-endpoints is right"
 _LOGIN = "check --etcd-username and --etcd-password"
 _CLIENT_CERTIFICATE = "check --etcd-certfile and --etcd-keyfile"

@@ -13,6 +13,7 @@ from etcd3 import etcdrpc
 from flannel_udp.errors import CertificateError
 from flannel_udp.etcd.certificates import Certificates
 from flannel_udp.etcd.endpoints import Endpoint
+from flannel_udp.etcd.faults import CLOSED, Fault, fault_of
 from flannel_udp.log_limits import ChangeLog, LineBudget
 
 log = logging.getLogger(__name__)
@@ -132,3 +133,16 @@ class Members:
         if certs:
             credentials = grpc.ssl_channel_credentials(certs.roots, certs.key, certs.chain)
         return tuple(Member(endpoint, credentials) for endpoint in self._endpoints)
+
+
+def metadata(token: str) -> Metadata:
+    """What accompanies every call; ``token`` of the login, empty for none."""
+    # Without hasleader a member cut off from its cluster keeps a watch open in silence.
+    return (("hasleader", "true"), ("token", token)) if token else (("hasleader", "true"),)
+
+
+def fault_from(error: Any) -> Fault:
+    """The meaning of a StreamEndedError or grpc.RpcError."""
+    if isinstance(error, StreamEndedError):
+        return CLOSED
+    return fault_of(error.code().name, error.details() or "")

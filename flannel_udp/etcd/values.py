@@ -77,3 +77,9 @@ class WatchResponse:
     revision: int
     changes: tuple[KeyChange, ...] = ()
     created: bool = False
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key behind all that begin with ``prefix`` (etcd's range_end)."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"

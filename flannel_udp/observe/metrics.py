@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from flannel_udp.backends.pump.ends import names
 from flannel_udp.backends.pump.pump import ALL_OFFLOADS
-from flannel_udp.cluster.follower import FollowState
+from flannel_udp.cluster.lease import FollowState
 from flannel_udp.observe.health import Exposition
 from flannel_udp.observe.readiness import Status
 

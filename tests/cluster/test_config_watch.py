@@ -13,15 +13,12 @@ from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.config_watch import ConfigWatch
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.etcd.client import Etcd
+from flannel_udp.etcd.values import KeyRange
 
 KEY = "/net/config"
 TEXT = '{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}'
 SAME = '{ "network": "10.1.7.7/16", "SubnetLen": 24 }'
 PORT = '{"Network":"10.1.0.0/16","Backend":{"Type":"udp","Port":9000}}'
-
-
-def never(error: BaseException) -> None:
-    raise error
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def server(tmp_path: Path) -> Iterator[EtcdServer]:
 def watch(server: EtcdServer, caplog: pytest.LogCaptureFixture) -> Iterator[ConfigWatch]:
     caplog.set_level(logging.INFO)
     etcd = Etcd([server.url])
-    watch = ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT), never)
+    watch = ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT))
     watch.start()
     yield watch
     watch.stop()
@@ -86,20 +83,21 @@ def test_a_change_while_etcd_restarts_is_not_missed(server: EtcdServer, watch: C
     wait_until(lambda: watch.difference is None, "the change behind the restart", 20)
 
 
-def test_an_error_of_our_own_is_told(
+def test_an_error_of_our_own_is_logged_and_the_config_followed_again(
     server: EtcdServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bug = RuntimeError("a bug")
-
-    def fail(key: str) -> None:
-        raise bug
-
+    errors = [RuntimeError("a bug")]
     etcd = Etcd([server.url])
-    monkeypatch.setattr(etcd, "range", fail)
-    heard: list[BaseException] = []
-    watch = ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT), heard.append)
-    watch.start()
-    assert watch.join(5)
-    assert heard == [bug]
-    assert "watching the network config ended" in caplog.text
+    read = etcd.range
+
+    def fail_once(key: str) -> KeyRange:
+        if errors:
+            raise errors.pop()
+        return read(key)
+
+    monkeypatch.setattr(etcd, "range", fail_once)
+    server.put(KEY, PORT)
+    with ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT)) as watch:
+        says(watch, "Backend.Port is 9000, was 8285")
+    assert "the thread config-watch met an error of its own" in caplog.text
     etcd.close()

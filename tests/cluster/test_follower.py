@@ -18,9 +18,10 @@ from etcd_server import EtcdServer, distro_binary, etcd_cluster, find_binary, wa
 from tcp_proxy import TcpProxy
 
 from flannel_udp.clock import boottime
-from flannel_udp.cluster.follower import Follower, FollowState
+from flannel_udp.cluster.follower import Follower
 from flannel_udp.cluster.lease import (
     Events,
+    FollowState,
     LeaseAdded,
     LeaseEvent,
     LeaseRemoved,
@@ -29,7 +30,8 @@ from flannel_udp.cluster.lease import (
 )
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.errors import EtcdError
-from flannel_udp.etcd.client import Etcd, RevisionError
+from flannel_udp.etcd.client import Etcd
+from flannel_udp.etcd.faults import RevisionError
 from flannel_udp.etcd.values import Identity
 from flannel_udp.retry import SHORTEST_DELAY
 
@@ -89,7 +91,7 @@ class Setting:
         (lease,) = start.leases
         own = OwnLease(lease.subnet, US, f"{self.folder}{lease.key}", 0, lease.mod_revision, None)
         self.follower = Follower(
-            self.registry, own, start, self.listener, self.listener.fatal.append
+            self.registry, own, start, [self.listener], self.listener.fatal.append
         )
 
     def put(self, name: str, public_ip: str) -> None:
@@ -110,8 +112,7 @@ class Setting:
 
     def end(self) -> None:
         self.follower.stop()
-        if self.follower._thread.ident:
-            assert self.follower.join(10)
+        assert self.follower.join(10)
         self.etcd.close()
 
 
@@ -326,7 +327,7 @@ def test_data_replaced_between_two_processes_is_recognised_by_what_the_first_kne
         *(lease.subnet, US, here.folder + lease.key, 0, lease.mod_revision, None),
         identity=here.registry.identity(),
     )
-    here.follower = Follower(here.registry, own, start, here.listener, here.listener.fatal.append)
+    here.follower = Follower(here.registry, own, start, [here.listener], here.listener.fatal.append)
     wipe_and_compact(here.server)
     here.begin()
     assert here.listener.snapshots[0].history_lost
@@ -404,7 +405,7 @@ def test_data_wiped_before_our_own_key_was_reported_is_read_again(
     own = OwnLease(
         IPv4Network("10.1.1.0/24"), US, here.folder + "10.1.1.0-24", 0, start.revision + 1, None
     )
-    here.follower = Follower(here.registry, own, start, here.listener, here.listener.fatal.append)
+    here.follower = Follower(here.registry, own, start, [here.listener], here.listener.fatal.append)
     here.server.kill()
     here.server.wipe()
     here.server.start()
@@ -425,7 +426,7 @@ def test_our_key_deleted_before_a_handover_is_no_lost_history(
     here.put("10.1.2.0-24", "172.30.0.2")
     own = OwnLease(lease.subnet, US, key, 0, lease.mod_revision, None)
     start = here.registry.snapshot()
-    here.follower = Follower(here.registry, own, start, here.listener, here.listener.fatal.append)
+    here.follower = Follower(here.registry, own, start, [here.listener], here.listener.fatal.append)
     here.begin()
     assert here.listener.snapshots == []
     assert here.follower.history_losses == 0
@@ -480,7 +481,7 @@ def test_one_loss_after_the_other_is_counted_and_not_always_told(
     here, _ = setting
     for _ in range(40):
         here.follower._lose_history(RevisionError("etcd is another cluster", compacted=False))
-        here.follower._read_all()
+        here.follower._resync()
     assert len([snapshot for snapshot in here.listener.snapshots if snapshot.history_lost]) == 40
     assert here.follower.history_losses == 40
     told = [message for message in caplog.messages if "another cluster" in message]
@@ -556,7 +557,7 @@ def test_a_listener_that_fails_ends_the_follower_aloud(
     def fail(change: Snapshot | Events) -> None:
         raise fault
 
-    here.follower._on_change = fail
+    here.follower._consumers = [fail]
     here.begin()
     here.put("10.1.2.0-24", "172.30.0.2")
     wait_until(lambda: here.listener.fatal == [fault], "on_fatal")
@@ -591,7 +592,7 @@ def test_failover_loses_no_event_and_a_lost_majority_is_noticed(
         (lease,) = start.leases
         own = OwnLease(lease.subnet, US, folder + lease.key, 0, lease.mod_revision, None)
         listener = Listener()
-        follower = Follower(registry, own, start, listener, listener.fatal.append)
+        follower = Follower(registry, own, start, [listener], listener.fatal.append)
         follower.start()
         wait_until(lambda: follower.state is FollowState.WATCHING, "watching")
         members[0].kill()

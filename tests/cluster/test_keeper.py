@@ -16,9 +16,9 @@ from tcp_proxy import TcpProxy
 
 from flannel_udp.clock import boottime
 from flannel_udp.cluster.config import NetworkConfig
-from flannel_udp.cluster.follower import Follower, FollowState
+from flannel_udp.cluster.follower import Follower
 from flannel_udp.cluster.keeper import CONTEST_GRACE, LeaseKeeper
-from flannel_udp.cluster.lease import Events, LeaseRemoved, OwnLease, Snapshot
+from flannel_udp.cluster.lease import Events, FollowState, LeaseRemoved, OwnLease, Snapshot
 from flannel_udp.cluster.registry import LEASE_TTL, Registry
 from flannel_udp.errors import EtcdError, LeaseLostError
 from flannel_udp.etcd.client import Etcd
@@ -84,7 +84,9 @@ class Host:
             clock=self.clock,
             rewrite_after=0.2,
         )
-        self.follower = Follower(self.registry, own, start, self.keeper.observe, self.fatal.append)
+        self.follower = Follower(
+            self.registry, own, start, [self.keeper.observe], self.fatal.append
+        )
         self.keeper.start()
         self.follower.start()
         self.await_watching()

@@ -16,8 +16,8 @@ from etcd_server import EtcdServer, distro_binary, find_binary, free_port
 from flannel_udp.cli import commands
 from flannel_udp.clock import boottime
 from flannel_udp.cluster.config import NetworkConfig
-from flannel_udp.cluster.lease import LeaseRemoved, OwnLease, encode_key
-from flannel_udp.cluster.registry import LEASE_TTL, Registry, version_of
+from flannel_udp.cluster.lease import Events, LeaseRemoved, OwnLease, WatchOpened, encode_key
+from flannel_udp.cluster.registry import LEASE_TTL, Registry
 from flannel_udp.errors import (
     BackendTypeError,
     EtcdError,
@@ -141,8 +141,10 @@ def test_the_snapshot_ends_just_before_our_own_key(registry: Registry) -> None:
     own, snapshot = registry.acquire(CONFIG, US, None)
     watch = registry.watch(snapshot.revision + 1)
     answers = iter(watch)
-    next(answers)
-    (event,) = registry.events(next(answers)).events
+    opened, change = next(answers), next(answers)
+    assert isinstance(opened, WatchOpened)
+    assert isinstance(change, Events)
+    (event,) = change.events
     assert not isinstance(event, LeaseRemoved)
     assert event.lease.subnet == own.subnet
     watch.cancel()
@@ -355,7 +357,9 @@ def test_a_value_that_is_no_lease_any_more_is_a_removal(
     answers = iter(watch)
     next(answers)
     server.put(key, "garbage")
-    assert registry.events(next(answers)).events == (LeaseRemoved("10.1.5.0-24"),)
+    removal = next(answers)
+    assert isinstance(removal, Events)
+    assert removal.events == (LeaseRemoved("10.1.5.0-24"),)
     watch.cancel()
 
 
@@ -408,16 +412,16 @@ def test_history_tells_a_deleted_key_from_lost_data(server: EtcdServer, registry
     own, _ = registry.acquire(CONFIG, US, None)
     at = own.mod_revision
     server.delete(own.key)
-    assert registry.same_history(own.key, version_of(own), at)
+    assert registry.same_history(own.key, own.version, at)
     assert not registry.same_history(own.key, Version(at - 1, own.etcd_lease), at)
     assert not registry.same_history(own.key, Version(at, own.etcd_lease + 1), at)
-    assert not registry.same_history(own.key, version_of(own), at + 1)
+    assert not registry.same_history(own.key, own.version, at + 1)
     assert registry.same_history(own.key, Version(), at + 1)
     assert registry.same_history(own.key, None, at)
     assert not registry.same_history(own.key, None, at + 1)
-    assert not registry.same_history(own.key, version_of(own), at + 1000)
+    assert not registry.same_history(own.key, own.version, at + 1000)
     server.etcdctl("compact", str(at + 1))
-    assert registry.same_history(own.key, version_of(own), at), "the compacted past is unknown"
+    assert registry.same_history(own.key, own.version, at), "the compacted past is unknown"
 
 
 def test_a_key_revoked_before_its_deadline_is_not_created_again(
