@@ -96,6 +96,7 @@ def test_an_error_of_our_own_is_logged_and_the_config_followed_again(
         return read(key)
 
     monkeypatch.setattr(etcd, "range", fail_once)
+    monkeypatch.setattr("flannel_udp.threads.RESTART_AFTER", 0.1)
     server.put(KEY, PORT)
     with ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT)) as watch:
         says(watch, "Backend.Port is 9000, was 8285")
