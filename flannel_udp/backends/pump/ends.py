@@ -164,7 +164,7 @@ def _polls(fd: int, event: int) -> bool:
 
 
 def _free_port(fd: int) -> None:
-    """Replace the socket by one without peer, which polls as lost too but does not hold the port."""
+    """Replace the socket by one that polls as lost too but does not hold the port."""
     closed_end, other_end = socket.socketpair()
     other_end.close()
     _replace(fd, closed_end.detach())

@@ -249,7 +249,7 @@ class Pump:
 
     @property
     def event_fd(self) -> int:
-        """Readable (8 bytes) when a refusal waits, ``offload_changes`` grew or the worker failed."""
+        """Readable (8 bytes): a refusal waits, ``offload_changes`` grew or the worker failed."""
         return int(lib.pump_event_fd(self._pump))
 
     def refusals(self) -> list[Refusal]:
