@@ -19,8 +19,9 @@ ROOMS = (
 )  # fmt: skip
 
 PURE = {
-    "backends.pump.fallbacks", "cli.arguments", "cli.flags", "cluster.allocator", "cluster.config",
-    "cluster.gojson", "cluster.held_leases", "cluster.lease", "errors", "etcd.values",
+    "backends.pump.fallbacks", "cli.flag_values", "cli.flags", "cli.go_flags",
+    "cluster.allocator", "cluster.config", "cluster.gojson", "cluster.held_leases",
+    "cluster.lease", "errors", "etcd.values",
     "handover.state", "host.firewall.iptables", "host.firewall.nftables", "host.firewall.policy",
     "host.goregex", "host.interface_choice", "observe.check_rules", "observe.rates", "options",
     "routing.routes", "units",

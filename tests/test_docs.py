@@ -16,7 +16,7 @@ from bench import compare
 from bench.report import Digest, page
 from flannel_udp.backends.pump.pump import STAT_NAMES
 from flannel_udp.cli import commands
-from flannel_udp.cli.flags import FlagParser
+from flannel_udp.cli.flags import DaemonFlags
 from flannel_udp.cli.main import parse_options
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.etcd import faults as etcd_faults
@@ -77,14 +77,14 @@ def makefile() -> str:
 def known_flags() -> set[str]:
     parsers = [*map(commands.parser, commands.NAMES), compare.parser()]
     options = {option for each in parsers for a in each._actions for option in a.option_strings}
-    return {f"--{name}" for name in FlagParser().flags} | options | SYSTEM_FLAGS
+    return {f"--{name}" for name in DaemonFlags().flags} | options | SYSTEM_FLAGS
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_flag_variable_link_and_path_exists(document: Path) -> None:
     text = document.read_text()
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known_flags()
-    variables = {"FLANNELD_" + name.upper().replace("-", "_") for name in FlagParser().flags}
+    variables = {"FLANNELD_" + name.upper().replace("-", "_") for name in DaemonFlags().flags}
     assert set(re.findall(r"FLANNELD_[A-Z_]+", text)) <= variables
     for link in re.findall(r"\]\(([^):#]+)[^):]*\)", text):
         assert (document.parent / link).exists(), link
@@ -103,7 +103,7 @@ def test_migration_has_a_row_for_every_flag() -> None:
     rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
     of_flannel = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
     of_ours_alone = set(re.findall(r"`--([a-z-]+)`", text))
-    assert set(FlagParser().flags) - {"help", "h"} <= of_flannel | of_ours_alone
+    assert set(DaemonFlags().flags) - {"help", "h"} <= of_flannel | of_ours_alone
 
 
 def test_benchmark_figures_are_the_measured_ones() -> None:

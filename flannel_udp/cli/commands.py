@@ -1,4 +1,7 @@
-"""The sub-commands that work beside a daemon: their flags, and what runs each."""
+"""The sub-commands that work beside a daemon: their flags, and what runs each.
+
+A command imports what it needs when it runs, so that --help and a wrong flag answer at once.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
 
-from flannel_udp.cli.arguments import SECRETS, read_words, spelled
-from flannel_udp.cli.flags import Flags, variables
+from flannel_udp.cli import flag_values
+from flannel_udp.cli.flags import FlagParser, options_of
+from flannel_udp.cli.go_flags import SECRETS
 from flannel_udp.errors import UsageError
 from flannel_udp.options import Options
+
+_JSON = "print JSON, for programs"
+_SUBNET_FILE = "the daemon's --subnet-file"
 
 
 @dataclass(frozen=True, slots=True)
 class _Command:
     summary: str
-    declare: Callable[[Flags], None]
+    declare: Callable[[FlagParser], None]
     run: Callable[[argparse.Namespace, Options], int]
 
 
@@ -27,72 +33,43 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     Variables set the flags that the daemon has too; the command line wins. Raises UsageError.
     """
-    name, *words = argv
-    flags = parser(name)
-    known = {word.lstrip("-"): each for each in flags._actions for word in each.option_strings}
-    operands: list[str] = []
-    secrets: list[str] = []  # what follows a password may be the rest of it, behind a space
+    name, *arguments = argv
+    secrets: list[str] = []  # an operand after a password may be the rest of it, after a space
 
-    def take(word: str, flag: str) -> None:
-        operands.append(word)
+    def note_secret(operand: str, flag: str) -> None:
         if flag in SECRETS:
-            secrets.append(word)
+            secrets.append(operand)
 
-    given = list(read_words(words, known, f"flannel-udp {name}", take))
     try:
-        return _run(name, flags, given, operands, environ)
+        values = parser(name).parse_line(arguments, environ, note_secret)
+        return _COMMANDS[name].run(values, options_of(values))
     except UsageError as error:
-        said = str(error)
+        message = str(error)
         for secret in secrets:
-            said = said.replace(secret, "...")
-        raise UsageError(said) from None
+            message = message.replace(secret, "...")
+        raise UsageError(message) from None
 
 
-def _run(
-    name: str,
-    flags: Flags,
-    given: list[tuple[str, str | None]],
-    operands: list[str],
-    environ: Mapping[str, str],
-) -> int:
-    set_by = variables(flags.flags, {flag for flag, _ in given}, environ)
-    told = [(flag, environ[variable]) for flag, variable in set_by.items()]
-    try:
-        values = flags.parse_args([*operands, *spelled([*given, *told])])
-    except argparse.ArgumentError as error:
-        flag = (error.argument_name or "").lstrip("-")
-        subject = f"{set_by.get(flag, error.argument_name)}: " if flag else ""
-        raise UsageError(f"{subject}{error.message}; see flannel-udp {name} --help") from None
-    chosen: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(values).items()
-        if name in Options.__slots__ and value is not None
-    }
-    return _COMMANDS[name].run(values, Options(**chosen))
-
-
-def parser(name: str) -> Flags:
-    """The flags of one sub-command."""
+def parser(name: str) -> FlagParser:
+    """The parser of one sub-command."""
     command = _COMMANDS[name]
-    flags = Flags(prog=f"flannel-udp {name}", description=command.summary)
+    flags = FlagParser(prog=f"flannel-udp {name}", description=command.summary)
     flags.add_help_flags()
     command.declare(flags)
     return flags
 
 
-def parsers() -> dict[str, Flags]:
-    """The flags of all of them."""
+def parsers() -> dict[str, FlagParser]:
+    """The parsers of all sub-commands."""
     return {name: parser(name) for name in NAMES}
 
 
-def _declare_status(flags: Flags) -> None:
-    flags.add_subnet_file("what the daemon was given")
-    flags.add_argument("--json", action="store_true", default=False, help="for programs")
-    flags.add_argument(
-        "--check",
-        action="store_true",
-        default=False,
-        help="look at the host, the leases and the way to each peer; exit code 1 if any is bad",
+def _declare_status(flags: FlagParser) -> None:
+    flags.add_subnet_file(_SUBNET_FILE)
+    flags.add_switch("json", _JSON)
+    flags.add_switch(
+        "check",
+        "check the host, the leases and the path to each peer; exit code 1 if a check fails",
     )
 
 
@@ -119,25 +96,9 @@ def _status(values: argparse.Namespace, options: Options) -> int:
     return 0 if good else 1
 
 
-def _declare_top(flags: Flags) -> None:
-    flags.add_subnet_file("what the daemon was given")
-    flags.add_argument(
-        "--interval",
-        metavar="SECONDS",
-        type=_interval,
-        default=1.0,
-        help="between two looks (default: 1)",
-    )
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number from 0.1 to 3600 seconds")
-    return seconds
+def _declare_top(flags: FlagParser) -> None:
+    flags.add_subnet_file(_SUBNET_FILE)
+    flags.add_setting("interval", "SECONDS", "between two refreshes", flag_values.interval, 1.0)
 
 
 def _top(values: argparse.Namespace, options: Options) -> int:
@@ -147,7 +108,7 @@ def _top(values: argparse.Namespace, options: Options) -> int:
     return 0
 
 
-def _declare_nothing(flags: Flags) -> None:
+def _declare_nothing(flags: FlagParser) -> None:
     del flags
 
 
@@ -158,79 +119,50 @@ def _cleanup(values: argparse.Namespace, options: Options) -> int:
     return 0
 
 
-def _declare_etcd(flags: Flags) -> None:
+def _declare_etcd(flags: FlagParser) -> None:
     flags.add_iface("where it listens, address or name (default: the default route's)")
-    flags.add_argument(
-        "--network",
-        metavar="NETWORK",
-        type=_network,
-        default=None,
-        help="the containers' network, such as 10.44.0.0/16, needed where etcd holds no network"
-        " config yet (default: none)",
+    flags.add_setting(
+        "network",
+        "NETWORK",
+        "the containers' network, such as 10.44.0.0/16, required if etcd holds no network config",
+        flag_values.network,
+        None,
     )
-    flags.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path("/var/lib/flannel-udp"),
-        help="for etcd's data (default: /var/lib/flannel-udp)",
+    flags.add_setting("data-dir", "DIR", "for etcd's data", Path, Path("/var/lib/flannel-udp"))
+    flags.add_setting(
+        "port",
+        "PORT",
+        "for clients; etcd itself uses the next one",
+        flag_values.number(1, 65534),
+        2379,
     )
-    flags.add_argument(
-        "--port",
-        metavar="PORT",
-        type=_port,
-        default=2379,
-        help="for clients; the next one serves etcd itself (default: 2379)",
-    )
-    flags.add_argument(
-        "--no-systemd",
-        action="store_true",
-        default=False,
-        help="start a detached process, not a unit of systemd, also where systemd runs",
-    )
-    flags.add_argument(
-        "--check-version",
-        metavar="FILE",
-        default=None,
-        help="start nothing: refuse this etcd if it is older than the one that had the data last,"
-        " else note its version, as the unit does before each start (default: none)",
+    flags.add_switch("no-systemd", "start a detached process even if systemd runs")
+    flags.add_setting(
+        "check-version",
+        "FILE",
+        "start nothing: refuse this etcd if it is older than the last one that used the data, else"
+        " record its version, as the unit does before each start",
+        str,
+        None,
     )
     flags.add_etcd_prefix()
-
-
-def _network(text: str) -> IPv4Network:
-    try:
-        return IPv4Network(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"no network such as 10.44.0.0/16: {error}") from None
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 65534:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a port from 1 to 65534")
-    return int(text)
 
 
 def _etcd(values: argparse.Namespace, options: Options) -> int:
     folder = values.data_dir.absolute()
     if values.check_version:
-        from flannel_udp.etcd import program as etcd_program
+        from flannel_udp.etcd import program
 
-        etcd_program.admit(values.check_version, folder)
+        program.admit(values.check_version, folder)
         return 0
     from flannel_udp.cli import first_etcd
 
-    first_etcd.run(
-        options,
-        values.network,
-        folder,
-        values.port,
-        systemd=not values.no_systemd,
-    )
+    systemd = not values.no_systemd
+    first_etcd.run(options, values.network, folder, values.port, systemd=systemd)
     return 0
 
 
-def _declare_config(flags: Flags) -> None:
+def _declare_config(flags: FlagParser) -> None:
     flags.add_argument("action", choices=("show", "set", "validate"), help="what to do")
     flags.add_argument(
         "config",
@@ -239,51 +171,42 @@ def _declare_config(flags: Flags) -> None:
         metavar="JSON",
         help="for set, and for validate instead of the one in etcd; - reads it from stdin",
     )
-    flags.add_argument(
-        "--force",
-        action="store_true",
-        default=False,
-        help="set it even if leases do not fit it: their hosts get other subnets",
-    )
+    flags.add_switch("force", "set it even if leases do not fit it: their hosts get other subnets")
     flags.add_etcd_flags()
 
 
 def _config(values: argparse.Namespace, options: Options) -> int:
-    from flannel_udp.cli import cluster as cluster_commands
+    from flannel_udp.cli import cluster_commands
 
     cluster_commands.config(values.action, values.config, options, force=values.force)
     return 0
 
 
-def _declare_lease(flags: Flags) -> None:
+def _declare_lease(flags: FlagParser) -> None:
     flags.add_argument(
         "action",
         choices=("list", "reserve", "revoke"),
-        help="list all; reserve SUBNET PUBLIC_IP, for ever; revoke SUBNET, whose daemon then ends",
+        help="list all; reserve SUBNET PUBLIC_IP permanently; revoke SUBNET, whose daemon then"
+        " exits",
     )
     flags.add_argument(
-        "words", nargs="*", default=[], metavar="SUBNET", help="and PUBLIC_IP, to reserve"
+        "operands", nargs="*", default=[], metavar="SUBNET", help="and PUBLIC_IP, to reserve"
     )
-    flags.add_argument("--json", action="store_true", default=False, help="for programs")
+    flags.add_switch("json", _JSON)
     flags.add_etcd_flags()
 
 
 def _lease(values: argparse.Namespace, options: Options) -> int:
-    from flannel_udp.cli import cluster as cluster_commands
+    from flannel_udp.cli import cluster_commands
 
-    cluster_commands.lease(values.action, values.words, options, as_json=values.json)
+    cluster_commands.lease(values.action, values.operands, options, as_json=values.json)
     return 0
 
 
-def _declare_lab(flags: Flags) -> None:
-    for name, default, text in (("hosts", 3, "how many"), ("containers", 1, "on each host")):
-        flags.add_argument(
-            f"--{name}",
-            metavar="N",
-            type=_count,
-            default=default,
-            help=f"{text} (default: {default})",
-        )
+def _declare_lab(flags: FlagParser) -> None:
+    count = flag_values.number(1, 100)
+    flags.add_setting("hosts", "N", "how many", count, 3)
+    flags.add_setting("containers", "N", "on each host", count, 1)
     flags.add_argument(
         "--underlay",
         choices=("direct", "wire"),
@@ -292,52 +215,39 @@ def _declare_lab(flags: Flags) -> None:
         help="direct: hosts exchange superpackets, as fast as the kernel can; wire: frames of 1500"
         " bytes, as between real network cards (default: direct)",
     )
-    flags.add_argument(
-        "--network",
-        metavar="NETWORK",
-        type=_network,
-        default=IPv4Network("10.1.0.0/16"),
-        help="of the overlay (default: 10.1.0.0/16)",
-    )
-    flags.add_argument(
-        "--keep", action="store_true", default=False, help="leave it up until Ctrl-C"
-    )
-    flags.add_argument(
-        "--no-iperf", action="store_true", default=False, help="do not measure throughput"
-    )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 100:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number from 1 to 100")
-    return int(text)
+    default = IPv4Network("10.1.0.0/16")
+    flags.add_setting("network", "NETWORK", "of the overlay", flag_values.network, default)
+    flags.add_switch("keep", "keep it running until Ctrl-C")
+    flags.add_switch("no-iperf", "do not measure throughput")
 
 
 def _lab(values: argparse.Namespace, options: Options) -> int:
-    from flannel_udp.lab import demo as lab_demo
+    from flannel_udp.lab import demo
 
-    return lab_demo.run(values)
+    return demo.run(values)
 
 
-def _declare_completion(flags: Flags) -> None:
-    flags.add_argument("shell", choices=("bash", "zsh"), help="whose words to print")
+def _declare_completion(flags: FlagParser) -> None:
+    flags.add_argument("shell", choices=("bash", "zsh"), help="the shell that reads the script")
 
 
 def _completion(values: argparse.Namespace, options: Options) -> int:
-    from flannel_udp.cli import completion as reference
+    from flannel_udp.cli.completion import completion
 
-    print(reference.completion(values.shell, parsers()))
+    print(completion(values.shell, parsers()))
     return 0
 
 
 _COMMANDS = {
     "completion": _Command(
         "Print a script that completes the command line, to be read by the shell.",
-        *(_declare_completion, _completion),
+        _declare_completion,
+        _completion,
     ),
     "etcd": _Command(
-        "Run an etcd on this host, for a first cluster, and say how hosts join it.",
-        *(_declare_etcd, _etcd),
+        "Run an etcd on this host, for a first cluster, and print how hosts join it.",
+        _declare_etcd,
+        _etcd,
     ),
     "cleanup": _Command(
         "Remove the device, firewall rules and blackhole routes that a daemon left on this host."
@@ -346,16 +256,18 @@ _COMMANDS = {
         _cleanup,
     ),
     "config": _Command(
-        "The network config in etcd: show it, set it, see whether it is valid.",
-        *(_declare_config, _config),
+        "The network config in etcd: show it, set it, check whether it is valid.",
+        _declare_config,
+        _config,
     ),
     "lab": _Command(
         "Hosts and containers in network namespaces, with a real etcd and real daemons: ping all"
         " pairs, measure, clean up.",
-        *(_declare_lab, _lab),
+        _declare_lab,
+        _lab,
     ),
     "lease": _Command("The leases of all hosts in etcd.", _declare_lease, _lease),
-    "status": _Command("What the running daemon says of itself.", _declare_status, _status),
+    "status": _Command("The status of the running daemon.", _declare_status, _status),
     "top": _Command("The traffic with each host, live.", _declare_top, _top),
 }
 NAMES = frozenset(_COMMANDS)

@@ -1,4 +1,4 @@
-"""The whole command line as one parser: what completion and the man page are made of."""
+"""Completion scripts, and the whole command line as one parser, which the man page needs too."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 import shtab
 
-from flannel_udp.cli.flags import FlagParser
+from flannel_udp.cli.flags import DaemonFlags
 from flannel_udp.host import subnet_env
 
-_COMPLETED_AS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}  # what a flag's value is called
+_COMPLETED_AS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}  # by the metavar of a flag
 
 
 def whole_parser(commands: Mapping[str, argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """The daemon's flags and every sub-command with its own; not for parsing."""
-    whole = FlagParser()
+    """The daemon's flags and every sub-command; for display, not for parsing."""
+    whole = DaemonFlags()
     whole.usage = "flannel-udp [FLAG]... | COMMAND [FLAG]..."
     names = whole.add_subparsers(
         title="commands",
@@ -37,11 +37,11 @@ def whole_parser(commands: Mapping[str, argparse.ArgumentParser]) -> argparse.Ar
 
 
 def completion(shell: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
-    """The script that teaches bash or zsh our words."""
+    """The completion script for bash or zsh."""
     return str(shtab.complete(whole_parser(commands), shell))
 
 
 def _complete_values(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         if isinstance(action.metavar, str) and action.metavar in _COMPLETED_AS:
-            action.complete = _COMPLETED_AS[action.metavar]  # type: ignore[attr-defined]  # how shtab is told
+            action.complete = _COMPLETED_AS[action.metavar]  # type: ignore[attr-defined]  # the interface of shtab

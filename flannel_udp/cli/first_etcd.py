@@ -1,6 +1,6 @@
 """``flannel-udp etcd``: one etcd on this host, for a first cluster.
 
-It is a process and a systemd unit of its own, so that no change of the daemon stops it.
+It is a process and a systemd unit of its own, so a restart of the daemon does not stop it.
 """
 
 from __future__ import annotations
@@ -48,18 +48,22 @@ class Plan:
         return self.folder / "etcd.log"
 
     def command(self) -> list[str]:
-        """Clients come by the interface and by loopback; there are no other members."""
+        """Clients connect by the interface or by loopback; there are no other members."""
         local = f"http://127.0.0.1:{self.port}"
         peer = f"http://127.0.0.1:{self.port + 1}"
         return [
-            *(self.program, "--name=flannel-udp", f"--data-dir={self.folder / 'etcd'}"),
-            *(f"--listen-client-urls={self.url},{local}", f"--advertise-client-urls={self.url}"),
-            *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"),
+            self.program,
+            "--name=flannel-udp",
+            f"--data-dir={self.folder / 'etcd'}",
+            f"--listen-client-urls={self.url},{local}",
+            f"--advertise-client-urls={self.url}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=flannel-udp={peer}",
         ]
 
     def check(self) -> list[str]:
-        """To be run before each start: the program may be another than last time."""
+        """The command to run before each start, because the program may have been replaced."""
         ours = (sys.executable, "-m", "flannel_udp", "etcd")
         return [*ours, f"--check-version={self.program}", f"--data-dir={self.folder}"]
 
@@ -94,7 +98,7 @@ WantedBy=multi-user.target
 def run(
     options: Options, network: IPv4Network | None, folder: Path, port: int, *, systemd: bool
 ) -> None:
-    """Start it unless it runs, write the network config if there is none, say what comes next.
+    """Start it unless it runs, write the network config if there is none, print how hosts join.
 
     Raises FlannelError.
     """
@@ -110,7 +114,7 @@ def run(
         else:
             etcd_program.admit(plan.program, plan.folder)
             _start(plan, cluster, systemd=systemd and _SYSTEMD_RUNS.exists())
-        _see_to_config(cluster, network)
+        _write_missing_config(cluster, network)
     finally:
         etcd.close()
     for line in _advice(plan, options, external.name):
@@ -138,8 +142,8 @@ def _start(plan: Plan, cluster: Cluster, *, systemd: bool) -> None:
     """Returns when it serves. Raises EtcdProgramError."""
     if systemd:
         _start_unit(plan)
-        # The unit is up, but a connection that was refused before is not tried again at once.
-        if not _comes_to_serve(cluster, lambda: True):
+        # The unit runs, but gRPC retries a refused connection only after a while.
+        if not _wait_until_it_serves(cluster, lambda: True):
             raise EtcdProgramError(
                 f"etcd does not serve {plan.url}; journalctl -u {UNIT.stem} says more"
             )
@@ -155,7 +159,7 @@ def _start(plan: Plan, cluster: Cluster, *, systemd: bool) -> None:
             env={name: value for name, value in os.environ.items() if not name.startswith("ETCD")},
             start_new_session=True,
         )
-    if not _comes_to_serve(cluster, lambda: process.poll() is None):
+    if not _wait_until_it_serves(cluster, lambda: process.poll() is None):
         with suppress(ProcessLookupError):
             process.kill()
         last = plan.log_path.read_text(errors="replace").splitlines()[-1:]
@@ -170,17 +174,18 @@ def _start_unit(plan: Plan) -> None:
         UNIT.write_text(plan.unit())
     except OSError as error:
         raise EtcdProgramError(f"cannot write {UNIT}: {error.strerror}; run as root") from None
-    for words in (("daemon-reload",), ("enable", UNIT.name), ("restart", UNIT.name)):
-        done = subprocess.run(["systemctl", *words], capture_output=True, text=True)
+    for arguments in (("daemon-reload",), ("enable", UNIT.name), ("restart", UNIT.name)):
+        done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True)
         if done.returncode:
-            said = done.stderr.strip().partition("\n")[0].rstrip(".")  # then hints follow
+            reason = done.stderr.strip().partition("\n")[0].rstrip(".")  # hints follow it
             raise EtcdProgramError(
-                f"systemctl {' '.join(words)} failed: {said}; journalctl -u {UNIT.stem} says more"
+                f"systemctl {' '.join(arguments)} failed: {reason};"
+                f" journalctl -u {UNIT.stem} says more"
             )
 
 
-def _comes_to_serve(cluster: Cluster, is_alive: Callable[[], bool]) -> bool:
-    """Waits for it, in vain if it ends or takes too long."""
+def _wait_until_it_serves(cluster: Cluster, is_alive: Callable[[], bool]) -> bool:
+    """Returns whether it serves; False if it ends or takes too long."""
     end = time.monotonic() + _READY_WITHIN
     while not _answers(cluster):
         if not is_alive() or time.monotonic() > end:
@@ -193,7 +198,7 @@ def _config_of(network: IPv4Network) -> str:
     return f'{{"Network":"{network}","Backend":{{"Type":"udp"}}}}'
 
 
-def _see_to_config(cluster: Cluster, network: IPv4Network | None) -> None:
+def _write_missing_config(cluster: Cluster, network: IPv4Network | None) -> None:
     found = cluster.config_text()
     if found is None:
         if network is None:

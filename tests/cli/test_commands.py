@@ -1,4 +1,4 @@
-"""The sub-commands' flags and their answers where no daemon runs."""
+"""The flags of the sub-commands, and what they print if no daemon runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_command_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["status", "top"])
-def test_it_is_said_plainly_that_no_daemon_runs(name: str, tmp_path: Path) -> None:
+def test_a_missing_daemon_is_reported_in_one_sentence(name: str, tmp_path: Path) -> None:
     missing = tmp_path / "subnet.env"
     terminal = ["script", "-qec"] if name == "top" else []
     command = [sys.executable, "-m", "flannel_udp", name, f"--subnet-file={missing}"]
@@ -46,7 +46,7 @@ def test_it_is_said_plainly_that_no_daemon_runs(name: str, tmp_path: Path) -> No
     )
 
 
-def test_the_environment_names_the_daemon_and_the_command_line_wins(tmp_path: Path) -> None:
+def test_the_command_line_wins_over_the_environment(tmp_path: Path) -> None:
     environ = {"FLANNELD_SUBNET_FILE": str(tmp_path / "one.env")}
     with pytest.raises(StatusError, match=r"/one\.sock"):
         commands.run(["status"], environ)
@@ -68,13 +68,13 @@ def test_the_environment_names_the_daemon_and_the_command_line_wins(tmp_path: Pa
         (["top", "--interval"], "--interval needs a value"),
     ],
 )
-def test_a_mistake_is_one_sentence(argv: list[str], sentence: str) -> None:
+def test_a_mistake_gives_one_sentence(argv: list[str], sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         commands.run(argv, {})
     assert sentence in str(caught.value)
 
 
-def test_top_without_a_terminal_names_the_way_out(tmp_path: Path) -> None:
+def test_top_without_a_terminal_names_the_alternative(tmp_path: Path) -> None:
     result = program("top")
     assert result.returncode == 1
     assert result.stderr == (
@@ -82,7 +82,7 @@ def test_top_without_a_terminal_names_the_way_out(tmp_path: Path) -> None:
     )
 
 
-def test_one_dash_two_dashes_and_any_order_are_understood(tmp_path: Path) -> None:
+def test_one_dash_two_dashes_and_any_order_are_accepted(tmp_path: Path) -> None:
     with pytest.raises(StatusError, match=r"/two\.sock"):
         commands.run(["status", f"-subnet-file={tmp_path}/two.env", "-json"], {})
     good = '{"Network":"10.1.0.0/16"}'

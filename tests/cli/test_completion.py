@@ -1,4 +1,4 @@
-"""--help tells all of every flag; completion and the man page know what --help knows."""
+"""--help is complete, and completion and the man page have every flag that it has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from flannel_udp.cli import commands
 from flannel_udp.cli import completion as reference
-from flannel_udp.cli.flags import FlagParser
+from flannel_udp.cli.flags import DaemonFlags
 from flannel_udp.host import subnet_env
 from flannel_udp.options import Options
 
@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[2]
 
 
 PARSERS = {
-    "the daemon": FlagParser(),
+    "the daemon": DaemonFlags(),
     **commands.parsers(),
     "mk-docker-opts": subnet_env.parser(),
 }
 
-# What a value that is a number counts.
+# The units of numbers.
 UNITS = {"MINUTES", "SECONDS", "MICROSECONDS", "TIME", "PORT", "N"}
 
 
@@ -50,10 +50,10 @@ def shown_flags() -> set[str]:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_help_tells_the_default_and_the_unit_of_every_flag(name: str) -> None:
+def test_help_shows_default_and_unit_of_every_flag(name: str) -> None:
     for action in shown(PARSERS[name]):
         assert action.help
-        if action.nargs == 0:  # it is given or not
+        if action.nargs == 0:  # it takes no value
             continue
         assert "(default: " in action.help, action.option_strings
         (default,) = re.findall(r"\(default: ([^)]*)\)", action.help)
@@ -61,26 +61,26 @@ def test_help_tells_the_default_and_the_unit_of_every_flag(name: str) -> None:
             assert action.metavar in UNITS, action.option_strings
 
 
-def test_help_tells_the_defaults_that_are_in_force() -> None:
-    for name, action in FlagParser().flags.items():
+def test_help_shows_the_defaults_that_are_used() -> None:
+    for name, action in DaemonFlags().flags.items():
         value = getattr(Options(), action.dest, None)
         if action.help == argparse.SUPPRESS or isinstance(value, tuple) or value in (None, ""):
             continue
-        (told,) = re.findall(r"\(default: ([^)]*)\)", action.help or "")
+        (default,) = re.findall(r"\(default: ([^)]*)\)", action.help or "")
         assert callable(action.type)
-        assert action.type(told) == value, name
+        assert action.type(default) == value, name
 
 
 def bash(script: str, words: list[str]) -> set[str]:
-    """What bash offers for the last of the words."""
+    """The completions that bash offers for the last word."""
     line = " ".join(words)
-    ask = (
+    program = (
         f"{script}\nCOMP_WORDS=({' '.join(words[:-1])} {words[-1] or chr(39) * 2})"
         f"\nCOMP_CWORD={len(words) - 1}\nCOMP_LINE='{line}'\nCOMP_POINT={len(line)}"
         "\ncompopt() { :; }\n_shtab_flannel_udp flannel-udp"
         '\nprintf "%s\\n" "${COMPREPLY[@]}"'
     )
-    result = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=30)
+    result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=30)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())
 
@@ -99,14 +99,14 @@ def test_bash_completes_flags_commands_and_choices() -> None:
 @pytest.mark.parametrize(
     "words", [["--etcd-cafile"], ["status", "--subnet-file"], ["mk-docker-opts", "-f"]]
 )
-def test_bash_completes_files_where_a_file_is_meant(words: list[str], tmp_path: Path) -> None:
+def test_bash_completes_files_for_flags_that_take_a_file(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "some.env").touch()
     script = reference.completion("bash", commands.parsers())
     offered = bash(script, ["flannel-udp", *words, f"{tmp_path}/so"])
     assert offered == {f"{tmp_path}/some.env"}
 
 
-def test_bash_completes_a_directory_where_one_is_meant(tmp_path: Path) -> None:
+def test_bash_completes_directories_for_flags_that_take_one(tmp_path: Path) -> None:
     (tmp_path / "some.env").touch()
     (tmp_path / "some").mkdir()
     script = reference.completion("bash", commands.parsers())

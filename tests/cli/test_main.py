@@ -1,4 +1,4 @@
-"""The command line: every form that flannel users write, and one sentence for each mistake."""
+"""The command line: every form that flannel accepts, and one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ sys.exit(main([]))
 """
 
 
-def test_a_restart_that_comes_before_the_daemon_listens_is_kept_for_it() -> None:
+def test_a_restart_signal_before_the_daemon_handles_it_stays_pending() -> None:
     ended = subprocess.run([sys.executable, "-c", RESTARTED_EARLY], timeout=30)
     assert ended.returncode == 7
 
 
-def test_nothing_given_is_flannels_defaults() -> None:
+def test_without_flags_the_defaults_are_those_of_flannel() -> None:
     assert parse() == Options()
 
 
-def test_the_unit_file_of_an_existing_flannel_is_understood() -> None:
+def test_the_flags_of_a_flannel_unit_file_are_accepted() -> None:
     options = parse(
         "-etcd-endpoints=http://10.0.0.1:2379,http://10.0.0.2:2379",
         "-etcd-prefix=/flannel/network",
@@ -83,21 +83,43 @@ def test_the_unit_file_of_an_existing_flannel_is_understood() -> None:
         ["-healthz-port=1", "--healthz-port=8080"],
     ],
 )
-def test_one_dash_or_two_equals_or_space_mean_the_same(argv: list[str]) -> None:
+def test_one_dash_or_two_equals_or_space_are_the_same(argv: list[str]) -> None:
     assert parse(*argv) == Options(healthz_port=8080)
 
 
 def test_every_flag_reaches_its_option() -> None:
     options = parse(
-        *("--etcd-endpoints=https://a:1 , https://b:2,", "--etcd-prefix=/a//b/"),
-        *("--etcd-keyfile=k", "--etcd-certfile=c", "--etcd-cafile=ca"),
-        *("--etcd-username=u", "--etcd-password=p", "--iface=eth0", "--iface", "10.0.0.1"),
-        *("--iface-regex=^en", "--iface-regex", r"10\.0\..*", "--iface-can-reach=8.8.8.8"),
-        *("--subnet-file=/tmp/s.env", "--public-ip=192.0.2.1", "--public-ipv6=2001:db8::1"),
-        *("--subnet-lease-renew-margin=1439", "--ip-masq", "--ip-masq-fully-random-disable"),
-        *("--healthz-ip=::1", "--healthz-port=65535", "--iptables-resync=60"),
-        *("--iptables-forward-rules=false", "--ip-blackhole-route", "--source-check=off", "-v=4"),
-        *("--offload=tso", "--busy-poll-us=20", "--log-format=json", "--stale-hold=30m"),
+        "--etcd-endpoints=https://a:1 , https://b:2,",
+        "--etcd-prefix=/a//b/",
+        "--etcd-keyfile=k",
+        "--etcd-certfile=c",
+        "--etcd-cafile=ca",
+        "--etcd-username=u",
+        "--etcd-password=p",
+        "--iface=eth0",
+        "--iface",
+        "10.0.0.1",
+        "--iface-regex=^en",
+        "--iface-regex",
+        r"10\.0\..*",
+        "--iface-can-reach=8.8.8.8",
+        "--subnet-file=/tmp/s.env",
+        "--public-ip=192.0.2.1",
+        "--public-ipv6=2001:db8::1",
+        "--subnet-lease-renew-margin=1439",
+        "--ip-masq",
+        "--ip-masq-fully-random-disable",
+        "--healthz-ip=::1",
+        "--healthz-port=65535",
+        "--iptables-resync=60",
+        "--iptables-forward-rules=false",
+        "--ip-blackhole-route",
+        "--source-check=off",
+        "-v=4",
+        "--offload=tso",
+        "--busy-poll-us=20",
+        "--log-format=json",
+        "--stale-hold=30m",
     )
     expected = Options(
         etcd_endpoints=("https://a:1", "https://b:2"),
@@ -134,16 +156,16 @@ def test_every_flag_reaches_its_option() -> None:
 
 
 @pytest.mark.parametrize("value", ["1", "t", "T", "TRUE", "true", "True"])
-def test_booleans_are_gos_true(value: str) -> None:
+def test_true_is_what_go_takes_for_true(value: str) -> None:
     assert parse(f"-ip-blackhole-route={value}").ip_blackhole_route is True
 
 
 @pytest.mark.parametrize("value", ["0", "f", "F", "FALSE", "false", "False"])
-def test_booleans_are_gos_false(value: str) -> None:
+def test_false_is_what_go_takes_for_false(value: str) -> None:
     assert parse(f"-iptables-forward-rules={value}").iptables_forward_rules is False
 
 
-def test_a_boolean_never_takes_the_next_word() -> None:
+def test_a_boolean_never_takes_the_next_argument() -> None:
     options = parse("-ip-blackhole-route", "-iface", "eth0")
     assert options == Options(ip_blackhole_route=True, iface=("eth0",))
     with pytest.raises(UsageError, match="write --ip-blackhole-route=VALUE"):
@@ -160,11 +182,11 @@ def test_a_value_may_start_with_a_dash_hold_spaces_and_equals_signs() -> None:
     ("argv", "verbosity"),
     [(["-v"], 1), (["--v"], 1), (["-v", "10"], 10), (["-v=2"], 2), (["-v", "-iface=e"], 1)],
 )
-def test_verbosity_comes_with_and_without_a_number(argv: list[str], verbosity: int) -> None:
+def test_verbosity_is_accepted_with_and_without_a_number(argv: list[str], verbosity: int) -> None:
     assert parse(*argv).verbosity == verbosity
 
 
-def test_an_empty_value_of_an_optional_flag_is_as_good_as_none() -> None:
+def test_an_empty_value_of_an_optional_flag_is_the_default() -> None:
     argv = ["--public-ip=", "--iface=", "--etcd-cafile=", "--subnet-file=", "--iface-can-reach="]
     assert parse(*argv) == Options()
 
@@ -189,7 +211,7 @@ def test_the_environment_sets_defaults_and_the_command_line_wins() -> None:
     assert parse("--public-ip=", FLANNELD_PUBLIC_IP="192.0.2.1") == Options()
 
 
-def test_settings_of_a_packaged_flannel_come_after_all_others() -> None:
+def test_variables_of_flannels_packages_have_the_lowest_priority() -> None:
     theirs = {
         "FLANNEL_ETCD_ENDPOINTS": "http://192.0.2.1:2379,http://192.0.2.2:2379",
         "FLANNEL_ETCD_PREFIX": "/atomic.io/network",
@@ -269,7 +291,7 @@ def test_kubernetes_flags_are_ignored_with_a_line_each(caplog: pytest.LogCapture
         (["--version=x"], "--version"),
     ],
 )
-def test_a_mistake_is_one_sentence_that_names_the_flag(argv: list[str], sentence: str) -> None:
+def test_a_mistake_gives_one_sentence_that_names_the_flag(argv: list[str], sentence: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(*argv)
     assert sentence in str(caught.value)
@@ -285,7 +307,7 @@ def test_a_mistake_in_the_environment_names_the_variable() -> None:
 
 
 @given(st.lists(st.text() | st.sampled_from(["-v", "--iface", "=", "-", "-public-ip=", "1.1.1.1"])))
-def test_any_words_are_options_or_a_sentence(argv: list[str]) -> None:
+def test_any_arguments_give_options_or_a_usage_error(argv: list[str]) -> None:
     try:
         parse(*argv)
     except UsageError as error:
@@ -318,7 +340,7 @@ def test_a_false_version_starts_the_daemon() -> None:
     assert (result.returncode, result.stdout) == (1, "")
 
 
-def test_help_names_every_flag_that_has_a_meaning_here() -> None:
+def test_help_names_every_flag_that_has_an_effect() -> None:
     result = program("--help")
     assert result.returncode == 0
     assert result.stderr == ""
@@ -329,11 +351,11 @@ def test_help_names_every_flag_that_has_a_meaning_here() -> None:
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("words", [["help"], ["help", "status"], ["help", "mk-docker-opts"]])
-def test_help_is_a_word_too(words: list[str]) -> None:
-    result = program(*words)
+@pytest.mark.parametrize("arguments", [["help"], ["help", "status"], ["help", "mk-docker-opts"]])
+def test_help_is_also_a_command(arguments: list[str]) -> None:
+    result = program(*arguments)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == program(*words[1:], "--help").stdout
+    assert result.stdout == program(*arguments[1:], "--help").stdout
 
 
 def test_a_usage_error_exits_with_1_and_one_line() -> None:
@@ -349,17 +371,19 @@ def test_mk_docker_opts_is_a_sub_command(tmp_path: Path) -> None:
     assert out.read_text() == 'DOCKER_OPTS=""\n'
 
 
-def test_the_command_line_answers_without_loading_the_rest() -> None:
-    heavy = (
-        "grpc",
-        "etcd3",
-        "pyroute2",
-        "rich",
-        "flannel_udp.backends.pump.pump",
-        "flannel_udp.host.netlink",
-    )
-    code = f"import sys, flannel_udp.cli; print([m for m in {heavy!r} if m in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["--bogus"]])
+def test_help_and_usage_errors_load_no_heavy_module(arguments: list[str]) -> None:
+    code = f"""if True:
+        import sys
+        from flannel_udp.cli.main import main
+        try:
+            main({arguments!r})
+        finally:
+            print("loaded:", *sys.modules)"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    output, _, loaded = result.stdout.partition("loaded: ")
+    assert "usage: " in output or "--bogus" in result.stderr
+    ours = {f"flannel_udp.{name}" for name in ("backends.pump.pump", "daemon", "observe.status")}
+    heavy = {"grpc", "etcd3", "pyroute2", "rich", "shtab", "prometheus_client", "cffi"} | ours
+    assert "flannel_udp.cli.main" in loaded.split()
+    assert not heavy & set(loaded.split())

@@ -126,7 +126,7 @@ def test_an_older_etcd_does_not_get_the_data(bare_lab: Lab, tmp_path: Path) -> N
     [
         (["--network=10.44.0.0/30"], "must be /28 or larger"),
         (["--network=here"], "no network such as 10.44.0.0/16"),
-        (["--port=65535"], "is not a port from 1 to 65534"),
+        (["--port=65535"], "is not a whole number from 1 to 65534"),
         (["--iface=eth7"], "eth7"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The words of a command line as flags, by the rules of Go's flag package (pure)."""
+"""Splits a command line into flags and operands by the rules of Go's flag package (pure)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ SHOWN_CHARACTERS = 80
 SECRETS = ("etcd-password",)
 
 
-def read_words(
-    words: Sequence[str],
+def read_flags(
+    arguments: Sequence[str],
     flags: Mapping[str, argparse.Action],
     program: str,
     on_operand: Callable[[str, str], None],
 ) -> Iterator[tuple[str, str | None]]:
-    """Name and value of each flag.
+    """Yields name and value of each flag.
 
-    One dash or two; a value may start with a dash; booleans never take the next word. The value of
-    a boolean without one is None, and so is that of ``-v``, unless a number follows. ``on_operand``
-    gets each word that belongs to no flag, and the name of the flag before it, or "". Raises
-    UsageError, which refers to the help of ``program``.
+    A flag has one dash or two; its value may start with a dash; booleans never take the next
+    argument. The value is None for a boolean without one, and for ``-v`` unless a number follows.
+    ``on_operand`` gets each argument that belongs to no flag, and the name of the flag before it,
+    or "". Raises UsageError, which names the help of ``program``.
     """
-    rest = list(words)
+    rest = list(arguments)
     name = ""
     while rest:
-        word = rest.pop(0)
-        if not word.startswith("-") or word == "-":
-            on_operand(word, name)
+        argument = rest.pop(0)
+        if not argument.startswith("-") or argument == "-":
+            on_operand(argument, name)
             continue
-        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
+        name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
         if name not in flags:
             close = difflib.get_close_matches(name, flags, n=1)
             hint = f"did you mean --{close[0]}?" if close else f"see {program} --help"
@@ -49,6 +49,6 @@ def read_words(
             yield name, None
 
 
-def spelled(flags: Sequence[tuple[str, str | None]]) -> list[str]:
-    """The flags in the one form that argparse never takes for something else."""
+def joined(flags: Sequence[tuple[str, str | None]]) -> list[str]:
+    """``--name=value`` for each flag: the form that argparse always takes for a flag."""
     return [f"--{name}" if value is None else f"--{name}={value}" for name, value in flags]

@@ -1,4 +1,4 @@
-"""``flannel-udp config`` and ``flannel-udp lease``: words in, sentences out; cluster.py acts."""
+"""``flannel-udp config`` and ``flannel-udp lease``: operands to calls of Cluster, and output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flannel_udp.options import Options
 
 
 @contextmanager
-def cluster(options: Options) -> Iterator[Cluster]:
+def _connected(options: Options) -> Iterator[Cluster]:
     etcd = Etcd.connect(options)
     try:
         yield Cluster(etcd, options.etcd_prefix)
@@ -26,25 +26,25 @@ def cluster(options: Options) -> Iterator[Cluster]:
 
 
 def config(action: str, text: str | None, options: Options, *, force: bool) -> None:
-    """``text`` is JSON, or - for what stands on stdin. Raises FlannelError."""
+    """``text`` is JSON, or - to read it from stdin. Raises FlannelError."""
     if text == "-":
         text = sys.stdin.read()
     if action == "validate" and text is not None:
         _describe(NetworkConfig.parse(text))
         return
-    with cluster(options) as door:
+    with _connected(options) as cluster:
         if action == "set":
             if text is None:
                 raise UsageError("config set needs the config, or - to read it from stdin")
-            door.set_config(text, force=force)
-            print(f"written to {door.config_key}")
+            cluster.set_config(text, force=force)
+            print(f"written to {cluster.config_key}")
             return
         if text is not None:
             raise UsageError(f"config {action} takes no config")
-        found = door.config_text()
+        found = cluster.config_text()
     if found is None:
         raise ClusterError(
-            f"there is no network config at {door.config_key}: flannel-udp config set writes one"
+            f"there is no network config at {cluster.config_key}: flannel-udp config set writes one"
         )
     if action == "show":
         print(found.decode(errors="replace"))
@@ -60,17 +60,17 @@ def _describe(config: NetworkConfig) -> None:
     )
 
 
-def lease(action: str, words: list[str], options: Options, *, as_json: bool) -> None:
+def lease(action: str, operands: list[str], options: Options, *, as_json: bool) -> None:
     """Raises FlannelError."""
-    with cluster(options) as door:
-        match action, words:
+    with _connected(options) as cluster:
+        match action, operands:
             case "list", []:
-                _list(door.entries(), as_json=as_json)
+                _list(cluster.entries(), as_json=as_json)
             case "reserve", [subnet, public_ip]:
-                door.reserve(_subnet(subnet), _address(public_ip))
+                cluster.reserve(_subnet(subnet), _address(public_ip))
                 print(f"{subnet} is reserved for {public_ip}")
             case "revoke", [subnet]:
-                entry = door.revoke(_subnet(subnet))
+                entry = cluster.revoke(_subnet(subnet))
                 holder = entry.lease.public_ip if entry.lease else "an unreadable key"
                 print(f"revoked {subnet} of {holder}; a daemon that holds it ends with exit code 1")
             case _:
