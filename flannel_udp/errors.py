@@ -1,4 +1,4 @@
-"""Every error a user can meet. A message says what was tried, what was found and what to do."""
+"""Every error that a user can see. Its message names what was tried, what was found, what to do."""
 
 
 class FlannelError(Exception):
@@ -34,11 +34,11 @@ class LeaseLostError(FlannelError):
 
 
 class LeaseContestedError(FlannelError):
-    """Another host claims our subnet after etcd's data was replaced: it may be old news."""
+    """In data that replaced etcd's, a key gives our subnet to another host; it may be outdated."""
 
 
 class EtcdError(FlannelError):
-    """An etcd call failed (unreachable, refused, TLS, login, deadline); worth another try later."""
+    """An etcd call failed (unreachable, refused, TLS, login, deadline); a later try may succeed."""
 
 
 class CertificateError(FlannelError):
@@ -54,15 +54,15 @@ class DeviceError(FlannelError):
 
 
 class DeviceGoneError(DeviceError):
-    """Something else on this host has removed the TUN device."""
+    """Another program has removed the TUN device."""
 
 
 class TunnelLostError(FlannelError):
-    """The TUN device or the UDP socket is taken away again and again, or cannot be had back."""
+    """The TUN device or the UDP socket was lost repeatedly, or cannot be opened again."""
 
 
 class AddressChangedError(FlannelError):
-    """The external interface has another address now: a new start must publish it."""
+    """The external interface has another address; the daemon must start again to publish it."""
 
 
 class FirewallError(FlannelError):
@@ -70,7 +70,7 @@ class FirewallError(FlannelError):
 
 
 class HandoverError(FlannelError):
-    """What the previous process left cannot be used here; the message is a clause that says why."""
+    """What the previous process left cannot be used; the message is a clause with the reason."""
 
 
 class SubnetFileError(FlannelError):
@@ -78,7 +78,7 @@ class SubnetFileError(FlannelError):
 
 
 class StatusError(FlannelError):
-    """The running daemon cannot be asked, or there is none."""
+    """The status of the daemon cannot be read, or no daemon runs."""
 
 
 class ClusterError(FlannelError):
@@ -86,7 +86,7 @@ class ClusterError(FlannelError):
 
 
 class EtcdProgramError(FlannelError):
-    """No etcd could be run on this host."""
+    """No etcd could be started on this host."""
 
 
 class LabError(FlannelError):

@@ -1,4 +1,4 @@
-"""How log lines look on stderr: for people, for the journal, as JSON for programs; and which."""
+"""Sets up logging: the format of the lines (text, JSON, for the journal) and the verbosity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-DETAIL = logging.DEBUG - 5  # of --v=2: each call of etcd, each look, whatever came of it
+DETAIL = logging.DEBUG - 5  # of --v=2: every call and every check, whatever the result
 
 _PRIORITIES = {  # <N> at the start of a line, as sd-daemon(3) says
     **{DETAIL: 7, logging.DEBUG: 7, logging.INFO: 6},
@@ -18,10 +18,10 @@ _PRIORITIES = {  # <N> at the start of a line, as sd-daemon(3) says
 
 
 def start_logging(environ: Mapping[str, str], log_format: str, verbosity: int = 0) -> None:
-    """Log to stderr, as one of config.LOG_FORMATS.
+    """Log to stderr in one of options.LOG_FORMATS.
 
-    ``verbosity`` 1 adds what our own modules decide, 2 also each of their looks and calls, and
-    what the libraries say. Lines that go to the journal carry a priority and no time.
+    ``verbosity`` 1 adds the decisions of our own modules, 2 also each check and call, and the lines
+    of libraries. Lines that go to the journal have a priority and no time.
     """
     logging.addLevelName(DETAIL, "DETAIL")
     in_journal = _is_journal(environ)
@@ -37,13 +37,16 @@ def start_logging(environ: Mapping[str, str], log_format: str, verbosity: int = 
 
 
 def complain(program: str, error: Exception) -> None:
-    """Why a program ends, in one line on stderr."""
+    """Print the error that ends a program, as one line on stderr."""
     mark = _mark(logging.ERROR) if _is_journal(os.environ) else ""
     print(f"{mark}{program}: {error}", file=sys.stderr)
 
 
 class JsonFormatter(logging.Formatter):
-    """One object on a line: ``time`` (UTC, RFC 3339), ``level``, ``module``, ``message``."""
+    """One object on a line: ``time`` (UTC, RFC 3339), ``level``, ``module``, ``message``.
+
+    ``module`` is the dotted name below our package, such as ``cluster.keeper``.
+    """
 
     converter = staticmethod(time.gmtime)
 
@@ -51,7 +54,7 @@ class JsonFormatter(logging.Formatter):
         fields = {
             "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
-            "module": record.module,
+            "module": record.name.removeprefix("flannel_udp."),
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -60,7 +63,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _ForJournal(logging.Formatter):
-    """Every line begins with its priority: the journal takes each for an entry of its own."""
+    """Every line begins with its priority, because the journal makes each an entry of its own."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -78,7 +81,7 @@ def _mark(level: int) -> str:
 def _is_journal(environ: Mapping[str, str]) -> bool:
     """Whether our stderr is what JOURNAL_STREAM names, see systemd.exec(5).
 
-    The variable alone says only that somebody above us had the journal for it.
+    The variable alone may be inherited from a process whose stderr was the journal.
     """
     try:
         stderr = os.fstat(2)

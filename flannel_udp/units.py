@@ -1,4 +1,4 @@
-"""Figures as people read them (pure)."""
+"""Numbers formatted for people (pure)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines: whole objects in JSON from the first to the last, and priorities in the journal."""
+"""Log lines: JSON objects from the first to the last, and priorities in the journal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from flannel_udp.logs import JsonFormatter
 PROGRAM = ("-m", "flannel_udp")
 
 
-def test_a_line_is_one_object_whatever_it_says() -> None:
-    record = logging.LogRecord("x", logging.WARNING, "/a/pump.py", 1, 'a "%s"\n', ("ß",), None)
+def test_every_line_is_one_json_object() -> None:
+    record = logging.LogRecord(
+        "flannel_udp.cluster.keeper", logging.WARNING, "/a/keeper.py", 1, 'a "%s"\n', ("ß",), None
+    )
     record.created, record.msecs = 1_700_000_000.5, 500.0
     line = JsonFormatter().format(record)
     assert "\n" not in line
     assert json.loads(line) == {
         "time": "2023-11-14T22:13:20.500Z",
         "level": "warning",
-        "module": "pump",
+        "module": "cluster.keeper",
         "message": 'a "ß"\n',
     }
 
@@ -41,7 +43,7 @@ def test_an_exception_stays_on_its_line() -> None:
 
 
 def program(*argv: str, **environ: str) -> list[str]:
-    """What a daemon with these flags says on stderr; it cannot start."""
+    """The lines on stderr of a daemon with these flags, which cannot start."""
     result = subprocess.run(
         [sys.executable, *PROGRAM, *argv],
         capture_output=True,
@@ -53,7 +55,7 @@ def program(*argv: str, **environ: str) -> list[str]:
     return result.stderr.splitlines()
 
 
-def test_the_program_speaks_json_from_the_first_line_to_the_last() -> None:
+def test_the_program_logs_json_from_the_first_line_to_the_last() -> None:
     first, last = map(
         json.loads,
         program("--kube-api-url=x", "--etcd-cafile=/none", FLANNELD_LOG_FORMAT="json"),
@@ -64,15 +66,15 @@ def test_the_program_speaks_json_from_the_first_line_to_the_last() -> None:
     assert "/none" in last["message"]
 
 
-@pytest.mark.parametrize("words", [["--log-format=json"], ["-log-format", "json"], []])
-def test_a_wrong_flag_is_said_in_json_too(words: list[str]) -> None:
-    environ = {} if words else {"FLANNELD_LOG_FORMAT": "json"}
-    (line,) = program(*words, "--bogus", **environ)
+@pytest.mark.parametrize("argv", [["--log-format=json"], ["-log-format", "json"], []])
+def test_a_wrong_flag_is_logged_as_json_too(argv: list[str]) -> None:
+    environ = {} if argv else {"FLANNELD_LOG_FORMAT": "json"}
+    (line,) = program(*argv, "--bogus", **environ)
     assert json.loads(line)["message"].startswith("there is no flag --bogus")
 
 
 def in_journal(*argv: str) -> list[str]:
-    """What Python with these arguments says to a file named by JOURNAL_STREAM."""
+    """What Python with these arguments writes to a file named by JOURNAL_STREAM."""
     with tempfile.TemporaryFile() as journal:
         file = os.fstat(journal.fileno())
         environ = {"JOURNAL_STREAM": f"{file.st_dev}:{file.st_ino}"}
@@ -81,7 +83,7 @@ def in_journal(*argv: str) -> list[str]:
         return journal.read().decode().splitlines()
 
 
-def test_the_journal_gets_priorities_and_no_time() -> None:
+def test_lines_for_the_journal_have_a_priority_and_no_time() -> None:
     first, last = in_journal(*PROGRAM, "--kube-api-url=x", "--etcd-cafile=/none")
     assert first.startswith("<4>WARNING --kube-api-url has no effect")
     assert last.startswith("<3>flannel-udp: ")
@@ -92,7 +94,7 @@ def test_the_journal_gets_priorities_and_no_time() -> None:
     assert json.loads(last.removeprefix("<3>"))["level"] == "error"
 
 
-def test_what_fails_beside_the_daemon_has_a_priority_too() -> None:
+def test_errors_of_sub_commands_have_a_priority_too() -> None:
     assert in_journal(*PROGRAM, "status", "--subnet-file=/none/x")[0].startswith(
         "<3>flannel-udp: no daemon"
     )
@@ -101,7 +103,7 @@ def test_what_fails_beside_the_daemon_has_a_priority_too() -> None:
     )
 
 
-def test_a_traceback_is_of_one_priority_line_by_line() -> None:
+def test_every_line_of_a_traceback_has_the_same_priority() -> None:
     code = "import logging, os; from flannel_udp.logs import start_logging\n"
     code += "start_logging(os.environ, 'text')\n"
     code += "try:\n 1/0\nexcept ZeroDivisionError:\n logging.exception('odd')"
@@ -111,8 +113,8 @@ def test_a_traceback_is_of_one_priority_line_by_line() -> None:
     assert all(line.startswith("<3>") for line in lines)
 
 
-def test_lines_carry_the_time_where_stderr_is_not_the_journal() -> None:
-    """Somebody above may have the journal as stderr, and the variable is inherited."""
+def test_lines_have_the_time_if_stderr_is_not_the_journal() -> None:
+    """A process may inherit the variable although its own stderr is another file."""
     for environ in ({}, {"JOURNAL_STREAM": "8:1"}):
         first, _ = program("--kube-api-url=x", "--kube-subnet-mgr", **environ)
         assert re.match(r"\d{4}-\d\d-\d\d .* WARNING --kube-api-url", first)

@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_three_digits_are_shown(value: float, text: str) -> None:
     assert scaled(value, "B") == text
 
 
-def test_a_bare_number_ends_in_no_space() -> None:
+def test_a_number_without_unit_ends_in_no_space() -> None:
     assert (scaled(3), scaled(3000)) == ("3", "3.00 k")
 
 
@@ -46,7 +46,7 @@ def test_a_span_shows_its_two_largest_units(seconds: float, text: str) -> None:
     assert span(seconds) == text
 
 
-def test_a_sparkline_is_as_high_as_its_highest_value() -> None:
+def test_the_highest_value_of_a_sparkline_is_a_full_bar() -> None:
     assert sparkline([0, 1, 7], 5) == "   ▂█"
     assert sparkline([9, 7, 7], 2) == "██"
     assert sparkline([], 3) == sparkline([0, 0], 3) == "   "
