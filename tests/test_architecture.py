@@ -22,9 +22,9 @@ PURE = {
     "backends.pump.fallbacks", "cli.flag_values", "cli.flags", "cli.go_flags",
     "cluster.allocator", "cluster.config", "cluster.gojson", "cluster.held_leases",
     "cluster.lease", "errors", "etcd.values",
-    "handover.state", "host.firewall.iptables", "host.firewall.nftables", "host.firewall.policy",
-    "host.goregex", "host.interface_choice", "observe.check_rules", "observe.rates", "options",
-    "routing.routes", "units",
+    "handover.state", "host.firewall.iptables_rules", "host.firewall.nftables_rules",
+    "host.firewall.policy", "host.goregex", "host.interface_choice", "observe.check_rules",
+    "observe.rates", "options", "routing.routes", "units",
 }  # fmt: skip
 PURE_IMPORTS = {
     "__future__", "argparse", "collections", "dataclasses", "enum", "functools", "ipaddress",

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 
 from flannel_udp.cli import flanneld
 from flannel_udp.host import kernel_routes, locks, tunnel_device
-from flannel_udp.host.firewall import keeper as firewall
+from flannel_udp.host.firewall.tools import remove_dead
 
 
 def run() -> None:
@@ -50,4 +50,4 @@ def _remove_left(is_served: Callable[[IPv4Network], bool]) -> Iterator[str]:
         if not is_served(subnet):
             kernel_routes.remove_blackhole(subnet)
             yield f"the blackhole route for {subnet}"
-    yield from firewall.remove_dead(is_served, locks.is_held)
+    yield from remove_dead(is_served, locks.is_held)

@@ -14,7 +14,7 @@ from flannel_udp.daemon.shutdown import Shutdown
 from flannel_udp.errors import EtcdError, HandoverError, InterfaceError, SubnetFileError
 from flannel_udp.handover.takeover import Takeover
 from flannel_udp.host import interfaces, kernel_routes, locks, subnet_env
-from flannel_udp.host.firewall.keeper import require_tool
+from flannel_udp.host.firewall.tools import require_tool
 from flannel_udp.observe.readiness import Readiness
 from flannel_udp.options import Options
 from flannel_udp.retry import retry_until

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from etcd_server import wait_until
-from iptables_variants import VARIANTS, use_variant
 
 from flannel_udp.errors import FirewallError
-from flannel_udp.host.firewall import keeper as firewall
+from flannel_udp.host.firewall import programs
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.policy import Policy
 from flannel_udp.host.netns import Namespace
@@ -30,24 +29,6 @@ TABLE = ("-s", "list", "table", "ip", "flannel-ipv4")
 
 def never(error: BaseException) -> None:
     raise error
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """iptables with each of its back ends, found on PATH as a host has it."""
-    name = str(request.param)
-    monkeypatch.setenv("PATH", use_variant(name, tmp_path))
-    return name
-
-
-@pytest.fixture(params=[*VARIANTS, "nftables"])
-def nftables(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> bool:
-    """EnableNFTables, and iptables with each of its back ends where that is off."""
-    if request.param in VARIANTS:
-        monkeypatch.setenv("PATH", use_variant(str(request.param), tmp_path))
-    return bool(request.param == "nftables")
 
 
 @contextmanager
@@ -190,34 +171,18 @@ def test_damage_to_nftables_is_repaired(namespace: Namespace, command: str) -> N
         wait_until(lambda: text(namespace) == before, "the rules being restored")
 
 
-def test_damage_between_writing_nftables_and_looking_at_them_is_repaired(
-    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, damages = firewall._run, ["nft flush chain ip flannel-ipv4 postrtg-8285"]
-
-    def write_and_damage(command: list[str], feed: str = "") -> str:
-        said = run(command, feed)
-        if feed and damages:
-            damage(namespace, damages.pop())
-        return said
-
-    monkeypatch.setattr(firewall, "_run", write_and_damage)
-    with kept(namespace, nftables=True):
-        wait_until(lambda: text(namespace).count("flanneld masq") == 6, "the repair")
-
-
 def test_rules_in_use_are_only_read(
     namespace: Namespace, nftables: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with kept(namespace, nftables=nftables, resync=0.01):
         commands: list[str] = []
-        run = firewall._run
+        run = programs.run
 
         def record(command: list[str], feed: str = "") -> str:
             commands.append(" ".join(command) + feed)
             return run(command, feed)
 
-        monkeypatch.setattr(firewall, "_run", record)
+        monkeypatch.setattr(programs, "run", record)
         wait_until(lambda: len(commands) > 10, "several checks")
         assert all("-save" in command or " list " in command for command in commands)
 
@@ -233,26 +198,6 @@ def test_two_daemons_keep_to_their_own_rules(namespace: Namespace, nftables: boo
                 assert both.count("-j FLANNEL-FWD") == 1
                 assert both.count("--mark") == 1
         assert text(namespace) == alone
-
-
-def test_dead_daemons_rules_are_removed_and_living_ones_stay(
-    namespace: Namespace, nftables: bool
-) -> None:
-    namespace.call(Firewall(OTHER, PORT + 1, never, nftables=nftables, resync=3600).__enter__)
-    with kept(namespace, nftables=nftables):
-
-        def remove() -> list[str]:
-            return list(
-                firewall.remove_dead(lambda network: network == NETWORK, lambda port: port == PORT)
-            )
-
-        removed = namespace.call(remove)
-        assert removed == [
-            "the nftables rules of port 8286" if nftables else "the iptables rules of 10.2.0.0/16"
-        ]
-        assert "10.2." not in text(namespace)
-        assert "10.1.5.0/24" in text(namespace)
-        assert namespace.call(remove) == []
 
 
 def test_rules_of_others_in_any_form_and_encoding_are_read_and_kept(
@@ -296,7 +241,7 @@ def test_a_missing_tool_is_one_sentence(
     nftables: bool,
     program: str,
 ) -> None:
-    monkeypatch.setattr(firewall, "_which", lambda _: None)
+    monkeypatch.setattr(programs, "which", lambda _: None)
     with pytest.raises(FirewallError, match=f"{program} is not installed; apt-get install"):
         Firewall(POLICY, PORT, never, nftables=nftables, resync=1).__enter__()
     wall = Firewall(replace(POLICY, masquerade=False), PORT, never, nftables=nftables, resync=1)
@@ -319,7 +264,7 @@ def test_a_tool_that_comes_later_is_used_then(
     caplog.set_level(logging.INFO)
     tries: list[str] = []
     with monkeypatch.context() as bare:
-        bare.setattr(firewall, "_which", tries.append)
+        bare.setattr(programs, "which", tries.append)
         with kept(namespace, replace(POLICY, masquerade=False), nftables=nftables) as wall:
             wait_until(lambda: len(tries) > 3, "several tries")
             assert wall.missing
@@ -371,7 +316,7 @@ def test_a_failing_check_is_logged_once_and_its_end_too(
     assert caplog.text.count("firewall rules: no; trying again") == 1
 
 
-def test_an_error_of_our_own_in_the_thread_is_told(
+def test_an_error_of_our_own_in_the_thread_is_reported(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[BaseException] = []
@@ -386,7 +331,7 @@ def test_an_error_of_our_own_in_the_thread_is_told(
         wait_until(lambda: heard, "the error being told")
         monkeypatch.undo()
     assert heard == [bug]
-    assert "keeping the firewall rules ended" in caplog.text
+    assert "the thread firewall met an error of its own" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -428,12 +373,12 @@ def test_a_drop_that_only_an_iptables_rule_can_overrule_is_named_with_nftables(
 def test_iptables_that_is_installed_later_is_looked_at_beside_nftables(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    which = firewall._which
-    monkeypatch.setattr(firewall, "_which", lambda name: which(name) if name == "nft" else None)
+    which = programs.which
+    monkeypatch.setattr(programs, "which", lambda name: which(name) if name == "nft" else None)
     with kept(namespace, nftables=True) as wall:
         damage(namespace, "iptables -P FORWARD DROP")
         assert wall.report()["problems"] == []
-        monkeypatch.setattr(firewall, "_which", which)
+        monkeypatch.setattr(programs, "which", which)
         wait_until(lambda: "cannot overrule it" in "".join(wall.report()["problems"]), "a look")
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from flannel_udp.host.firewall.nftables import chain_names, chains, ports, replacement
+from flannel_udp.host.firewall.nftables_rules import (
+    Chains,
+    chain_names,
+    chains,
+    has_table,
+    is_complete,
+    ports,
+    replacement,
+)
 from flannel_udp.host.firewall.policy import Policy
 from flannel_udp.host.netns import Namespace
 
@@ -35,8 +45,8 @@ def written(namespace: Namespace, policy: Policy) -> dict[str, list[str]]:
     """What nft makes of it: the rules of each chain, in the order in which they are tried."""
     namespace.run(["nft", "-f", "-"], input=replacement(policy, PORT), check=True)
     listing = namespace.run(["nft", "-s", "list", "table", "ip", "flannel-ipv4"], check=True).stdout
-    found = chains(re.sub("0x0+", "0x", listing))  # versions differ in the digits they print
-    return {name: [line.strip() for line in text.splitlines()] for name, text in found.items()}
+    found = re.findall(r"\tchain (\S+) \{\n(.*?)\t\}", re.sub("0x0+", "0x", listing), re.DOTALL)
+    return {name: [line.strip() for line in text.splitlines()] for name, text in found}
 
 
 def test_the_rules_are_flannels_in_flannels_order(namespace: Namespace) -> None:
@@ -65,9 +75,40 @@ def test_ports_are_left_predictable_on_request(namespace: Namespace) -> None:
     assert rules == [rule.replace(" fully-random", "") for rule in MASQUERADE]
 
 
-def test_daemons_are_told_apart_by_their_ports() -> None:
-    listing = "".join(
-        f"\tchain {name} {{\n\t\ttype filter hook forward priority filter;\n\t}}\n"
-        for name in (*chain_names(8285), "postrtg-9000", "somebody-1", "forward-x")
+def listing(*objects: Mapping[str, object]) -> str:
+    return json.dumps({"nftables": [{"metainfo": {"json_schema_version": 1}}, *objects]})
+
+
+def test_daemons_differ_by_the_port_in_their_chains_names() -> None:
+    names = (*chain_names(8285), "postrtg-9000", "somebody-1", "forward-x")
+    assert ports(chains(listing(*({"chain": {"name": name}} for name in names)))) == {8285, 9000}
+
+
+def test_chains_written_again_are_equal_although_their_handles_differ() -> None:
+    first, second = (
+        listing(
+            {"chain": {"name": "forward-8285", "handle": number, "policy": "accept"}},
+            {"rule": {"chain": "forward-8285", "handle": number + 1, "expr": [{"accept": None}]}},
+        )
+        for number in (1, 7)
     )
-    assert ports(listing) == {8285, 9000}
+    assert chains(first) == chains(second)
+    assert chains(first) != chains(second.replace("accept", "drop"))
+
+
+def test_chains_with_a_missing_rule_are_not_complete(namespace: Namespace) -> None:
+    def found() -> Chains:
+        command = ["nft", "--json", "list", "table", "ip", "flannel-ipv4"]
+        return chains(namespace.run(command, check=True).stdout)
+
+    written(namespace, POLICY)
+    assert is_complete(found(), POLICY, PORT)
+    namespace.run(["nft", "flush", "chain", "ip", "flannel-ipv4", "forward-8285"], check=True)
+    assert not is_complete(found(), POLICY, PORT)
+    assert not is_complete(found(), replace(POLICY, masquerade=False), PORT)
+
+
+def test_only_our_table_counts_among_all() -> None:
+    others = [{"table": {"name": name}} for name in ("nat", "flannel-ipv6")]
+    assert not has_table(listing(*others))
+    assert has_table(listing(*others, {"table": {"name": "flannel-ipv4"}}))

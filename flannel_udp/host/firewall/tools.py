@@ -1,0 +1,164 @@
+"""Writing the overlay's rules into the kernel, and removing them, with iptables or nft.
+
+Everything here concerns the network namespace of the calling thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Network
+from typing import Protocol
+
+from flannel_udp.errors import FirewallError
+from flannel_udp.host.firewall import iptables_rules, nftables_rules, programs
+from flannel_udp.host.firewall.iptables_rules import Ruleset
+from flannel_udp.host.firewall.nftables_rules import Chains
+from flannel_udp.host.firewall.policy import Policy
+
+log = logging.getLogger(__name__)
+
+_LOCK_PATIENCE = 5  # seconds that iptables-restore waits for another program's change
+_TRIES = 3  # another daemon may have changed what we have just read
+_WAIT_AND_RANDOM_FULLY_SINCE = (1, 6, 2)
+
+
+class Tool(Protocol):
+    """Writes a policy into the kernel and takes it out again. Its methods raise FirewallError."""
+
+    name: str
+
+    def apply(self, policy: Policy) -> bool:
+        """Write the rules that are missing; returns whether anything had to be changed."""
+
+    def remove(self, policy: Policy) -> None:
+        """Take out the rules of this policy; nothing to do if there are none."""
+
+
+class Iptables:
+    """iptables-save and iptables-restore, by nft or legacy."""
+
+    PROGRAMS = ("iptables-restore", "iptables-save")
+
+    def __init__(self) -> None:
+        self._restore, self._save = map(programs.find, self.PROGRAMS)
+        self.last_read = Ruleset({}, {})
+        version = programs.run([self._restore, "--version"]).strip()
+        self.name = version.replace("iptables-restore", "iptables").replace("-nft ", " ")
+        digits = re.search(r"v(\d+(?:\.\d+)*)", version)
+        numbers = tuple(map(int, digits[1].split("."))) if digits else (0,)
+        self._is_modern = numbers >= _WAIT_AND_RANDOM_FULLY_SINCE
+
+    def read(self) -> Ruleset:
+        """All tables that exist: naming one would make legacy iptables create it."""
+        self.last_read = Ruleset.parse(programs.run([self._save]))
+        return self.last_read
+
+    def apply(self, policy: Policy) -> bool:
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(FirewallError):
+                return self._apply(policy)
+        return self._apply(policy)
+
+    def remove(self, policy: Policy) -> None:
+        self.apply(replace(policy, masquerade=False, forward=False))
+
+    def _apply(self, policy: Policy) -> bool:
+        policy = replace(policy, random_fully=policy.random_fully and self._is_modern)
+        change = iptables_rules.change(self.read(), policy)
+        if change:
+            wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
+            log.debug("iptables-restore: %s", "; ".join(change.splitlines()))
+            programs.run([self._restore, "--noflush", *wait], change)
+        return bool(change)
+
+
+class Nftables:
+    """nft, with chains in a table that is flannel's alone."""
+
+    PROGRAMS = ("nft",)
+
+    def __init__(self, port: int) -> None:
+        (self._nft,) = map(programs.find, self.PROGRAMS)
+        self._port = port
+        self._written: Chains | None = None
+        version = programs.run([self._nft, "--version"]).split()
+        self.name = "nftables " + (version[1] if len(version) > 1 else "")
+
+    def apply(self, policy: Policy) -> bool:
+        if not (policy.masquerade or policy.forward):
+            self.remove(policy)
+            return False
+        if self._own_chains() == self._written:
+            return False
+        self._write(policy)
+        found = self._own_chains()  # as this version of nft prints them
+        # Another program may have changed them in between: then the next check writes them anew.
+        is_complete = nftables_rules.is_complete(found, policy, self._port)
+        self._written = found if is_complete else None
+        return True
+
+    def remove(self, policy: Policy) -> None:
+        if not self._own_chains():
+            return
+        self._write(replace(policy, masquerade=False, forward=False))
+        if not self.chains():
+            programs.run([self._nft, "delete", "table", "ip", nftables_rules.TABLE])
+
+    def chains(self) -> Chains:
+        """Of all daemons; none if the table does not exist."""
+        try:
+            if not nftables_rules.has_table(self._list("tables", "ip")):
+                return {}
+            return nftables_rules.chains(self._list("table", "ip", nftables_rules.TABLE))
+        except (ValueError, KeyError) as error:
+            raise FirewallError(
+                f"cannot write firewall rules: {self._nft} --json printed no list of chains"
+                f" ({error!r}); install nftables anew"
+            ) from None
+
+    def _own_chains(self) -> Chains:
+        names = nftables_rules.chain_names(self._port)
+        return {name: chain for name, chain in self.chains().items() if name in names}
+
+    def _write(self, policy: Policy) -> None:
+        script = nftables_rules.replacement(policy, self._port)
+        log.debug("nft: %s", "; ".join(script.splitlines()))
+        programs.run([self._nft, "-f", "-"], script)
+
+    def _list(self, *what: str) -> str:
+        return programs.run([self._nft, "--json", "--stateless", "list", *what])
+
+
+def require_tool(*, nftables: bool) -> None:
+    """Raises FirewallError if the program that would write the rules is missing."""
+    for program in (Nftables if nftables else Iptables).PROGRAMS:
+        programs.find(program)
+
+
+def remove_dead(
+    is_served: Callable[[IPv4Network], bool], is_running: Callable[[int], bool]
+) -> Iterator[str]:
+    """Remove the rules of daemons that are gone; yields what was removed. Raises FirewallError.
+
+    ``is_served`` returns whether a daemon carries the Network, ``is_running`` whether one has the
+    port: their rules stay.
+    """
+    if programs.are_installed(Iptables.PROGRAMS):
+        iptables = Iptables()
+        for network in sorted(iptables_rules.networks(iptables.read())):
+            if not is_served(network):
+                iptables.remove(_nothing(network))
+                yield f"the iptables rules of {network}"
+    if programs.are_installed(Nftables.PROGRAMS):
+        for port in sorted(nftables_rules.ports(Nftables(0).chains())):
+            if not is_running(port):
+                Nftables(port).remove(_nothing(IPv4Network(0)))
+                yield f"the nftables rules of port {port}"
+
+
+def _nothing(network: IPv4Network) -> Policy:
+    return Policy(network, network, masquerade=False, forward=False)
