@@ -51,16 +51,16 @@ $(VENV)/docker/complete: tools/install-docker | $(BIN)/python packages-dev
 
 build: deps $(VENV)/built ## compile the packet pump
 
-demo: build ## three hosts with containers, who pings whom, throughput
+demo: build ## run a lab of three hosts: pings and throughput between containers
 	@$(BIN)/flannel-udp lab --hosts 3
 
 test: deps-dev build ## all tests; needs root and /dev/net/tun
 	@$(BIN)/python -m pytest
 
-soak: deps-dev build ## memory under traffic and table changes: SECONDS=300
+soak: deps-dev build ## test memory under traffic and route changes: SECONDS=300
 	@$(BIN)/python -m pytest -s tests/e2e/test_soak_memory.py --soak-seconds=$(or $(SECONDS),300)
 
-soak-faults: deps-dev build ## faults of etcd, network and daemons in random order: SECONDS=600 SEED=1
+soak-faults: deps-dev build ## test faults of etcd, network and daemons in random order: SECONDS=600 SEED=1
 	@$(BIN)/python -m pytest -s tests/e2e/test_faults_random.py -k any_order \
 	    --faults-seconds=$(or $(SECONDS),600) --faults-seed=$(or $(SEED),$$RANDOM)
 
@@ -81,13 +81,13 @@ lint: deps-dev build ## ruff, mypy --strict, compiler warnings as errors, clang-
 
 MEASURE := $(BIN)/python -m pytest bench --quiet --benchmark-quiet -o log_cli_level=INFO
 
-bench: deps-dev build ## measure, beside kernel VXLAN, for ten minutes; writes docs/benchmarks.*
+bench: deps-dev build ## compare with kernel VXLAN for ten minutes; writes docs/benchmarks.*
 	@mkdir -p build
 	@$(MEASURE) --plan full --benchmark-json=build/bench.json
 	@$(BIN)/python -m bench.report build/bench.json
 
-# What fails is measured for as long again, and then all rounds are judged together.
-bench-gate: deps-dev build ## two minutes of the same; fails if slower than bench/limits.toml allows
+# If a figure fails, the same number of rounds is measured again and all rounds are judged together.
+bench-gate: deps-dev build ## measure for two minutes; fails if slower than bench/limits.toml allows
 	@mkdir -p build
 	@$(MEASURE) --plan gate --benchmark-json=build/bench-gate.json
 	@$(BIN)/python -m bench.gate build/bench-gate.json || { \
@@ -95,25 +95,25 @@ bench-gate: deps-dev build ## two minutes of the same; fails if slower than benc
 	    $(MEASURE) --plan gate --benchmark-json=build/bench-gate-more.json && \
 	    $(BIN)/python -m bench.gate build/bench-gate.json build/bench-gate-more.json; }
 
-bench-scale: deps-dev build ## up to 65,536 leases, for five minutes; writes docs/scale.*; has limits
+bench-scale: deps-dev build ## measure up to 65,536 leases for five minutes; writes docs/scale.*; has limits
 	@$(BIN)/python -m bench.scale docs/scale.json
 	@$(BIN)/python -m bench.scale_report
 	@$(BIN)/python -m bench.scale_gate
 
-screens: deps-dev build ## take the pictures of docs/ anew
+screens: deps-dev build ## update the pictures in docs/
 	@$(BIN)/python -m pytest --quiet tests/e2e/test_screens.py --write-screens
 
-dist: deps-dev ## source archive and wheel in dist/, and a lab that runs from the wheel
+dist: deps-dev ## build source archive and wheel in dist/, and run a lab from the wheel
 	@rm -f dist/*.tar.gz dist/*.whl
 	@$(BIN)/python -m build
 	@$(BIN)/auditwheel repair --only-plat --wheel-dir dist dist/*-linux_*.whl
 	@rm dist/*-linux_*.whl
 	@tools/try-wheel $(BIN)/python dist/*.whl
 
-man: deps-dev ## the man page, in dist/
+man: deps-dev ## write the man page to dist/
 	@mkdir -p dist
 	@$(BIN)/python tools/make-man > dist/flannel-udp.8
 
-clean: ## remove all that was built, and .venv
+clean: ## remove everything that was built, and .venv
 	rm -rf $(VENV) build dist *.egg-info tests/c/build flannel_udp/backends/pump/_pump.*
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

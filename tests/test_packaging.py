@@ -1,4 +1,4 @@
-"""What is shipped installs, starts and says what it means."""
+"""The archive and the wheel install and start; the files for systemd are valid."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def installed(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.rmtree(environment)
 
 
-def test_source_archive_holds_what_building_and_testing_needs(checkout: Path, sdist: Path) -> None:
+def test_source_archive_contains_all_source_files(checkout: Path, sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
     wanted = {
@@ -111,7 +111,7 @@ def test_source_archive_holds_what_building_and_testing_needs(checkout: Path, sd
     assert not wanted - held
 
 
-def test_archive_installs_and_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
+def test_programs_of_the_archive_run_from_any_directory(installed: Path, tmp_path: Path) -> None:
     commands: list[list[str | Path]] = [
         [installed / "flannel-udp"],
         [installed / "python", "-m", "flannel_udp"],
@@ -138,7 +138,7 @@ def test_clean_checkout_installs(installed: Path, checkout: Path) -> None:
     assert run([installed / "flannel-udp", "--version"], cwd=Path("/")).strip() == __version__
 
 
-def test_the_wheel_is_for_every_later_python_and_for_the_systems_that_auditwheel_names(
+def test_wheel_supports_later_pythons_and_auditwheel_names_its_glibc(
     dist: Path,
 ) -> None:
     (wheel,) = dist.glob("*.whl")
@@ -156,7 +156,7 @@ def read_unit(path: Path) -> configparser.SectionProxy:
 
 
 def verify(unit: Path) -> str:
-    """What systemd-analyze has to complain of."""
+    """What systemd-analyze reports about the unit."""
     result = subprocess.run(
         ["systemd-analyze", "verify", str(unit)],
         env=os.environ | {"SYSTEMD_UNIT_PATH": f"{unit.parent}:"},
@@ -168,7 +168,7 @@ def verify(unit: Path) -> str:
 
 
 @pytest.mark.parametrize(("largest", "links_it"), [(2**31 - 1, True), (2**63 - 1, False)])
-def test_libatomic_is_linked_only_where_64_bit_atomics_may_need_it(
+def test_libatomic_is_linked_only_on_32_bit_machines(
     monkeypatch: pytest.MonkeyPatch, largest: int, links_it: bool
 ) -> None:
     monkeypatch.setattr(sys, "maxsize", largest)
@@ -177,7 +177,7 @@ def test_libatomic_is_linked_only_where_64_bit_atomics_may_need_it(
     assert ("-latomic" in options["extra_link_args"]) == links_it
 
 
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_unit_is_valid(tmp_path: Path) -> None:
     programs = Path(sys.executable).parent
     text = UNIT.read_text().replace("/opt/flannel-udp/bin", str(programs))
     unit = tmp_path / UNIT.name
@@ -187,12 +187,11 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert "Tpye" in verify(unit)
 
 
-def test_the_unit_keeps_the_daemon_in_a_tight_sandbox() -> None:
-    """3.0 or better, as systemd's own judge counts."""
+def test_systemd_rates_the_exposure_of_the_unit_3_or_less() -> None:
     run(["systemd-analyze", "security", "--offline=true", "--threshold=30", UNIT])
 
 
-def test_systemd_understands_the_unit_of_the_first_etcd(tmp_path: Path) -> None:
+def test_unit_of_the_first_etcd_is_valid(tmp_path: Path) -> None:
     plan = Plan("/bin/true", IPv4Address("172.30.0.1"), 2379, Path("/var/lib/flannel-udp"))
     unit = tmp_path / first_etcd.UNIT.name
     unit.write_text(plan.unit())
@@ -201,7 +200,7 @@ def test_systemd_understands_the_unit_of_the_first_etcd(tmp_path: Path) -> None:
     assert shlex.split(read_unit(unit)["ExecStartPre"]) == plan.check()
 
 
-def test_systemd_understands_the_docker_drop_in(tmp_path: Path) -> None:
+def test_docker_drop_in_is_valid(tmp_path: Path) -> None:
     (tmp_path / DROP_IN.parent.name).mkdir()
     drop_in = tmp_path / DROP_IN.parent.name / DROP_IN.name
     drop_in.write_text(DROP_IN.read_text().replace("ExecStart=dockerd", "ExecStart=true"))
@@ -225,7 +224,7 @@ def test_docker_reads_the_file_and_variable_that_the_unit_writes(tmp_path: Path)
     assert set(used) & set(variables) == {"DOCKER_NETWORK_OPTIONS"}
 
 
-def test_every_variable_of_the_example_is_a_flag() -> None:
+def test_every_variable_in_the_settings_example_is_a_flag() -> None:
     lines = [
         line.removeprefix("# ")
         for line in UNIT.with_suffix(".default").read_text().splitlines()
@@ -237,7 +236,7 @@ def test_every_variable_of_the_example_is_a_flag() -> None:
 
 
 @pytest.mark.parametrize("iptables", VARIANTS)
-def test_daemon_does_with_the_capabilities_that_the_unit_leaves_it(
+def test_daemon_needs_no_other_capabilities_than_those_of_the_unit(
     network_rights: None, tmp_path: Path, iptables: str
 ) -> None:
     kept = [
