@@ -5,47 +5,60 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from flannel_udp.clock import boottime
+from flannel_udp.cluster.claims import LEASE_TTL, Claims, Settled
 from flannel_udp.cluster.lease import Events, LeaseAdded, OwnLease, Snapshot
-from flannel_udp.cluster.registry import LEASE_TTL, Registry
 from flannel_udp.errors import EtcdError, LeaseContestedError, LeaseLostError
 from flannel_udp.log_limits import ChangeLog
 from flannel_udp.retry import Backoff
+from flannel_udp.threads import Service
 
 log = logging.getLogger(__name__)
 
-# Flannel hosts can miss a join and learn of it at the next put: one that soon heals it.
+# A flannel host can miss a join; it learns of the lease at the next put of its key.
 REWRITE_AFTER_READY = 10.0  # seconds
 
-# CLOCK_BOOTTIME goes on while the machine sleeps and the clock of a waiting thread does not.
+# CLOCK_BOOTTIME continues while the machine sleeps; the clock of a waiting thread does not.
 _LONGEST_SLEEP = 30.0  # seconds
 
-# After etcd's data was replaced, a claim on our subnet may be old news that its host withdraws.
+# After etcd's data was replaced, a claim on our subnet may be an old one that its host withdraws.
 CONTEST_GRACE = 60.0  # seconds
 
-# A lease that lives shorter than the margin is renewed after a third of its life, or this.
-_LONGEST_HASTE = 60.0  # seconds
+# A lease that lives shorter than the margin is renewed after a third of its life, or after this.
+_LATEST_EARLY_RENEWAL = 60.0  # seconds
 
-# Of two daemons with one PublicIP, each hears of the other by the other's writes. An answer at most
-# so often tells the one that came later, and no two keep answering each other.
-_ANSWER_EVERY = 60.0  # seconds
+# Two daemons with one PublicIP notice each other by writes of the key. We write back, so that the
+# one that came later notices us; rate limit, so that the two do not write for ever.
+_WRITE_BACK_EVERY = 60.0  # seconds
 
 
 class _Task(Enum):
-    RECHECK = auto()  # something happened to our key
+    RECHECK = auto()  # our key may have changed
     RENEW = auto()
     REWRITE = auto()
 
 
-class LeaseKeeper:
-    """Owns one thread. A condition guards all state: ``observe`` and ``mark_ready`` come from
-    other threads; etcd is called without holding it."""
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """The state with which a task begins."""
+
+    own: OwnLease
+    known_at: int
+    changes: int
+    losses: int
+    history_lost: bool
+
+
+class LeaseKeeper(Service):
+    """A condition guards all state: ``observe`` and ``mark_ready`` come from other threads. It is
+    not held during calls to etcd. ``stop`` leaves the lease in etcd."""
 
     def __init__(
         self,
-        registry: Registry,
+        claims: Claims,
         own: OwnLease,
         margin: float,
         on_lost: Callable[[LeaseLostError], None],
@@ -56,29 +69,28 @@ class LeaseKeeper:
         contest_grace: float = CONTEST_GRACE,
     ) -> None:
         """``margin`` in seconds before the deadline. The thread calls ``on_lost`` and ends when
-        the lease was revoked or stolen, ``on_fatal`` when it met an error of our own."""
-        self._registry, self._margin, self._clock = registry, margin, clock
-        self._on_lost, self._on_fatal = on_lost, on_fatal
+        the lease was revoked or taken over."""
+        super().__init__("lease-keeper", on_fatal)
+        self._claims, self._margin, self._clock = claims, margin, clock
+        self._on_lost = on_lost
         self._rewrite_after, self._contest_grace = rewrite_after, contest_grace
         self._condition = threading.Condition()
         self._own = own
         self._renew_at = self._renewal_of(own)
         self._rewrite_at: float | None = None
         self._known_at = own.mod_revision  # the newest revision at which nothing had changed
-        self._suspicions = 0  # changes of our key seen
-        self._settled = 0  # of these, looked into
-        self._losses = 0  # times that etcd's data was replaced
-        self._settled_losses = 0  # of these, looked into
-        self._swept_losses = 0  # of these, after which our stale keys were removed
+        self._changes_seen = 0  # of our key
+        self._changes_settled = 0
+        self._losses_seen = 0  # times that etcd's data was replaced
+        self._losses_settled = 0
+        self._losses_swept = 0  # after which our stale keys were removed
         self._contested_since: float | None = None
         self._stale_removed = 0
-        # The key may hold a write of ours, or of the process before us, that we heard nothing of.
-        self._unsure = True
-        self._rival_at: float | None = None  # when another daemon's write was last seen
-        self._answered_at: float | None = None  # when it was last answered
-        self._stopping = False
-        self._backoff, self._faults = Backoff(), ChangeLog(log, registry.lines)
-        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+        # The key may hold a write of ours, or of the process before us, that was not confirmed.
+        self._own_write_unconfirmed = True
+        self._rival_seen_at: float | None = None  # another daemon with our PublicIP
+        self._written_back_at: float | None = None
+        self._backoff, self._faults = Backoff(), ChangeLog(log, claims.lines)
 
     @property
     def own(self) -> OwnLease:
@@ -107,22 +119,8 @@ class LeaseKeeper:
         """How many old keys of our PublicIP were removed that replaced data had brought back."""
         return self._stale_removed
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the thread to end; the lease stays in etcd."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end, ``timeout`` seconds at most; whether it came."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
     def mark_ready(self) -> None:
-        """We forward: the lease is written once more a little later."""
+        """This host forwards now: the key is written once more a little later."""
         with self._condition:
             self._rewrite_at = self._clock() + self._rewrite_after
             self._condition.notify()
@@ -130,17 +128,15 @@ class LeaseKeeper:
     def observe(self, change: Snapshot | Events) -> None:
         """Look for our key in what the follower delivers; returns at once."""
         with self._condition:
-            if isinstance(change, Snapshot) and change.history_lost:
-                self._losses += 1
-                self._suspicions += 1
+            history_lost = isinstance(change, Snapshot) and change.history_lost
+            if history_lost or self._changes_own(change):
+                self._losses_seen += history_lost
+                self._changes_seen += 1
                 self._condition.notify()
-            elif self._touches_own(change):
-                self._suspicions += 1
-                self._condition.notify()
-            elif self._suspicions == self._settled:
+            elif self._changes_seen == self._changes_settled:
                 self._known_at = max(self._known_at, change.revision)
 
-    def _touches_own(self, change: Snapshot | Events) -> bool:
+    def _changes_own(self, change: Snapshot | Events) -> bool:
         name = self._own.key.rpartition("/")[2]
         if isinstance(change, Snapshot):
             at = next((each.mod_revision for each in change.leases if each.key == name), 0)
@@ -152,34 +148,24 @@ class LeaseKeeper:
             for event in change.events
         )
 
-    def _run(self) -> None:
+    def _wake(self) -> None:
+        with self._condition:
+            self._condition.notify()
+
+    def _serve(self) -> None:
         try:
-            while (task := self._next_task()) is not None:
-                try:
-                    self._do(task)
-                except EtcdError as error:
-                    self._contested_since = None  # nobody could withdraw meanwhile
-                    self._faults.failed(f"lease {self._own.subnet} cannot be kept up: {error}")
-                    self._pause(self._backoff.next())
-                except LeaseContestedError as error:
-                    self._contest(error)
-                    self._pause(self._backoff.next())
-                else:
-                    self._faults.works(f"lease {self._own.subnet} is kept up again")
-                    self._backoff.reset()
+            while task := self._next_task():
+                self._try(task)
         except LeaseLostError as error:
             log.error("%s", error)
             self._on_lost(error)
-        except Exception as error:
-            log.exception("keeping the lease ended")
-            self._on_fatal(error)
 
     def _next_task(self) -> _Task | None:
-        """Wait for something to do; None at the end."""
+        """Wait for something to do; None when asked to stop."""
         with self._condition:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 now = self._clock()
-                if self._suspicions != self._settled:
+                if self._changes_seen != self._changes_settled:
                     return _Task.RECHECK
                 if self._renew_at is not None and now >= self._renew_at:
                     return _Task.RENEW
@@ -189,65 +175,87 @@ class LeaseKeeper:
                 self._condition.wait(min([*due, _LONGEST_SLEEP]))
             return None
 
+    def _try(self, task: _Task) -> None:
+        """Do the task, or wait a little for another try. Raises LeaseLostError."""
+        try:
+            self._do(task)
+        except EtcdError as error:
+            self._contested_since = None  # without etcd, the other host could not withdraw
+            self._faults.failed(f"lease {self._own.subnet} cannot be kept up: {error}")
+        except LeaseContestedError as error:
+            self._contest(error)
+        else:
+            self._faults.works(f"lease {self._own.subnet} is kept up again")
+            self._backoff.reset()
+            return
+        self._stopping.wait(self._backoff.next())
+
     def _do(self, task: _Task) -> None:
         with self._condition:
-            own, seen, known_at = self._own, self._suspicions, self._known_at
-            losses = self._losses
-            history_lost = losses != self._settled_losses
-        held: OwnLease | None
-        rewritten = False
+            before = _Before(
+                self._own,
+                self._known_at,
+                self._changes_seen,
+                self._losses_seen,
+                history_lost=self._losses_seen != self._losses_settled,
+            )
         try:
-            match task:
-                case _Task.RECHECK:
-                    if self._swept_losses != losses:
-                        # Before our own key: two hosts may hold each other's subnet in old data.
-                        # Once, for it reads all leases, and a contest takes many tries.
-                        self._stale_removed += self._registry.remove_stale(own)
-                        self._swept_losses = losses
-                    settled = self._registry.recheck(own, known_at, history_lost=history_lost)
-                    held, rewritten = settled.own, settled.rewritten
-                case _Task.RENEW:
-                    held = self._registry.keep_alive(own)
-                case _Task.REWRITE:
-                    held = self._registry.rewrite(own)
+            settled = self._ask_etcd(task, before)
         except EtcdError:
-            self._unsure = True
+            self._own_write_unconfirmed = True
             raise
         with self._condition:
-            if held is None:
-                self._suspicions += 1
+            if settled is None:
+                self._changes_seen += 1
                 return
-            if rewritten and not self._unsure:
+            if settled.rewritten and not self._own_write_unconfirmed:
                 self._meet_rival()
-            if held.mod_revision != own.mod_revision:
-                self._unsure = False  # what was conditional on the old one comes too late now
-            self._own = held
-            match task:
-                case _Task.RECHECK:
-                    self._settled, self._known_at = seen, held.mod_revision
-                    self._renew_at = self._renewal_of(held)
-                    self._settled_losses, self._contested_since = losses, None
-                    log.debug("lease %s is ours as of revision %d", held.subnet, held.mod_revision)
-                    self._tell_times(held)
-                case _Task.RENEW:
-                    self._renew_at, self._rewrite_at = self._renewal_of(held), self._clock()
-                    log.info("renewed lease %s", held.subnet)
-                    self._tell_times(held)
-                case _Task.REWRITE:
-                    self._known_at = max(self._known_at, held.mod_revision)
-                    self._rewrite_at = None
-                    log.debug("wrote lease %s again: revision %d", held.subnet, held.mod_revision)
+            if settled.own.mod_revision != before.own.mod_revision:
+                self._own_write_unconfirmed = False  # it was conditional on the old mod_revision
+            self._own = settled.own
+            self._finish(task, before)
 
-    def _tell_times(self, own: OwnLease) -> None:
+    def _ask_etcd(self, task: _Task, before: _Before) -> Settled | None:
+        """None if the key or its etcd lease is not as we know it."""
+        own = before.own
+        if task is _Task.RECHECK:
+            if self._losses_swept != before.losses:
+                # Before our own key: two hosts may hold each other's subnet in old data. Once,
+                # because it reads all leases, and a contest takes many tries.
+                self._stale_removed += self._claims.remove_stale(own)
+                self._losses_swept = before.losses
+            return self._claims.recheck(own, before.known_at, history_lost=before.history_lost)
+        renews = task is _Task.RENEW
+        held = self._claims.keep_alive(own) if renews else self._claims.rewrite(own)
+        return Settled(held) if held else None
+
+    def _finish(self, task: _Task, before: _Before) -> None:
+        """Set when to act next; the condition is held."""
+        own = self._own
+        match task:
+            case _Task.RECHECK:
+                self._changes_settled, self._losses_settled = before.changes, before.losses
+                self._known_at, self._contested_since = own.mod_revision, None
+                self._renew_at = self._renewal_of(own)
+                log.debug("lease %s is ours as of revision %d", own.subnet, own.mod_revision)
+                self._log_times()
+            case _Task.RENEW:
+                self._renew_at, self._rewrite_at = self._renewal_of(own), self._clock()
+                log.info("renewed lease %s", own.subnet)
+                self._log_times()
+            case _Task.REWRITE:
+                self._known_at = max(self._known_at, own.mod_revision)
+                self._rewrite_at = None
+                log.debug("wrote lease %s again: revision %d", own.subnet, own.mod_revision)
+
+    def _log_times(self) -> None:
+        own, now = self._own, self._clock()
         if own.deadline is not None and self._renew_at is not None:
-            now = self._clock()
-            log.debug(
-                "lease %s lives for %.0f s and is renewed in %.0f s",
-                *(own.subnet, own.deadline - now, self._renew_at - now),
-            )
+            times = own.deadline - now, self._renew_at - now
+            log.debug("lease %s lives for %.0f s and is renewed in %.0f s", own.subnet, *times)
 
     def _conflict(self) -> str | None:
-        if self._rival_at is None or self._clock() - self._rival_at >= LEASE_TTL:
+        if self._rival_seen_at is None or self._clock() - self._rival_seen_at >= LEASE_TTL:
             return None
         return (
             f"another daemon uses PublicIP {self._own.public_ip} too: it rewrote our lease"
@@ -256,35 +264,32 @@ class LeaseKeeper:
         )
 
     def _meet_rival(self) -> None:
-        """Somebody else has written our key; the condition is held."""
-        now, is_news = self._clock(), self._conflict() is None
-        self._rival_at = now
-        if is_news:
+        """Another daemon has written our key; the condition is held."""
+        now, is_new = self._clock(), self._conflict() is None
+        self._rival_seen_at = now
+        if is_new:
             log.warning("%s", self._conflict())
-        if self._answered_at is None or now - self._answered_at >= _ANSWER_EVERY:
-            self._answered_at = self._rewrite_at = now
+        if self._written_back_at is None or now - self._written_back_at >= _WRITE_BACK_EVERY:
+            self._written_back_at = self._rewrite_at = now
 
     def _contest(self, error: LeaseContestedError) -> None:
-        """Go on for a while although another host claims our subnet. Raises LeaseLostError."""
+        """Keep the lease for a while although another host claims our subnet. Raises
+        LeaseLostError."""
         now = self._clock()
         if self._contested_since is None:
             self._contested_since = now
             with self._condition:
-                if self._losses == self._settled_losses:
-                    self._losses += 1  # which the follower tells of only later
+                if self._losses_seen == self._losses_settled:
+                    self._losses_seen += 1  # the follower reports it later
         if now - self._contested_since >= self._contest_grace:
             raise LeaseLostError(str(error)) from None
         if sentence := self.contest:
             self._faults.failed(sentence)
-
-    def _pause(self, seconds: float) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: self._stopping, seconds)
 
     def _renewal_of(self, own: OwnLease) -> float | None:
         """When to renew, CLOCK_BOOTTIME seconds; never for a reservation."""
         if own.deadline is None:
             return None
         now = self._clock()
-        haste = min((own.deadline - now) / 3, _LONGEST_HASTE)
-        return max(own.deadline - self._margin, now + haste)
+        early = min((own.deadline - now) / 3, _LATEST_EARLY_RENEWAL)
+        return max(own.deadline - self._margin, now + early)

@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar
 from flannel_udp.backends.pump.keeper import TunnelKeeper
 from flannel_udp.backends.pump.pump import Pump
 from flannel_udp.backends.pump.watch import PumpWatch
+from flannel_udp.cluster.claims import Claims
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.config_watch import ConfigWatch
 from flannel_udp.cluster.follower import Follower
@@ -255,7 +256,7 @@ class Daemon:
             self._shutdown.fail(error)
 
         margin = self._options.subnet_lease_renew_margin * 60.0
-        keeper = LeaseKeeper(registry, settings.own, margin, on_lost, self._shutdown.fail)
+        keeper = LeaseKeeper(Claims(registry), settings.own, margin, on_lost, self._shutdown.fail)
         self._control.callback(self._give_back_if_moved, keeper)
         if self._taken:
             keeper.observe(known.snapshot)  # the last process may have left a change unsettled
@@ -372,7 +373,7 @@ class Daemon:
         # By a new connection: the open ones come from the address that is gone.
         with contextlib.closing(Etcd.connect(options)) as etcd:
             try:
-                Registry(etcd, options.etcd_prefix).give_back(keeper.own)
+                Claims(Registry(etcd, options.etcd_prefix)).give_back(keeper.own)
             except EtcdError as failure:
                 log.warning("lease %s could not be given back: %s", keeper.own.subnet, failure)
 

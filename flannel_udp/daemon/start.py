@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from flannel_udp.backends.pump.ends import open_tunnel
+from flannel_udp.cluster.claims import Claims
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.daemon.settings import Settings
 from flannel_udp.daemon.shutdown import Shutdown
@@ -65,7 +66,7 @@ def claim(
     previous = _previous_subnet(options, config.network)
     acquired = retry_until(
         shutdown.requested,
-        lambda: registry.acquire(config, public_ip, previous),
+        lambda: Claims(registry).acquire(config, public_ip, previous),
         log,
         registry.lines,
         retry_on=(EtcdError,),

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """One state of a key, by which it is recognised; both are 0 when it is absent.
+
+    ``lease`` tells apart what two histories of one cluster wrote at the same revision.
+    """
+
+    mod_revision: int = 0
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class KeyValue:
     """One key as of ``mod_revision``; ``lease`` is the id of its etcd lease, 0 for none.
 
@@ -17,16 +28,9 @@ class KeyValue:
     mod_revision: int
     lease: int
 
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One state of a key, by which it is recognised; both are 0 when it is absent.
-
-    ``lease`` tells apart what two histories of one cluster wrote at the same revision.
-    """
-
-    mod_revision: int = 0
-    lease: int = 0
+    @property
+    def version(self) -> Version:
+        return Version(self.mod_revision, self.lease)
 
 
 @dataclass(frozen=True, slots=True)

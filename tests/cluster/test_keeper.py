@@ -15,11 +15,12 @@ from etcd_server import EtcdServer, distro_binary, find_binary, wait_until
 from tcp_proxy import TcpProxy
 
 from flannel_udp.clock import boottime
+from flannel_udp.cluster.claims import LEASE_TTL, Claims
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.follower import Follower
 from flannel_udp.cluster.keeper import CONTEST_GRACE, LeaseKeeper
 from flannel_udp.cluster.lease import Events, FollowState, LeaseRemoved, OwnLease, Snapshot
-from flannel_udp.cluster.registry import LEASE_TTL, Registry
+from flannel_udp.cluster.registry import Registry
 from flannel_udp.errors import EtcdError, LeaseLostError
 from flannel_udp.etcd.client import Etcd
 
@@ -68,7 +69,8 @@ class Host:
         self.prefix = prefix or f"/{uuid.uuid4().hex[:6]}"
         self.folder = f"{self.prefix}/subnets/"
         self.etcd = Etcd([proxy.url])
-        self.registry = Registry(self.etcd, self.prefix, ttl=ttl, clock=self.clock)
+        self.registry = Registry(self.etcd, self.prefix)
+        self.claims = Claims(self.registry, ttl=ttl, clock=self.clock)
         self.first, start = self.acquire()
         self.key = self.first.key
         self._margin = margin
@@ -76,7 +78,7 @@ class Host:
 
     def _run(self, own: OwnLease, start: Snapshot) -> None:
         self.keeper = LeaseKeeper(
-            self.registry,
+            self.claims,
             own,
             self._margin,
             self.lost.append,
@@ -105,7 +107,7 @@ class Host:
         self._run(own, start)
 
     def acquire(self) -> tuple[OwnLease, Snapshot]:
-        return self.registry.acquire(CONFIG, US, SUBNET)
+        return self.claims.acquire(CONFIG, US, SUBNET)
 
     def await_watching(self) -> None:
         wait_until(lambda: self.follower.state is FollowState.WATCHING, "watching", 15)
@@ -137,7 +139,7 @@ class Host:
 
         def is_settled() -> bool:
             own, keeper = self.keeper.own, self.keeper
-            looked_into_all = keeper._settled == keeper._suspicions
+            looked_into_all = keeper._changes_settled == keeper._changes_seen
             return looked_into_all and (own.mod_revision, own.etcd_lease) == self.fields()
 
         wait_until(is_settled, "the keeper's view being etcd's")
@@ -470,7 +472,7 @@ def test_our_write_whose_answer_was_lost_is_no_rivals(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.rewrite()
-    rewrite = host.registry.rewrite
+    rewrite = host.claims.rewrite
     answers: list[OwnLease | None] = []
 
     def lose_the_answer(own: OwnLease) -> OwnLease | None:
@@ -479,7 +481,7 @@ def test_our_write_whose_answer_was_lost_is_no_rivals(
             raise EtcdError("no answer")
         return answers[-1]
 
-    monkeypatch.setattr(host.registry, "rewrite", lose_the_answer)
+    monkeypatch.setattr(host.claims, "rewrite", lose_the_answer)
     host.keeper.mark_ready()
     wait_until(lambda: len(answers) > 1 and answers[-1], "the second try succeeding", 20)
     host.await_settled()
@@ -582,13 +584,13 @@ def test_a_contest_does_not_read_all_leases_at_every_try(
     host = server_alone
     calls: list[str] = []
     for name in ("recheck", "remove_stale"):
-        method = getattr(host.registry, name)
+        method = getattr(host.claims, name)
 
         def counted(*args: object, name: str = name, call: Any = method, **more: object) -> object:
             calls.append(name)
             return call(*args, **more)
 
-        monkeypatch.setattr(host.registry, name, counted)
+        monkeypatch.setattr(host.claims, name, counted)
     replace_data(host, {host.key: OTHER_VALUE})
     wait_until(lambda: calls.count("recheck") >= 4, "some tries")
     assert calls.count("remove_stale") == 1
@@ -715,7 +717,7 @@ def test_changes_of_other_keys_are_not_looked_into(host: Host) -> None:
     revision = host.fields()[0]
     wait_until(lambda: host.follower.revision >= revision + 3, "the follower")
     assert host.keeper._known_at >= revision + 3
-    assert host.keeper._suspicions <= 1  # the echo of our own first write at most
+    assert host.keeper._changes_seen <= 1  # the echo of our own first write at most
 
 
 def test_stop_ends_the_thread_and_leaves_the_lease(host: Host) -> None:
@@ -730,11 +732,11 @@ def test_a_fault_of_our_own_is_told_to_the_daemon(server: EtcdServer) -> None:
         host = Host(server, proxy)
         fault = RuntimeError("a bug")
 
-        class Broken(Registry):
+        class Broken(Claims):
             def rewrite(self, own: OwnLease) -> OwnLease | None:
                 raise fault
 
-        host.keeper._registry = Broken(host.etcd, "/x")
+        host.keeper._claims = Broken(host.registry)
         host.keeper.mark_ready()
         wait_until(lambda: host.fatal == [fault], "on_fatal")
         host.fatal.clear()
@@ -748,14 +750,14 @@ def test_observing_returns_at_once_while_etcd_hangs(
     monkeypatch.setattr("flannel_udp.etcd.client.DEADLINE", 600.0)
     calls: list[str] = []
 
-    class Hanging(Registry):
+    class Hanging(Claims):
         def keep_alive(self, own: OwnLease) -> OwnLease | None:
             calls.append("begun")
             held = super().keep_alive(own)
             calls.append("ended")
             return held
 
-    host.keeper._registry = Hanging(host.etcd, host.folder.removesuffix("/subnets/"))
+    host.keeper._claims = Hanging(host.registry)
     host.server.pause()
     host.clock.ahead = LEASE_TTL - 3600
     host.keeper.mark_ready()
