@@ -19,7 +19,7 @@ ROOMS = (
 )  # fmt: skip
 
 PURE = {
-    "backends.pump.fallbacks", "cli.flag_values", "cli.flags", "cli.go_flags",
+    "backends.pump.fallbacks", "cli.convert", "cli.flags", "cli.go_flags",
     "cluster.allocator", "cluster.config", "cluster.gojson", "cluster.held_leases",
     "cluster.lease", "errors", "etcd.values",
     "handover.state", "host.firewall.iptables_rules", "host.firewall.nftables_rules",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.cluster import gojson
@@ -18,11 +18,8 @@ from flannel_udp.options import Options
 
 @contextmanager
 def _connected(options: Options) -> Iterator[Cluster]:
-    etcd = Etcd.connect(options)
-    try:
+    with closing(Etcd.connect(options)) as etcd:
         yield Cluster(etcd, options.etcd_prefix)
-    finally:
-        etcd.close()
 
 
 def config(action: str, text: str | None, options: Options, *, force: bool) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from flannel_udp.cli import flag_values
+from flannel_udp.cli import convert
 from flannel_udp.cli.flags import FlagParser, options_of
 from flannel_udp.cli.go_flags import SECRETS
 from flannel_udp.errors import UsageError
@@ -67,49 +68,36 @@ def parsers() -> dict[str, FlagParser]:
 def _declare_status(flags: FlagParser) -> None:
     flags.add_subnet_file(_SUBNET_FILE)
     flags.add_switch("json", _JSON)
-    flags.add_switch(
-        "check",
-        "check the host, the leases and the path to each peer; exit code 1 if a check fails",
-    )
+    flags.add_switch("check", "check host, leases and the path to each peer; exit code 1 if bad")
 
 
 def _status(values: argparse.Namespace, options: Options) -> int:
     from flannel_udp.observe import status_socket, status_view
 
-    def ask() -> dict[str, object]:
-        return status_socket.ask(options.subnet_file)
-
+    ask = partial(status_socket.ask, options.subnet_file)
     status = ask()
-    good = bool(status["ready"])
     if values.check:
         from flannel_udp.observe.check import check
 
-        findings = check(status, ask)
-        if values.json:
-            good = status_view.show_json_findings(findings)
-        else:
-            good = status_view.show_findings(findings)
-    elif values.json:
+        show = status_view.show_json_findings if values.json else status_view.show_findings
+        return 0 if show(check(status, ask)) else 1
+    if values.json:
         status_view.show_json(status)
     else:
         status_view.show(status)
-    return 0 if good else 1
+    return 0 if status["ready"] else 1
 
 
 def _declare_top(flags: FlagParser) -> None:
     flags.add_subnet_file(_SUBNET_FILE)
-    flags.add_setting("interval", "SECONDS", "between two refreshes", flag_values.interval, 1.0)
+    flags.add_setting("interval", "SECONDS", "between two refreshes", convert.interval, 1.0)
 
 
 def _top(values: argparse.Namespace, options: Options) -> int:
     from flannel_udp.observe import status_socket, top
 
-    top.run(lambda: status_socket.ask(options.subnet_file), values.interval)
+    top.run(partial(status_socket.ask, options.subnet_file), values.interval)
     return 0
-
-
-def _declare_nothing(flags: FlagParser) -> None:
-    del flags
 
 
 def _cleanup(values: argparse.Namespace, options: Options) -> int:
@@ -125,7 +113,7 @@ def _declare_etcd(flags: FlagParser) -> None:
         "network",
         "NETWORK",
         "the containers' network, such as 10.44.0.0/16, required if etcd holds no network config",
-        flag_values.network,
+        convert.network,
         None,
     )
     flags.add_setting("data-dir", "DIR", "for etcd's data", Path, Path("/var/lib/flannel-udp"))
@@ -133,7 +121,7 @@ def _declare_etcd(flags: FlagParser) -> None:
         "port",
         "PORT",
         "for clients; etcd itself uses the next one",
-        flag_values.number(1, 65534),
+        convert.number(1, 65534),
         2379,
     )
     flags.add_switch("no-systemd", "start a detached process even if systemd runs")
@@ -186,8 +174,7 @@ def _declare_lease(flags: FlagParser) -> None:
     flags.add_argument(
         "action",
         choices=("list", "reserve", "revoke"),
-        help="list all; reserve SUBNET PUBLIC_IP permanently; revoke SUBNET, whose daemon then"
-        " exits",
+        help="list all; reserve SUBNET PUBLIC_IP for good; revoke SUBNET, whose daemon then exits",
     )
     flags.add_argument(
         "operands", nargs="*", default=[], metavar="SUBNET", help="and PUBLIC_IP, to reserve"
@@ -204,7 +191,7 @@ def _lease(values: argparse.Namespace, options: Options) -> int:
 
 
 def _declare_lab(flags: FlagParser) -> None:
-    count = flag_values.number(1, 100)
+    count = convert.number(1, 100)
     flags.add_setting("hosts", "N", "how many", count, 3)
     flags.add_setting("containers", "N", "on each host", count, 1)
     flags.add_argument(
@@ -216,7 +203,7 @@ def _declare_lab(flags: FlagParser) -> None:
         " bytes, as between real network cards (default: direct)",
     )
     default = IPv4Network("10.1.0.0/16")
-    flags.add_setting("network", "NETWORK", "of the overlay", flag_values.network, default)
+    flags.add_setting("network", "NETWORK", "of the overlay", convert.network, default)
     flags.add_switch("keep", "keep it running until Ctrl-C")
     flags.add_switch("no-iperf", "do not measure throughput")
 
@@ -252,7 +239,7 @@ _COMMANDS = {
     "cleanup": _Command(
         "Remove the device, firewall rules and blackhole routes that a daemon left on this host."
         " What belongs to a running one stays, and so do leases and subnet.env.",
-        _declare_nothing,
+        lambda flags: None,
         _cleanup,
     ),
     "config": _Command(

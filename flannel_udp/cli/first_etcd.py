@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -106,8 +106,7 @@ def run(
         NetworkConfig.parse(_config_of(network))
     external, _ = interfaces.choose_external(replace(options, public_ip=None))
     plan = Plan(_program(), external.address, port, folder)
-    etcd = Etcd([plan.url])
-    try:
+    with closing(Etcd([plan.url])) as etcd:
         cluster = Cluster(etcd, options.etcd_prefix)
         if _answers(cluster):
             print(f"etcd serves {plan.url} already")
@@ -115,8 +114,6 @@ def run(
             etcd_program.admit(plan.program, plan.folder)
             _start(plan, cluster, systemd=systemd and _SYSTEMD_RUNS.exists())
         _write_missing_config(cluster, network)
-    finally:
-        etcd.close()
     for line in _advice(plan, options, external.name):
         print(line)
 
@@ -219,11 +216,8 @@ def _write_missing_config(cluster: Cluster, network: IPv4Network | None) -> None
 
 def _advice(plan: Plan, options: Options, iface: str) -> Iterator[str]:
     program = shutil.which("flannel-udp") or str(Path(sys.executable).with_name("flannel-udp"))
-    prefix = (
-        ""
-        if options.etcd_prefix == Options().etcd_prefix
-        else f" --etcd-prefix {options.etcd_prefix}"
-    )
+    is_default = options.etcd_prefix == Options().etcd_prefix
+    prefix = "" if is_default else f" --etcd-prefix {options.etcd_prefix}"
     start = f"{program} --etcd-endpoints {plan.url}{prefix} --iface"
     yield f"This host joins with:\n  {start} {iface}"
     yield f"Every other host, with the name of its own interface:\n  {start} {iface}"

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NoReturn
 
-from flannel_udp.cli import flag_values
+from flannel_udp.cli import convert
 from flannel_udp.cli.go_flags import joined, read_flags
 from flannel_udp.errors import UsageError
 from flannel_udp.options import LOG_FORMATS, OFFLOAD_PRESETS, Options
@@ -97,27 +97,22 @@ class FlagParser(argparse.ArgumentParser):
     def add_etcd_flags(self) -> None:
         """How etcd is reached, in a group of their own."""
         self._group = self.add_argument_group("etcd")
-        self._value(
-            "etcd-endpoints", "URL,...", "servers, tried in this order", flag_values.endpoints
-        )
+        self._value("etcd-endpoints", "URL,...", "servers, tried in this order", convert.endpoints)
         self.add_etcd_prefix()
-        path = flag_values.path
-        self._value("etcd-cafile", "FILE", "CA of the servers (default: the system's)", path)
-        self._value("etcd-certfile", "FILE", "certificate of this host", path)
-        self._value("etcd-keyfile", "FILE", "key of that certificate", path)
+        self._value("etcd-cafile", "FILE", "the servers' CA (default: the system's)", convert.path)
+        self._value("etcd-certfile", "FILE", "certificate of this host", convert.path)
+        self._value("etcd-keyfile", "FILE", "key of that certificate", convert.path)
         self._value("etcd-username", "NAME", "user of etcd", str)
-        self._value(
-            "etcd-password", "SECRET", "its password; better set FLANNELD_ETCD_PASSWORD", str
-        )
+        self._value("etcd-password", "SECRET", "its password; better in the environment", str)
 
     def add_etcd_prefix(self) -> None:
-        self._value("etcd-prefix", "KEY", "where the config and the leases are", flag_values.prefix)
+        self._value("etcd-prefix", "KEY", "where the config and the leases are", convert.prefix)
 
     def add_iface(self, text: str) -> None:
         self._value("iface", "IFACE", text, str, action="append")
 
     def add_subnet_file(self, text: str) -> None:
-        self._value("subnet-file", "FILE", text, flag_values.path)
+        self._value("subnet-file", "FILE", text, convert.path)
 
     def add_help_flags(self) -> None:
         self._add("help", "print this help", action="help")
@@ -128,30 +123,25 @@ class FlagParser(argparse.ArgumentParser):
         self.add_argument(f"--{name}", action="store_true", default=False, help=text)
 
     def add_setting(
-        self, name: str, metavar: str, text: str, convert: Callable[[str], object], default: object
+        self, name: str, metavar: str, text: str, kind: Callable[[str], object], default: object
     ) -> None:
         """A value of a sub-command; no variable sets it."""
         shown = "none" if default is None else default
-        self.add_argument(
-            f"--{name}",
-            metavar=metavar,
-            type=convert,
-            default=default,
-            help=f"{text} (default: {shown})",
-        )
+        text += f" (default: {shown})"
+        self.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text)
 
     def _value(
-        self, name: str, metavar: str, text: str, convert: Callable[[str], object], **more: Any
+        self, name: str, metavar: str, text: str, kind: Callable[[str], object], **more: Any
     ) -> None:
         if "(default: " not in text:
             default = _default(more.get("dest", name))
             shown = ",".join(default) if isinstance(default, tuple) else default
             text += f" (default: {'none' if shown in (None, '') else shown})"
-        self._add(name, text, metavar=metavar, type=convert, **more)
+        self._add(name, text, metavar=metavar, type=kind, **more)
 
     def _boolean(self, name: str, text: str, **more: Any) -> None:
         text += f" (default: {str(bool(_default(name))).lower()})"
-        self._add(name, text, type=flag_values.boolean, nargs="?", const=True, metavar="", **more)
+        self._add(name, text, type=convert.boolean, nargs="?", const=True, metavar="", **more)
 
     def _add(self, name: str, text: str, **more: Any) -> None:
         self.flags[name] = self._group.add_argument(f"--{name}", help=text, **more)
@@ -173,7 +163,7 @@ class DaemonFlags(FlagParser):
         for name in (*IGNORED_VALUES, *KLOG_VALUES):
             self._add(name, argparse.SUPPRESS)
         for name in ("kube-subnet-mgr", *IGNORED_BOOLEANS, *KLOG_BOOLEANS):
-            self._add(name, argparse.SUPPRESS, type=flag_values.boolean, nargs="?", const=True)
+            self._add(name, argparse.SUPPRESS, type=convert.boolean, nargs="?", const=True)
 
     def _add_lease_flags(self) -> None:
         self._group = self.add_argument_group("leases")
@@ -181,14 +171,14 @@ class DaemonFlags(FlagParser):
             "subnet-lease-renew-margin",
             "MINUTES",
             "renew the 24-hour lease when this many minutes are left, 1 to 1439",
-            flag_values.number(1, 1439, " minutes"),
+            convert.number(1, 1439, " minutes"),
         )
         self._value(
             "stale-hold",
             "TIME",
             "how long to keep the routes of leases that etcd lost with its data, such as 90s, 30m"
             " or 24h; 0 is off (default: 24h)",
-            flag_values.seconds,
+            convert.seconds,
         )
 
     def _add_interface_flags(self) -> None:
@@ -196,66 +186,48 @@ class DaemonFlags(FlagParser):
             "external interface (the default route's if none of these is given)"
         )
         self.add_iface("its address or name; may be repeated")
+        text = "matches its address, else its name; may be repeated"
+        self._value("iface-regex", "REGEX", text, convert.regex, action="append")
+        self._value("iface-can-reach", "ADDR", "the interface that routes to ADDR", convert.ipv4)
         self._value(
-            "iface-regex",
-            "REGEX",
-            "matches its address, else its name; may be repeated",
-            flag_values.regex,
-            action="append",
+            "public-ip", "ADDR", "where others send to (default: its address)", convert.ipv4
         )
-        ipv4 = flag_values.ipv4
-        self._value("iface-can-reach", "ADDR", "the interface that routes to ADDR", ipv4)
-        self._value(
-            "public-ip", "ADDR", "where other hosts send to (default: the interface's)", ipv4
-        )
-        self._value("public-ipv6", "ADDR", "accepted, has no effect", flag_values.ipv6)
+        self._value("public-ipv6", "ADDR", "accepted, has no effect", convert.ipv6)
 
     def _add_running_flags(self) -> None:
         self._group = self.add_argument_group("running")
         self.add_subnet_file("written for docker and others: the subnet and its MTU")
-        self._value(
-            "healthz-ip",
-            "ADDR",
-            "serve /healthz, /readyz and /metrics at this address",
-            flag_values.listen_address,
-        )
-        self._value(
-            "healthz-port", "PORT", "and at this port; 0 is off", flag_values.number(0, 65535)
-        )
+        text = "serve /healthz, /readyz and /metrics at this address"
+        self._value("healthz-ip", "ADDR", text, convert.listen_address)
+        self._value("healthz-port", "PORT", "and at this port; 0 is off", convert.number(0, 65535))
         self._value(
             "source-check",
             "on|off",
             "drop packets from addresses that are no host's public IP; off for hosts that send from"
             " another address (default: on)",
-            flag_values.on_or_off,
+            convert.on_or_off,
         )
         self._value(
             "offload",
             "PRESET",
             "auto: what the kernel has; full: all, or fail; tso: without UDP GSO and GRO; none:"
             " packet by packet",
-            flag_values.one_of(OFFLOAD_PRESETS),
+            convert.one_of(OFFLOAD_PRESETS),
         )
         self._value(
             "busy-poll-us",
             "MICROSECONDS",
             "poll for packets up to this long before sleeping, while that finds some: lower"
             " latency, more CPU time; 0 is off",
-            flag_values.number(0, 1_000_000, " microseconds"),
+            convert.number(0, 1_000_000, " microseconds"),
         )
         self._boolean("ip-blackhole-route", "drop packets to our subnet that no container takes")
-        self._value(
-            "v",
-            "N",
+        text, kind = (
             "log more: 1 adds decisions, 2 also every check and call",
-            flag_values.number(0, 99),
-            dest="verbosity",
-            nargs="?",
-            const=1,
+            convert.number(0, 99),
         )
-        self._value(
-            "log-format", "FORMAT", "text or json, one line each", flag_values.one_of(LOG_FORMATS)
-        )
+        self._value("v", "N", text, kind, dest="verbosity", nargs="?", const=1)
+        self._value("log-format", "FORMAT", "text or JSON lines", convert.one_of(LOG_FORMATS))
         self._boolean("version", "print the version", action=_Version)
         self.add_help_flags()
 
@@ -264,12 +236,8 @@ class DaemonFlags(FlagParser):
         self._boolean("ip-masq", "masquerade traffic that leaves the overlay, and none inside it")
         self._boolean("ip-masq-fully-random-disable", "masquerade with predictable ports")
         self._boolean("iptables-forward-rules", "accept forwarded overlay packets")
-        self._value(
-            "iptables-resync",
-            "SECONDS",
-            "time between checks of the rules",
-            flag_values.number(1, 86400, " seconds"),
-        )
+        kind = convert.number(1, 86400, " seconds")
+        self._value("iptables-resync", "SECONDS", "time between checks of the rules", kind)
 
 
 def options_of(values: argparse.Namespace) -> Options:
@@ -293,13 +261,9 @@ def _variables(
     for flag, action in flags.items():
         if flag in given or action.nargs == 0 or isinstance(action, _Version):
             continue
-        for name in (
-            "FLANNELD_" + flag.upper().replace("-", "_"),
-            *_PACKAGE_VARIABLES.get(flag, ()),
-        ):
-            if environ.get(name):
-                found[flag] = name
-                break
+        names = "FLANNELD_" + flag.upper().replace("-", "_"), *_PACKAGE_VARIABLES.get(flag, ())
+        if used := next(filter(environ.get, names), None):
+            found[flag] = used
     return found
 
 

@@ -7,10 +7,9 @@ import itertools
 import shutil
 import signal
 import sys
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich import box
@@ -30,12 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises LabError; KeyboardInterrupt on a signal.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     return _run(arguments, Console())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
@@ -131,10 +126,10 @@ def _program() -> str:
 def _watch(lab: Lab, console: Console) -> None:
     """Show the counters of each peer until Ctrl-C or SIGTERM."""
     console.print("The lab stays up until Ctrl-C.")
-    pause = threading.Event()
     with Live(_counters(lab), console=console, auto_refresh=False) as live:
         try:
-            while not pause.wait(REFRESH):
+            while True:
+                time.sleep(REFRESH)
                 live.update(_counters(lab), refresh=True)
         except KeyboardInterrupt:
             live.update(_counters(lab), refresh=True)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Literal, Self
@@ -26,7 +27,7 @@ from typing import Literal, Self
 from flannel_udp.errors import LabError
 from flannel_udp.host.netns import Namespace, settle, uninterrupted
 from flannel_udp.lab import record as lab_record
-from flannel_udp.lab.etcd import EtcdServer, find_program
+from flannel_udp.lab.etcd import PORT, EtcdServer, find_program
 from flannel_udp.lab.host import ANYWHERE, Container, DaemonSetup, Host
 from flannel_udp.lab.record import LabRecord
 
@@ -35,6 +36,7 @@ __all__ = ["Container", "Host", "Lab", "Node"]
 Node = Host | Container
 
 UNDERLAY = IPv4Interface("172.30.0.254/24")
+ETCD_URL = f"http://{UNDERLAY.ip}:{PORT}"
 ROUTED_WITHIN = 10.0  # seconds from the last daemon being ready
 DEFAULT_CONFIG: Mapping[str, object] = {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}
 
@@ -80,12 +82,11 @@ class Lab:
         self._container_count = containers
         self._is_wire = underlay == "wire"
         self._config = config if isinstance(config, str) else json.dumps(config)
-        self._daemon_args = tuple(daemon_args)
-        self._daemon_env = dict(daemon_env or {})
-        self._python = python
+        self._setup = DaemonSetup(
+            python, ETCD_URL, prefix, tuple(daemon_args), daemon_env or {}, keeps_descriptors
+        )
         self._start_daemons = start_daemons
         self._name = name
-        self._keeps_descriptors = keeps_descriptors
         self._etcd_data = etcd_data
         self._presets = tuple(presets)
 
@@ -235,14 +236,7 @@ class Lab:
         self.etcdctl("put", f"{self.prefix}/config", self._config)
         for number in range(1, self._host_count + 1):
             preset = [f"--offload={each}" for each in self._presets[number - 1 : number]]
-            setup = DaemonSetup(
-                self._python,
-                self.etcd.url,
-                self.prefix,
-                (*self._daemon_args, *preset),
-                self._daemon_env,
-                self._keeps_descriptors,
-            )
+            setup = replace(self._setup, arguments=(*self._setup.arguments, *preset))
             self.hosts.append(self._add_host(number, setup))
         if self._start_daemons:
             self.start_daemons()

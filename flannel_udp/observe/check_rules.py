@@ -138,9 +138,7 @@ def lease_findings(status: Mapping[str, Any], leases: Iterable[Lease]) -> Iterat
         for peer in status["peers"]
         for subnet in peer["subnets"]
     }
-    wrong = False
     if own not in held:
-        wrong = True
         yield bad(
             "own-lease-missing",
             "our lease",
@@ -148,19 +146,17 @@ def lease_findings(status: Mapping[str, Any], leases: Iterable[Lease]) -> Iterat
             " start the daemon again to get one",
         )
     for subnet, public_ip in sorted(held - routed - {own}, key=str):
-        wrong = True
         yield bad(
             "lease-without-route",
             f"{public_ip} ({subnet})",
             "its lease is in etcd but has no route here; the log says why",
         )
     for subnet, public_ip in sorted(routed - held, key=str):
-        wrong = True
         yield bad(
             "route-without-lease",
             f"{public_ip} ({subnet})",
             "missing in etcd: the route here is all that is left of its lease; start its daemon"
             " again",
         )
-    if not wrong:
+    if held == routed | {own}:
         yield good("leases", f"the {len(held)} in etcd are those in use")

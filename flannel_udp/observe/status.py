@@ -93,15 +93,12 @@ class StatusReport:
 
     def _etcd_options(self) -> Status:
         options = self.facts.options
-        files = {
-            "cafile": options.etcd_cafile,
-            "certfile": options.etcd_certfile,
-            "keyfile": options.etcd_keyfile,
-        }
         return {
             "endpoints": options.etcd_endpoints,
             "prefix": options.etcd_prefix,
-            **{name: str(path) if path else None for name, path in files.items()},
+            "cafile": options.etcd_cafile and str(options.etcd_cafile),
+            "certfile": options.etcd_certfile and str(options.etcd_certfile),
+            "keyfile": options.etcd_keyfile and str(options.etcd_keyfile),
         }
 
     def _peers(self, now: float) -> list[Status]:

@@ -92,13 +92,12 @@ def picture(status: dict[str, Any], history: History, trouble: str, lines: int) 
 
 def _drops(heading: str, reasons: list[str]) -> str:
     """A line with as many reasons as fit."""
-    shown = len(reasons)
-    while True:
-        more = f" and {len(reasons) - shown} more" if shown < len(reasons) else ""
-        line = heading + (", ".join(reasons[:shown]) or "none") + more
-        if len(line) <= _WIDTH or shown <= 1:
-            return line
-        shown -= 1
+    line = heading + (", ".join(reasons) or "none")
+    for shown in range(len(reasons) - 1, 0, -1):
+        if len(line) <= _WIDTH:
+            break
+        line = f"{heading}{', '.join(reasons[:shown])} and {len(reasons) - shown} more"
+    return line
 
 
 def _subnets(peer: dict[str, Any]) -> str:
