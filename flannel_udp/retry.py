@@ -1,4 +1,4 @@
-"""Trying again: how long to wait between two attempts."""
+"""Retries: how long to wait between two attempts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 class Backoff:
     """Seconds to wait before the next attempt, from 0.2 to 3: doubled each time and randomised, so
-    that the hosts that lost the same server do not all return at once. Owned by one thread.
+    that hosts that lost the same server do not all reconnect at once. Owned by one thread.
     """
 
     def __init__(self) -> None:

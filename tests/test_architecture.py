@@ -21,7 +21,7 @@ ROOMS = (
 PURE = {
     "backends.pump.fallbacks", "cli.convert", "cli.flags", "cli.go_flags",
     "cluster.allocator", "cluster.config", "cluster.gojson", "cluster.held_leases",
-    "cluster.lease", "errors", "etcd.values",
+    "cluster.lease", "errors", "etcd.faults", "etcd.values",
     "handover.state", "host.firewall.iptables_rules", "host.firewall.nftables_rules",
     "host.firewall.policy", "host.goregex", "host.interface_choice", "observe.check_rules",
     "observe.rates", "options", "routing.routes", "units",

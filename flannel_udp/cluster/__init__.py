@@ -1,1 +1,1 @@
-"""Everything that lies in etcd: network config, leases, and who reads and writes them."""
+"""What is kept in etcd: the network config and the leases, and what reads and writes them."""

@@ -14,10 +14,10 @@ CANDIDATES = 100
 
 
 def choose(config: NetworkConfig, taken: Iterable[IPv4Network], rng: random.Random) -> IPv4Network:
-    """A random one of the first 100 free subnets from SubnetMin to SubnetMax, as flannel does.
+    """A random one of the first 100 free subnets from SubnetMin to SubnetMax, as in flannel.
 
-    Whatever overlaps a taken network, of any length, is not free. Costs O(n log n) in the number
-    of taken networks, however large the range is. Raises NetworkExhaustedError.
+    A subnet that overlaps a taken network of any length is not free. Costs O(n log n) in the number
+    of taken networks, for a range of any size. Raises NetworkExhaustedError.
     """
     candidates = list(islice(_free_subnets(config, taken), CANDIDATES))
     if not candidates:
@@ -42,7 +42,7 @@ def _free_subnets(config: NetworkConfig, taken: Iterable[IPv4Network]) -> Iterat
         while start + size <= first and start <= end:
             yield IPv4Network((start, config.subnet_len))
             start += size
-        if last >= start:  # go on behind it, at the next boundary
+        if last >= start:  # continue behind it, at the next boundary
             start = (last // size + 1) * size
     while start <= end:
         yield IPv4Network((start, config.subnet_len))

@@ -1,4 +1,4 @@
-"""The network config that all hosts of a cluster share, ``<prefix>/config`` in etcd (pure)."""
+"""The network config that all hosts of a cluster share: ``<prefix>/config`` in etcd (pure)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_PORT = 8285
 MIN_MTU = 576  # RFC 791: what every IPv4 host must be able to receive
 MAX_MTU = 65507  # the largest payload of a UDP datagram over IPv4
 
-# flannel reads these by code of its own, which is handed a null too, and finds no address in it.
+# flannel parses these with code of its own, which also gets a null, and refuses it.
 _NEVER_NULL = ("Network", "SubnetMin", "SubnetMax", "IPv6Network", "Backend")
 
 _T = TypeVar("_T", bool, int, str, dict[str, object])
@@ -36,7 +36,7 @@ class NetworkConfig:
 
     @classmethod
     def parse(cls, text: str | bytes) -> NetworkConfig:
-        """Read the JSON of ``<prefix>/config`` by the rules of flannel.
+        """Read the JSON of ``<prefix>/config`` by flannel's rules.
 
         Raises BackendTypeError for a backend other than udp, and NetworkConfigError for anything
         else that is wrong; the sentence names the field, what was found and what is allowed.
@@ -97,7 +97,7 @@ def _value(fields: Mapping[str, object], name: str, kind: type[_T], default: _T)
 
 
 def _backend(fields: Mapping[str, object]) -> tuple[int, int | None]:
-    """Port and MTU cap; flannel takes a missing Backend for udp, but not a missing Type."""
+    """Port and MTU cap. As in flannel, a missing Backend means udp; a missing Type is refused."""
     if "backend" not in fields:
         return DEFAULT_PORT, None
     backend: dict[str, object] = _value(fields, "Backend", dict, {})

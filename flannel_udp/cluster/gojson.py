@@ -1,4 +1,4 @@
-"""JSON objects read the way flannel's Go ``encoding/json`` reads them (pure)."""
+"""JSON objects, read as flannel's Go ``encoding/json`` reads them (pure)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ SHOWN_CHARACTERS = 80
 def parse_object(text: str | bytes) -> dict[str, Any]:
     """The object in ``text`` with case-folded names, at every level.
 
-    As in Go, names match in any case, the last of several equal names wins, a null is as good as
-    an absent name, and bytes that are not UTF-8 become U+FFFD. A number with more digits than Go's
-    integers have comes as a float, which no integer is. Raises ValueError with a reason that fits
-    in brackets.
+    As in Go, names match in any case, the last of several equal names wins, a null counts as an
+    absent name, and bytes that are not UTF-8 become U+FFFD. A number with more digits than Go's
+    integers have is returned as a float. Raises ValueError with a reason that fits in brackets.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
@@ -32,7 +31,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def null_names(text: str | bytes) -> frozenset[str]:
-    """The case-folded names that are null in an object which ``parse_object`` has read."""
+    """The case-folded names that are null in an object that ``parse_object`` accepts."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
     names: frozenset[str] = json.loads(text, object_pairs_hook=_nulls, parse_int=str)
@@ -40,7 +39,7 @@ def null_names(text: str | bytes) -> frozenset[str]:
 
 
 def shown(value: object) -> str:
-    """A parsed value as an operator wrote it, on one line and short enough for a message."""
+    """A parsed value as JSON on one line, short enough for a message."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):

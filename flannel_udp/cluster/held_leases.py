@@ -1,8 +1,8 @@
-"""Leases that etcd lost together with its data, kept until they come back or are refuted (pure).
+"""Leases that etcd lost together with its data, kept until they return or are refuted (pure).
 
-A host does not stop carrying its subnet because etcd was wiped or restored from an old backup.
-flannel registers again only at its next renewal, up to 23 hours later; until then its lease here
-is the last good word on where its containers are.
+A host still carries its subnet after etcd was wiped or restored from an old backup. flannel
+registers again only at its next renewal, up to 23 hours later; until then the lease that we know
+is the best information on where its containers are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A lease no longer held; the reason is a clause: "its time is over"."""
+    """A lease that is no longer held; the reason is a clause: "it is in etcd again"."""
 
     lease: Lease
     reason: str
@@ -33,7 +33,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class HoldChanges:
-    """What one step changed in what is held."""
+    """Which leases are held from now on, and which no longer."""
 
     begun: tuple[Lease, ...] = ()
     ended: tuple[Ended, ...] = ()
@@ -41,25 +41,25 @@ class HoldChanges:
 
 @dataclass(slots=True)
 class _Peer:
-    known: frozenset[str]  # the keys of its leases when the history was lost
-    held: set[str] = field(default_factory=set)  # those that are held now
+    known: frozenset[str]  # keys of its leases when the history was lost
+    held: set[str] = field(default_factory=set)  # keys of those that are held now
 
 
 class HeldLeases:
-    """Follows all leases of the other hosts. Not thread-safe: one owner.
+    """Knows the leases of all other hosts, in etcd and held. Not thread-safe: one owner.
 
-    The cost of an event does not depend on how many leases are held, except for one that claims
-    more than they do.
+    The cost of an event does not depend on the number of held leases, except for a lease whose
+    subnet is larger than theirs.
     """
 
     def __init__(
         self, own_public_ip: IPv4Address, hold: float, is_sound: Callable[[Lease], bool]
     ) -> None:
-        """``hold`` in seconds, 0 to hold nothing. Only a lease that ``is_sound`` says anything
-        about others: one that gets no route does not take theirs away either."""
+        """``hold`` in seconds, 0 to hold nothing. A lease that is not ``is_sound`` has no route
+        and does not end the holds of others."""
         self._own_public_ip, self._hold, self._is_sound = own_public_ip, hold, is_sound
         self._leases: dict[str, Lease] = {}  # in etcd, by key
-        self._held: dict[str, Held] = {}  # by key; the first one ends first
+        self._held: dict[str, Held] = {}  # by key, in the order in which they end
         self._peers: dict[IPv4Address, _Peer] = {}  # of the held ones
         self._keys: dict[int, dict[IPv4Network, set[str]]] = {}  # by length, then by subnet
 
@@ -71,15 +71,15 @@ class HeldLeases:
 
     @property
     def next_end(self) -> float | None:
-        """When the time of the first one is over; None when nothing is held."""
+        """When the first hold ends, CLOCK_BOOTTIME seconds; None when nothing is held."""
         return next(iter(self._held.values())).until if self._held else None
 
     def in_etcd(self) -> tuple[Lease, ...]:
-        """The other ones: all that etcd has."""
+        """The leases that are not held: all that etcd has."""
         return tuple(self._leases.values())
 
     def restore(self, snapshot: Snapshot, held: Iterable[Held]) -> Snapshot:
-        """Go on from what another process knew: etcd's leases and those it held. All of them."""
+        """Start with what another process knew: etcd's leases and those it held. Returns both."""
         self._leases = {lease.key: lease for lease in snapshot.leases}
         first_to_end = sorted(held, key=_until)
         everything = self._leases | {each.lease.key: each.lease for each in first_to_end}
@@ -90,7 +90,7 @@ class HeldLeases:
     def take_in(
         self, change: Snapshot | Events, now: float
     ) -> tuple[Snapshot | Events, HoldChanges]:
-        """``change`` as it is to be applied, held leases and ended holds included."""
+        """``change`` as it is to be applied: with held leases, and removals of ended ones."""
         if isinstance(change, Snapshot):
             return self._replace(change, now)
         ended: list[Ended] = []
@@ -100,7 +100,7 @@ class HeldLeases:
                 ended += self._refuted_by(event.lease)
             else:
                 self._leases.pop(event.key, None)
-                if event.key in self._held:  # a value that nobody can read
+                if event.key in self._held:  # its value became unreadable
                     ended.append(Ended(self._held[event.key].lease, "its key holds no lease now"))
                     self._drop(event.key)
         if not ended:
@@ -112,7 +112,7 @@ class HeldLeases:
         return replace(change, events=(*removals, *change.events)), HoldChanges(ended=tuple(ended))
 
     def expire(self, now: float) -> tuple[Ended, ...]:
-        """Hold no longer what has had its time; the leases that are to be removed now."""
+        """End the holds whose time is over; their leases are to be removed now."""
         over = [held.lease for held in self._held.values() if held.until <= now]
         for lease in over:
             self._drop(lease.key)
@@ -128,8 +128,8 @@ class HeldLeases:
                 if key not in self._leases and lease.public_ip != self._own_public_ip
             ]
             self._begin(begun, before, now + self._hold)
-        # What replaced data brings may be older than all we knew: it does not tell where its host
-        # is now. What the host writes from here on does.
+        # Leases in replaced data may be older than all we knew, so they do not show where their
+        # hosts are now. What the hosts write from here on does.
         ended = [
             each
             for lease in snapshot.leases
@@ -175,7 +175,7 @@ class HeldLeases:
                 ended[key] = Ended(held, f"its host leases {lease.subnet} now")
         if ended and not self._is_sound(lease):
             ended.clear()
-        if lease.key in self._held:  # whatever it is worth: two leases cannot have one key
+        if lease.key in self._held:  # sound or not: two leases cannot have one key
             held = self._held[lease.key].lease
             is_same = held.public_ip == lease.public_ip
             reason = "it is in etcd again" if is_same else f"{lease.public_ip} has its key now"

@@ -1,4 +1,4 @@
-"""Leases: which host carries which subnet, as etcd stores it and as events tell it (pure)."""
+"""Leases: which host carries which subnet, as etcd stores it and as events report it (pure)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class OwnLease:
 
     ``key`` is the full etcd key. ``etcd_lease`` is 0 for a reservation, which has no ``deadline``.
     ``deadline`` (CLOCK_BOOTTIME seconds) is never later than etcd's own. ``identity`` is that of
-    the data in which it was last looked into.
+    the data in which it was last confirmed.
     """
 
     subnet: IPv4Network
@@ -94,7 +94,7 @@ LeaseEvent = LeaseAdded | LeaseRemoved
 class Snapshot:
     """Every lease as of ``revision``: replaces all that was known before.
 
-    ``history_lost``: etcd's data was replaced (wiped, restored), so that what is missing was not
+    ``history_lost``: etcd's data was replaced (wiped, restored), so a lease that is missing was not
     given up by its host.
     """
 
@@ -188,6 +188,6 @@ def decode_lease(key: str, value: bytes, *, etcd_lease: int, mod_revision: int) 
 
 
 def _from_octets(octets: Sequence[str]) -> int:
-    """Several times faster than ipaddress's own parser: there can be 65,536 leases at start."""
+    """Several times faster than ipaddress's parser; there can be 65,536 leases at start."""
     a, b, c, d = octets
     return int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)

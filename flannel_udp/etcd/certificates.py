@@ -1,4 +1,4 @@
-"""Certificate files: what the flags name, read and checked before any connection is tried."""
+"""The certificate files that the flags name, read and checked before any connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flannel_udp.errors import CertificateError
 
-# Where distributions keep their roots, for a Python that was built with another default.
+# Where distributions keep their roots; Python may have been built with another default.
 _SYSTEM_ROOTS = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -16,12 +16,12 @@ _SYSTEM_ROOTS = (
     "/etc/ssl/cert.pem",
 )
 
-_MOST_BYTES = 16 << 20  # systems' lists of authorities have a quarter of one MiB
+_MOST_BYTES = 16 << 20  # a system's list of authorities has a quarter of one MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """PEM bytes: the authorities we trust and, if any, the certificate and key we present."""
+    """PEM bytes: the authorities we trust, and the certificate and key we present, if any."""
 
     roots: bytes
     chain: bytes | None = None
@@ -29,10 +29,10 @@ class Certificates:
 
 
 def load(cafile: Path | None, certfile: Path | None, keyfile: Path | None) -> Certificates:
-    """Read and check the files; without ``cafile`` the system's authorities are trusted.
+    """Read and check the files. Without ``cafile`` the system's authorities are trusted.
 
     A CA alone is enough to verify the server. Raises CertificateError for a file that is
-    unreadable or no certificate, a key that is encrypted or of another certificate, and for a
+    unreadable or no certificate, a key that is encrypted or belongs to another certificate, and a
     certificate without key or a key without certificate.
     """
     if certfile and not keyfile:
@@ -83,7 +83,7 @@ def _read(flag: str, path: Path) -> bytes:
 
 
 def _system_roots() -> bytes:
-    # gRPC for Python would otherwise trust a list of its own (grpc/grpc issue 40580).
+    # Without this, gRPC for Python trusts a list of its own (grpc/grpc issue 40580).
     for path in (ssl.get_default_verify_paths().cafile, *_SYSTEM_ROOTS):
         if path and Path(path).is_file():
             return _read("the system's list of authorities", Path(path))

@@ -1,7 +1,7 @@
 """The client of etcd: endpoints, TLS, login, deadlines and calls.
 
-Only the generated messages and stubs of python-etcd3 are used. Its client and watcher are not:
-they end or spin on the first connection error and have no deadlines.
+Of python-etcd3 only the generated messages and stubs are used. Its client and watcher end or spin
+on the first connection error and have no deadlines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 
 
 class Etcd:
-    """A client for all threads. A lock guards the login token."""
+    """Any thread may call. A lock guards the login token."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Etcd:
         username: str = "",
         password: str = "",
     ) -> None:
-        """``certs`` serves the https endpoints; without it they are verified by system roots.
+        """``certs`` is for the https endpoints; without it they are verified by system roots.
 
-        ``reread`` loads it anew from its files, which may be rotated while we run.
+        ``reread`` loads it again from its files, which may be rotated while we run.
         """
         parsed = parse_endpoints(endpoints, default_tls=certs is not None)
         if any(endpoint.tls for endpoint in parsed):
@@ -67,7 +67,7 @@ class Etcd:
             certs = reread = None
         if password and not username:
             log.warning("--etcd-password has no effect without --etcd-username: no login is made")
-        self.lines = LineBudget()  # for all who warn that etcd cannot be used
+        self.lines = LineBudget()  # shared by all who warn that etcd cannot be used
         self._members = Members(parsed, certs, reread, self.lines)
         self._username, self._password = username, password
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class Etcd:
 
     @classmethod
     def connect(cls, options: Options) -> Etcd:
-        """A client as the flags say. Opens no connection, so that an absent etcd is no error yet.
+        """A client as the flags configure it. Opens no connection: an absent etcd is no error yet.
 
         Raises UsageError for a malformed endpoint and CertificateError for an unusable file.
         """
@@ -102,7 +102,7 @@ class Etcd:
         return key_value(answer.kvs[0]) if answer.kvs else None
 
     def identity(self, key: str) -> Identity:
-        """The cluster that answers, by a read of a key that we may read."""
+        """Of the cluster that answers, by a read of ``key``, which we must be allowed to read."""
         request = etcdrpc.RangeRequest(key=key.encode(), count_only=True)
         return _identity(self._call(lambda member: member.kv.Range, request).header)
 
@@ -115,10 +115,10 @@ class Etcd:
         return KeyRange(kvs, header.revision, _identity(header))
 
     def put_if_unchanged(self, key: str, value: bytes, *, lease: int, mod_revision: int) -> Swap:
-        """Put the key under an etcd lease if it still is as of ``mod_revision`` (0: absent).
+        """Put the key under an etcd lease if its mod_revision is still the given one (0: absent).
 
-        It has succeeded too when the key already holds this value under this lease: an answer
-        lost on the way makes us ask twice. Raises LeaseGoneError.
+        Also succeeds if the key already holds this value under this lease: after a lost answer the
+        same put is sent again. Raises LeaseGoneError.
         """
         name = key.encode()
         request = etcdrpc.TxnRequest(
@@ -140,7 +140,7 @@ class Etcd:
         return Swap(False, answer.header.revision, current)
 
     def delete_if_unchanged(self, key: str, *, mod_revision: int) -> bool:
-        """Delete the key if it still is as of ``mod_revision``; whether that was so."""
+        """Delete the key if its mod_revision is still the given one; returns whether it was."""
         name = key.encode()
         request = etcdrpc.TxnRequest(
             compare=[_unchanged(name, mod_revision)],
@@ -149,17 +149,17 @@ class Etcd:
         return bool(self._call(lambda member: member.kv.Txn, request).succeeded)
 
     def grant(self, ttl: int) -> int:
-        """A new etcd lease of ``ttl`` seconds; returns its id."""
+        """Create an etcd lease of ``ttl`` seconds; returns its id."""
         request = etcdrpc.LeaseGrantRequest(TTL=ttl)
         return int(self._call(lambda member: member.lease.LeaseGrant, request).ID)
 
     def keep_alive(self, lease: int) -> int:
-        """Renew an etcd lease; returns its seconds to live from now, 0 when it is gone."""
+        """Renew an etcd lease; returns its seconds to live, 0 when it is gone."""
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease)
         return int(self._call(lambda member: member.keep_alive_once, request).TTL)
 
     def revoke(self, lease: int) -> None:
-        """Remove an etcd lease and the keys under it; fine if it is gone already."""
+        """Remove an etcd lease and the keys under it; no error if it is gone already."""
         request = etcdrpc.LeaseRevokeRequest(ID=lease)
         with contextlib.suppress(LeaseGoneError):
             self._call(lambda member: member.lease.LeaseRevoke, request)
@@ -209,7 +209,7 @@ class Etcd:
                     raise self._unusable({member.url: fault}) from None
                 faults[member.url] = fault
                 self._members.avoid(member)
-            except ValueError:  # how gRPC says that the channel is closed
+            except ValueError:  # gRPC raises it for a closed channel
                 raise EtcdError("etcd cannot be used: the connection to it was ended") from None
             else:
                 self._members.prefer(member)
@@ -235,7 +235,7 @@ class Etcd:
         return self._log_in(member, stale=None) if token is None else token
 
     def _log_in(self, member: Member, *, stale: str | None) -> str:
-        """A token newer than ``stale``; one thread asks for it, the others get the same."""
+        """A token newer than ``stale``. One thread requests it, and the others get the same."""
         with self._lock:
             if self._token is not None and self._token != stale:
                 return self._token

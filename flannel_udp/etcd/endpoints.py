@@ -1,4 +1,4 @@
-"""etcd endpoints: what ``--etcd-endpoints`` names (pure)."""
+"""The etcd endpoints that ``--etcd-endpoints`` names (pure)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flannel_udp.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One member of the cluster: ``url`` for messages, ``target`` (host:port) for gRPC."""
+    """One member of the cluster: ``url`` for log lines, ``target`` (host:port) for gRPC."""
 
     url: str
     target: str
@@ -21,8 +21,8 @@ class Endpoint:
 def parse_endpoints(urls: Iterable[str], *, default_tls: bool = False) -> tuple[Endpoint, ...]:
     """Endpoints from URLs such as ``http://10.0.0.1:2379``, without repeats.
 
-    The scheme decides on TLS. ``10.0.0.1:2379`` is accepted as etcd's own clients do, and
-    ``default_tls`` decides for it. Raises UsageError.
+    The scheme decides about TLS. As in etcd's own clients, the scheme may be missing
+    (``10.0.0.1:2379``); then ``default_tls`` decides. Raises UsageError.
     """
     endpoints = dict.fromkeys(_parse(url.strip(), default_tls) for url in urls)
     if not endpoints:
@@ -31,7 +31,7 @@ def parse_endpoints(urls: Iterable[str], *, default_tls: bool = False) -> tuple[
 
 
 def _parse(url: str, default_tls: bool) -> Endpoint:
-    if "@" in url:  # not shown: it may carry a password
+    if "@" in url:  # not shown: it may contain a password
         raise UsageError(
             "a URL of --etcd-endpoints carries a user name: use --etcd-username and"
             " --etcd-password instead"

@@ -1,7 +1,7 @@
-"""What etcd's and gRPC's error texts mean, in the operator's words (pure).
+"""What etcd's and gRPC's error texts mean, for an operator (pure).
 
-gRPC's own texts hold ports, addresses and library names that vary from try to try; these do not,
-so that a failure that lasts reads the same each time and is logged once.
+gRPC's own texts contain ports, addresses and library names that differ from try to try. The texts
+here do not, so that a lasting failure has the same text each time and is logged once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ class Kind(Enum):
     """What the caller can do about a fault."""
 
     UNREACHABLE = auto()  # another endpoint may serve
-    REFUSED = auto()  # every endpoint will say the same
+    REFUSED = auto()  # every endpoint will refuse the same
     STALE_LOGIN = auto()  # log in again and retry
-    NO_AUTHENTICATION = auto()  # etcd runs without users: go on without a login
+    NO_AUTHENTICATION = auto()  # etcd has no users: continue without a login
     LEASE_GONE = auto()
     COMPACTED = auto()
     FUTURE_REVISION = auto()
@@ -48,7 +48,7 @@ _RUNNING = "check that it runs and that --etcd-endpoints is right"
 _LOGIN = "check --etcd-username and --etcd-password"
 _CLIENT_CERTIFICATE = "check --etcd-certfile and --etcd-keyfile"
 
-# A dead server behind a proxy and a plain connection to a TLS server look the same.
+# A dead server behind a proxy looks the same as a plain connection to a TLS server.
 CLOSED = Fault(
     Kind.UNREACHABLE,
     "the connection was closed",
@@ -66,130 +66,105 @@ _NO_CLIENT_CERTIFICATE = Fault(
     _CLIENT_CERTIFICATE,
 )
 
-# The first row whose words all occur in the text counts.
+
+def _row(
+    words: str | tuple[str, ...], cause: str, advice: str, kind: Kind = Kind.UNREACHABLE
+) -> tuple[tuple[str, ...], Fault]:
+    return (words,) if isinstance(words, str) else words, Fault(kind, cause, advice)
+
+
+# The first row whose words all occur in the text applies.
 _TEXTS: tuple[tuple[tuple[str, ...], Fault], ...] = (
-    (("Connection refused",), Fault(Kind.UNREACHABLE, "connection refused", _RUNNING)),
+    _row("Connection refused", "connection refused", _RUNNING),
     (("timed out before receiving",), NO_ANSWER),
     (("Connection timed out",), NO_ANSWER),
     (("connect() timed out",), NO_ANSWER),
-    (("tcp handshaker shutdown",), NO_ANSWER),  # gRPC's own time to connect is over
+    (("tcp handshaker shutdown",), NO_ANSWER),  # gRPC's own time-out for connecting
     (("connection attempt timed out",), NO_ANSWER),
     (("ping timeout",), NO_ANSWER),
     (("keepalive",), NO_ANSWER),
-    (("No route to host",), Fault(Kind.UNREACHABLE, "no route to host", _RUNNING)),
-    (("Network is unreachable",), Fault(Kind.UNREACHABLE, "network unreachable", _RUNNING)),
-    (
-        ("errors resolving",),
-        Fault(
-            Kind.UNREACHABLE,
-            "the name cannot be resolved",
-            "check the name in --etcd-endpoints and the DNS",
-        ),
+    _row("No route to host", "no route to host", _RUNNING),
+    _row("Network is unreachable", "network unreachable", _RUNNING),
+    _row(
+        "errors resolving",
+        "the name cannot be resolved",
+        "check the name in --etcd-endpoints and the DNS",
     ),
-    (
+    _row(
         ("CERTIFICATE_VERIFY_FAILED", "expired"),
-        Fault(
-            Kind.UNREACHABLE,
-            "its TLS certificate has expired",
-            "renew it, or set the clock of this host if that is wrong",
-        ),
+        "its TLS certificate has expired",
+        "renew it, or set the clock of this host if that is wrong",
     ),
-    (
+    _row(
         ("CERTIFICATE_VERIFY_FAILED", "not yet valid"),
-        Fault(
-            Kind.UNREACHABLE,
-            "its TLS certificate is not valid yet",
-            "set the clock of this host, or of the one that made the certificate",
-        ),
+        "its TLS certificate is not valid yet",
+        "set the clock of this host, or of the one that made the certificate",
     ),
-    (
-        ("CERTIFICATE_VERIFY_FAILED",),
-        Fault(
-            Kind.UNREACHABLE,
-            "its TLS certificate is not from an authority that is trusted here",
-            "check --etcd-cafile",
-        ),
+    _row(
+        "CERTIFICATE_VERIFY_FAILED",
+        "its TLS certificate is not from an authority that is trusted here",
+        "check --etcd-cafile",
     ),
-    (
-        ("Hostname Verification",),
-        Fault(
-            Kind.UNREACHABLE,
-            "its TLS certificate is for another name",
-            "write the endpoint with a name or address that the certificate lists",
-        ),
+    _row(
+        "Hostname Verification",
+        "its TLS certificate is for another name",
+        "write the endpoint with a name or address that the certificate lists",
     ),
-    (
-        ("WRONG_VERSION_NUMBER",),
-        Fault(Kind.UNREACHABLE, "it does not speak TLS", "write http:// in --etcd-endpoints"),
+    _row("WRONG_VERSION_NUMBER", "it does not speak TLS", "write http:// in --etcd-endpoints"),
+    _row(
+        "Handshake read failed",
+        "it broke off the TLS handshake",
+        "check that it runs and whether it wants http:// in --etcd-endpoints",
     ),
-    (
-        ("Handshake read failed",),
-        Fault(
-            Kind.UNREACHABLE,
-            "it broke off the TLS handshake",
-            "check that it runs and whether it wants http:// in --etcd-endpoints",
-        ),
-    ),
-    # A server's "bad certificate"; of TLS 1.3, where it comes after the handshake, often "Unwrap".
+    # The server's "bad certificate" alert. In TLS 1.3 it follows the handshake, and gRPC's text is
+    # often "Unwrap failed".
     (("ALERT_BAD_CERTIFICATE",), _NO_CLIENT_CERTIFICATE),
     (("CERTIFICATE_REQUIRED",), _NO_CLIENT_CERTIFICATE),
     (("Unwrap failed",), _NO_CLIENT_CERTIFICATE),
-    (
-        ("SSL_ERROR_SSL",),
-        Fault(Kind.UNREACHABLE, "the TLS handshake failed", _CLIENT_CERTIFICATE),
-    ),
+    _row("SSL_ERROR_SSL", "the TLS handshake failed", _CLIENT_CERTIFICATE),
     (("Socket closed",), CLOSED),
     (("Connection reset",), CLOSED),
     (("Broken pipe",), CLOSED),
-    (("HTTP/2",), Fault(Kind.UNREACHABLE, "it does not speak etcd's v3 protocol", _RUNNING)),
-    (("http2",), Fault(Kind.UNREACHABLE, "it does not speak etcd's v3 protocol", _RUNNING)),
-    (
-        ("no leader",),
-        Fault(
-            Kind.UNREACHABLE,
-            "the cluster has no leader",
-            "see that a majority of its members runs and is connected",
-        ),
+    _row("HTTP/2", "it does not speak etcd's v3 protocol", _RUNNING),
+    _row("http2", "it does not speak etcd's v3 protocol", _RUNNING),
+    _row(
+        "no leader",
+        "the cluster has no leader",
+        "see that a majority of its members runs and is connected",
     ),
-    (
-        ("invalid user ID or password",),
-        Fault(Kind.REFUSED, "the user name or the password is wrong", _LOGIN),
+    _row(
+        "invalid user ID or password",
+        "the user name or the password is wrong",
+        _LOGIN,
+        Kind.REFUSED,
     ),
-    (("user name is empty",), Fault(Kind.STALE_LOGIN, "it asks for a login", _LOGIN)),
-    (("invalid auth token",), Fault(Kind.STALE_LOGIN, "it does not accept the login", _LOGIN)),
-    (
-        ("revision of auth store is old",),
-        Fault(Kind.STALE_LOGIN, "it does not accept the login", _LOGIN),
+    _row("user name is empty", "it asks for a login", _LOGIN, Kind.STALE_LOGIN),
+    _row("invalid auth token", "it does not accept the login", _LOGIN, Kind.STALE_LOGIN),
+    _row("revision of auth store is old", "it does not accept the login", _LOGIN, Kind.STALE_LOGIN),
+    _row(
+        "permission denied",
+        "permission denied",
+        "grant the user of --etcd-username readwrite on --etcd-prefix",
+        Kind.REFUSED,
     ),
-    (
-        ("permission denied",),
-        Fault(
-            Kind.REFUSED,
-            "permission denied",
-            "grant the user of --etcd-username readwrite on --etcd-prefix",
-        ),
+    _row(
+        "authentication is not enabled",
+        "it has no users",
+        "leave --etcd-username out",
+        Kind.NO_AUTHENTICATION,
     ),
-    (
-        ("authentication is not enabled",),
-        Fault(Kind.NO_AUTHENTICATION, "it has no users", "leave --etcd-username out"),
+    _row(
+        "database space exceeded",
+        "its database is full",
+        "compact and defragment it, then run etcdctl alarm disarm",
+        Kind.REFUSED,
     ),
-    (
-        ("database space exceeded",),
-        Fault(
-            Kind.REFUSED,
-            "its database is full",
-            "compact and defragment it, then run etcdctl alarm disarm",
-        ),
-    ),
-    (("lease not found",), Fault(Kind.LEASE_GONE, "the etcd lease is gone", "start again")),
-    (("has been compacted",), Fault(Kind.COMPACTED, "the revision is compacted", "start again")),
-    (
-        ("future revision",),
-        Fault(Kind.FUTURE_REVISION, "the revision lies in the future", "start again"),
-    ),
+    _row("lease not found", "the etcd lease is gone", "start again", Kind.LEASE_GONE),
+    _row("has been compacted", "the revision is compacted", "start again", Kind.COMPACTED),
+    _row("future revision", "the revision lies in the future", "start again", Kind.FUTURE_REVISION),
 )
 
-# gRPC status codes that speak of the connection or of this member, not of the request.
+# gRPC status codes that are about the connection or this member, not about the request.
 _MEMBER_CODES = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN", "INTERNAL", "UNIMPLEMENTED"}
 )
@@ -203,13 +178,13 @@ def fault_of(code: str, text: str) -> Fault:
     if code == "DEADLINE_EXCEEDED":
         return NO_ANSWER
     kind = Kind.UNREACHABLE if code in _MEMBER_CODES else Kind.REFUSED
-    # etcd's own texts are short and stable; gRPC's are not.
+    # etcd's own texts are short and do not vary; gRPC's do.
     cause = text if text.startswith("etcdserver:") else f"the call failed ({code.lower()})"
     return Fault(kind, cause, _RUNNING)
 
 
 def explain(faults: Mapping[str, Fault]) -> str:
-    """One sentence about all endpoints (by URL) that failed, those with one cause together."""
+    """One sentence about all endpoints (by URL) that failed, grouped by cause."""
     urls: dict[str, list[str]] = {}
     for url, fault in faults.items():
         urls.setdefault(fault.cause, []).append(url)

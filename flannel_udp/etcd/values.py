@@ -1,4 +1,4 @@
-"""Keys as etcd holds and reports them (pure)."""
+"""Keys and revisions as etcd reports them (pure)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One state of a key, by which it is recognised; both are 0 when it is absent.
+    """One state of a key; both are 0 when it is absent.
 
-    ``lease`` tells apart what two histories of one cluster wrote at the same revision.
+    ``lease`` distinguishes what two histories of one cluster wrote at the same revision.
     """
 
     mod_revision: int = 0
@@ -18,9 +18,9 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
-    """One key as of ``mod_revision``; ``lease`` is the id of its etcd lease, 0 for none.
+    """One key; ``lease`` is the id of its etcd lease, 0 for none.
 
-    Bytes of the key that are not UTF-8 show as ``\\xff``.
+    Bytes of the key that are not UTF-8 are escaped, as in ``\\xff``.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Identity:
     term: int
 
     def continues(self, before: Identity | None) -> bool:
-        """Whether it may be the data of ``before``; None: nothing is known of that."""
+        """Whether it may be the data of ``before``; True if that is unknown (None)."""
         return before is None or (self.cluster == before.cluster and self.term >= before.term)
 
 
@@ -56,7 +56,7 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """What a conditional put did. ``current`` is what stands in the way, None for nothing."""
+    """The result of a conditional put. If it failed, ``current`` is the key as it is in etcd."""
 
     succeeded: bool
     revision: int
@@ -65,7 +65,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """One watch event; of a deleted key only name and revision are known."""
+    """One watch event. Of a deleted key only name and revision are known."""
 
     kv: KeyValue
     deleted: bool
@@ -73,7 +73,7 @@ class KeyChange:
 
 @dataclass(frozen=True, slots=True)
 class WatchResponse:
-    """One answer of a watch: ``created`` once at first, later changes or none (progress).
+    """One answer of a watch: ``created`` for the first, later changes or none (progress).
 
     Every change up to ``revision`` has been delivered with or before this answer.
     """
