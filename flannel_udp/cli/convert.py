@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 
 from flannel_udp.cli.go_flags import SHOWN_CHARACTERS
-from flannel_udp.host.goregex import compile_go
+from flannel_udp.host.interface_choice import compile_regex
 from flannel_udp.options import clean_prefix
 
 _BOOLEANS = {  # Go's strconv.ParseBool
@@ -89,9 +89,9 @@ def listen_address(text: str) -> str:
 
 def regex(text: str) -> str:
     try:
-        compile_go(text)
+        compile_regex(text)
     except re.error as error:
-        raise _wrong(text, f"is not a regular expression: {error}") from None
+        raise _wrong(text, f"is not a regular expression as Python writes them: {error}") from None
     return text
 
 

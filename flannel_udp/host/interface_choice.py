@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from flannel_udp.errors import InterfaceError
-from flannel_udp.host.goregex import compile_go
 from flannel_udp.options import Options
+
+_GO_CLASS = re.compile(r"\[:\^?\w+:\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def _by_address(address: IPv4Address, links: Sequence[Link]) -> _Result:
 
 def _by_regex(pattern: str, links: Sequence[Link]) -> _Result:
     try:
-        matches = compile_go(pattern).search
+        matches = compile_regex(pattern).search
     except re.error as error:
         return f"not a regular expression ({error})"
     for link in links:
@@ -139,6 +141,20 @@ def _by_regex(pattern: str, links: Sequence[Link]) -> _Result:
                 return link.at(address)
     named = [link for link in links if matches(link.name)]
     return _first_address(named) if named else "no address and no name matches"
+
+
+def compile_regex(pattern: str) -> re.Pattern[str]:
+    """Raises re.error for what Python's ``re`` cannot compile, or understands otherwise than Go."""
+    if go_class := _GO_CLASS.search(pattern):
+        raise re.error(f"{go_class[0]} is Go's syntax; write 0-9 for [:digit:], a-z for [:lower:]")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # Go takes "[[a]" and "[&&]" as they are
+            return re.compile(pattern)
+    except RecursionError:
+        raise re.error("it is nested too deeply") from None
+    except (FutureWarning, OverflowError) as error:
+        raise re.error(str(error)) from None
 
 
 def _by_hop(hop: Hop, links: Sequence[Link]) -> _Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -72,17 +73,17 @@ def test_ready_stays_ready_while_etcd_is_away(health_lab: Lab, host: Host) -> No
     assert health(host, "/readyz") == (200, "flanneld is ready")
 
 
-def test_a_clock_that_is_set_is_told_and_changes_nothing(
-    health_lab: Lab, host: Host, clock: ClockShim
-) -> None:
-    host.log_path.unlink(missing_ok=True)
+def test_a_clock_that_is_set_changes_nothing(health_lab: Lab, host: Host, clock: ClockShim) -> None:
     host.start_daemon()
+    wait_until(lambda: host.status()["etcd"]["state"] == "watching", "following etcd")
     before = host.status()
     clock.set_ahead(100_000)  # longer than a lease lives
-    wait_until(lambda: log_lines(host, "this host's clock was set forward by 1 d 3 h"), "the line")
-    after = host.status()
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        after = host.status()
+        assert after["etcd"]["state"] == "watching"
+        time.sleep(0.1)
     clock.set_ahead(0)
-    assert after["etcd"]["state"] == "watching"
     assert 0 <= before["lease_seconds_left"] - after["lease_seconds_left"] < 60
     assert health(host, "/readyz") == (200, "flanneld is ready")
     assert host.stop_daemon() == 0

@@ -1,13 +1,18 @@
-"""The order in which the external interface is looked for (pure)."""
+"""Which interface is chosen as the external one, and which regular expressions are refused."""
 
 from __future__ import annotations
 
+import re
+import warnings
+from contextlib import suppress
 from ipaddress import IPv4Address as Ip
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flannel_udp.errors import InterfaceError
-from flannel_udp.host.interface_choice import Hop, Link, choose
+from flannel_udp.host.interface_choice import Hop, Link, choose, compile_regex
 from flannel_udp.options import Options
 
 LO = Link("lo", 1, 65536, True, ())
@@ -27,7 +32,7 @@ LINKS = (LO, ETH0, ETH1, BARE)
         (Options(iface=("wlan0",), iface_regex=("^eth0$",)), "eth0", "172.30.0.1"),
         (Options(iface_regex=(r"172\.31\.",)), "eth0", "172.31.0.1"),
         (Options(iface_regex=("eth2|10",)), "eth1", "10.9.0.1"),  # addresses before names
-        (Options(iface_regex=("^eth[[:digit:]]$",)), "eth0", "172.30.0.1"),
+        (Options(iface_regex=(r"^eth\d\Z",)), "eth0", "172.30.0.1"),
         (Options(iface_regex=("eth[21]",)), "eth1", "10.9.0.1"),  # a name that has an address
         (Options(iface_regex=("nothing", "eth0")), "eth0", "172.30.0.1"),
         (Options(iface_regex=("(", "eth0")), "eth0", "172.30.0.1"),
@@ -83,3 +88,49 @@ def test_a_public_ip_behind_nat_is_nothing_to_speak_of() -> None:
 def test_explicit_flags_never_fall_back_to_the_default_route() -> None:
     with pytest.raises(InterfaceError):
         choose(Options(iface=("wlan0",)), LINKS, None, default_route=Hop(3))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        ("^[]a]+$", "]a", "b"),
+        ("^[^]a]+$", "b", "]"),
+        ("^[a[]+$", "a[", "b"),
+        (r"^[\]a]+$", "]a", "b"),
+        (r"(?i)^ETH\d$", "eth0", "eth"),
+    ],
+)
+def test_a_regular_expression_means_what_it_means_in_go(pattern: str, good: str, bad: str) -> None:
+    assert compile_regex(pattern).search(good)
+    assert not compile_regex(pattern).search(bad)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("^eth[[:digit:]]+$", r"\[:digit:\] is Go's syntax; write 0-9"),
+        ("[^[:alpha:]]", r"\[:alpha:\] is Go's syntax"),
+        ("[a[:^digit:]]", r"\[:\^digit:\] is Go's syntax"),
+        ("[[a]", "nested set"),
+        ("[a&&b]", "set intersection"),
+        (r"\pN", "bad escape"),
+        (r"\Qeth0\E", "bad escape"),
+        ("(", "missing"),
+        ("[", "unterminated"),
+        ("a\\", "bad escape"),
+        ("(" * 5000 + ")" * 5000, "nested too deeply"),
+        ("a{99999999999999999999}", "too large"),
+    ],
+)
+def test_a_regular_expression_that_python_reads_otherwise_is_refused(
+    pattern: str, words: str
+) -> None:
+    with pytest.raises(re.error, match=words):
+        compile_regex(pattern)
+
+
+@given(st.text("[]^:-\\ digt()a|&z*"))
+def test_any_text_is_a_regular_expression_or_an_error(pattern: str) -> None:
+    with warnings.catch_warnings(), suppress(re.error):
+        warnings.simplefilter("error")
+        compile_regex(pattern)
