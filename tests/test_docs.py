@@ -15,13 +15,12 @@ from documents import DOCUMENTS, OPERATIONS, README, ROOT, command_lines
 from bench import compare
 from bench.report import Digest, page
 from flannel_udp.backends.pump.pump import STAT_NAMES
-from flannel_udp.cli import commands
+from flannel_udp.cli import commands, mk_docker_opts
 from flannel_udp.cli.flags import DaemonFlags
 from flannel_udp.cli.main import parse_options
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.etcd import faults as etcd_faults
 from flannel_udp.etcd.faults import BEHIND, CLOSED, NO_ANSWER, Kind
-from flannel_udp.host import subnet_env
 from flannel_udp.observe.status import QUEUE_DROPS
 
 # Programs of the system: their arguments are not checked.
@@ -54,7 +53,7 @@ def test_every_command_exists_and_takes_its_arguments(command: str) -> None:
         elif arguments[0] not in (*commands.NAMES, "help", "--help"):
             parse_options(arguments, {})
     elif program == "mk-docker-opts":
-        subnet_env._parse_arguments(arguments)
+        mk_docker_opts.parse_arguments(arguments)
     elif program == "make":
         assert set(arguments) <= set(re.findall(r"^([a-z-]+):", makefile(), re.MULTILINE))
     elif program in ("python", "python3"):

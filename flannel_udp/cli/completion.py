@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import shtab
 
+from flannel_udp.cli import mk_docker_opts
 from flannel_udp.cli.flags import DaemonFlags
-from flannel_udp.host import subnet_env
 
 _COMPLETED_AS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}  # by the metavar of a flag
 
@@ -23,7 +23,7 @@ def whole_parser(commands: Mapping[str, argparse.ArgumentParser]) -> argparse.Ar
         metavar="COMMAND",
         parser_class=argparse.ArgumentParser,
     )
-    for name, part in sorted({**commands, "mk-docker-opts": subnet_env.parser()}.items()):
+    for name, part in sorted({**commands, "mk-docker-opts": mk_docker_opts.parser()}.items()):
         names.add_parser(
             name,
             help=part.description,

@@ -45,9 +45,9 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     if arguments[:1] == ["mk-docker-opts"]:
-        from flannel_udp.host import subnet_env
+        from flannel_udp.cli import mk_docker_opts
 
-        return subnet_env.mk_docker_opts_main(arguments[1:])
+        return mk_docker_opts.main(arguments[1:])
     if arguments and arguments[0] in commands.NAMES:
         start_logging(os.environ, "text")
         logging.getLogger("flannel_udp").setLevel(logging.WARNING)  # they print their results

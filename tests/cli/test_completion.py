@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.cli import commands
+from flannel_udp.cli import commands, mk_docker_opts
 from flannel_udp.cli import completion as reference
 from flannel_udp.cli.flags import DaemonFlags
-from flannel_udp.host import subnet_env
 from flannel_udp.options import Options
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PARSERS = {
     "the daemon": DaemonFlags(),
     **commands.parsers(),
-    "mk-docker-opts": subnet_env.parser(),
+    "mk-docker-opts": mk_docker_opts.parser(),
 }
 
 # The units of numbers.
