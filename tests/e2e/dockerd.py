@@ -1,6 +1,6 @@
-"""Real docker in a booted lab host: Debian's package with its units, and our drop-in beside them.
+"""Real docker in a booted lab host: Debian's package with its units and our drop-in.
 
-Its containers hold busybox alone.
+The only image is busybox.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from flannel_udp.lab.lab import Container
 UNPACKED = Path(sys.prefix, "docker")  # by tools/install-docker
 OPTIONS = "/run/flannel/docker"
 IMAGE = "busybox"
-APPLETS = ("hostname", "ping", "sleep")  # what the README's containers run
-LIFE = 300  # seconds after which a container ends, whatever became of the test
+APPLETS = ("hostname", "ping", "sleep")  # the commands of the README's containers
+LIFE = 300  # seconds after which a container ends, even if the test was killed
 
-# A host whose files are an overlay, and which has no D-Bus for docker to ask for control groups.
+# The host's files are an overlay, and it has no D-Bus for control groups.
 _SETTINGS = """\
 DOCKER_OPTS="--storage-driver vfs --exec-opt native.cgroupdriver=cgroupfs --shutdown-timeout 1"
 """
 
 
 class Dockerd:
-    """Installed on entry and started as the README says, with all that it depends on."""
+    """Installed on entry and started as the README describes, with its dependencies."""
 
     def __init__(self, booted: SystemdHost) -> None:
         self.booted = booted
@@ -39,7 +39,7 @@ class Dockerd:
 
     def __enter__(self) -> Dockerd:
         assert UNPACKED.is_dir(), f"docker is not unpacked in {UNPACKED}: run make deps-dev"
-        self.booted.type(
+        self.booted.run_all(
             *(f"cp -rsn {UNPACKED}/{part}/. /{part}/" for part in ("usr", "lib")),
             f"cp {UNPACKED}/lib/systemd/system/*.service {UNITS}",
             f"cp {UNPACKED}/lib/systemd/system/docker.socket {UNITS}",
@@ -47,7 +47,9 @@ class Dockerd:
         )
         self.booted.write("/etc/default/docker", _SETTINGS)
         drop_in = ("install ", "systemctl ")
-        self.booted.type(*[line for line in documented("With docker") if line.startswith(drop_in)])
+        self.booted.run_all(
+            *[line for line in documented("With docker") if line.startswith(drop_in)]
+        )
         archive = self.host.directory / "image.tar"
         with tarfile.open(archive, "w") as tar:
             tar.add(next(UNPACKED.glob("**/bin/busybox")), "bin/busybox")
@@ -63,16 +65,16 @@ class Dockerd:
 
     @property
     def options(self) -> Mapping[str, str]:
-        """What it was started with."""
+        """The options that docker was started with."""
         words = shlex.split(self.booted.path(OPTIONS).read_text())
         return dict(word.split("=", 1) for word in words)
 
     def docker(self, *words: str) -> str:
-        """What ``docker ...`` prints."""
-        return self.booted.type(shlex.join(["docker", *words])).strip()
+        """The output of ``docker ...``."""
+        return self.booted.run_all(shlex.join(["docker", *words])).strip()
 
     def run_container(self, name: str) -> Container:
-        """One that does nothing, for the lab's instruments to use."""
+        """A container that only sleeps, as a container of the lab."""
         sleep = ("/bin/busybox", "sleep", str(LIFE))
         self.docker(
             "run", "--detach", "--init", "--stop-timeout", "1", "--name", name, IMAGE, *sleep
@@ -80,18 +82,18 @@ class Dockerd:
         return self._container(name)
 
     def start_container(self, name: str) -> Container:
-        """Again, after docker stopped it."""
+        """Starts a container again that docker stopped."""
         self.docker("start", name)
         return self._container(name)
 
     def inside(self, name: str, *command: str) -> str:
-        """What busybox prints in the container."""
+        """The output of a busybox command in the container."""
         return self.docker("exec", name, "/bin/busybox", *command)
 
     def _container(self, name: str) -> Container:
         form = "{{.State.Pid}} {{.NetworkSettings.IPAddress}}"
         pid, address = self.docker("inspect", "--format", form, name).split()
-        # By a name of the lab's, under which the lab also sees to its end.
+        # With a name of the lab, so that the lab removes it.
         namespace = Namespace(f"{self.host.netns.name}-{name}")
         namespace.delete()
         namespace.path.touch()

@@ -1,4 +1,4 @@
-"""What the fault tests share: how to cut a host off from etcd, and what must hold afterwards."""
+"""Helpers of the fault tests: cut a host off from etcd, and wait until all hosts agree with it."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from flannel_udp.lab.lab import Host
 
 Ctl = Callable[..., str]  # etcdctl
 
-# The daemons choose from the lower half; the tests write above it.
+# The daemons lease subnets of the lower half; the tests write leases of the upper half.
 CONFIG = {"Network": "10.1.0.0/16", "SubnetMax": "10.1.127.0", "Backend": {"Type": "udp"}}
-NEWS, STRANGER = "10.1.251.0-24", "172.30.0.50"
+NEW_LEASE, STRANGER = "10.1.251.0-24", "172.30.0.50"
 DROP, RESET = "drop", "reject with tcp reset"
 
-# Seconds to wait on a busy machine; what is promised is measured apart from that (course.py).
+# Seconds to wait on a busy machine; fault_timer.py checks the shorter limits that the daemon keeps.
 NOTICE_WITHIN, RECOVER_WITHIN = 40.0, 30.0
 
 
 @contextmanager
 def cut_off(host: Host, how: str) -> Iterator[None]:
-    """While the block runs nothing of the host reaches etcd; its other traffic flows."""
+    """During the block no packet of the host reaches etcd; its other traffic flows."""
     chain = "{ type filter hook output priority 0; }"
     host.run(["nft", f"add table inet fault; add chain inet fault out {chain}"], check=True)
-    cut_off_by(host, how)
+    change_cut(host, how)
     try:
         yield
     finally:
         host.run(["nft", "delete table inet fault"], check=True)
 
 
-def cut_off_by(host: Host, how: str) -> None:
-    """The host is cut off already; in another way from now on, without a moment in between."""
+def change_cut(host: Host, how: str) -> None:
+    """Changes at once how a host that is cut off already is cut off."""
     rule = f"inet fault out ip daddr 172.30.0.254 ip protocol tcp {how}"
     host.run(["nft", f"flush chain inet fault out; add rule {rule}"], check=True)
 
 
 @contextmanager
 def no_packet_lost(hosts: Sequence[Host], interval: float = 0.005) -> Iterator[list[Stream]]:
-    """Containers of neighbouring hosts talk while the block runs, and miss no packet."""
+    """Containers of neighbouring hosts send packets during the block, of which none may be lost."""
     ends = [host.containers[0] for host in hosts]
     with streams_both_ways(*pairwise(ends), interval=interval) as streams:
         yield streams
@@ -60,12 +60,12 @@ def state(host: Host) -> str:
 
 
 def await_loss(*hosts: Host) -> None:
-    """Until the daemons have noticed that they do not hear of etcd any more."""
+    """Waits until the daemons have noticed that etcd does not answer."""
     wait_until(lambda: all(state(each) != "watching" for each in hosts), "noticing", NOTICE_WITHIN)
 
 
 def leases_in(ctl: Ctl, prefix: str) -> dict[IPv4Network, str]:
-    """Subnet -> PublicIP, as etcd says."""
+    """Subnet -> PublicIP of all leases in etcd."""
     folder = f"{prefix}/subnets/"
     lines = ctl("get", "--prefix", folder).splitlines()
     return {
@@ -75,7 +75,7 @@ def leases_in(ctl: Ctl, prefix: str) -> dict[IPv4Network, str]:
 
 
 def agrees(host: Host, leases: dict[IPv4Network, str]) -> bool:
-    """Whether the host's lease is in etcd and its table is what etcd says of the others."""
+    """Whether the host's lease is in etcd and it has a route for each lease of another host."""
     others = {str(net): peer for net, peer in leases.items() if peer != str(host.address)}
     return bool(
         host.subnet and leases.get(host.subnet) == str(host.address) and routes(host) == others
@@ -87,24 +87,24 @@ def await_agreement(hosts: Sequence[Host], ctl: Ctl, prefix: str) -> None:
         leases = leases_in(ctl, prefix)
         return all(agrees(host, leases) for host in hosts)
 
-    wait_until(all_agree, "every table being what etcd says", RECOVER_WITHIN)
+    wait_until(all_agree, "routes that agree with etcd", RECOVER_WITHIN)
 
 
-def has_news(host: Host) -> bool:
-    return routes(host).get(NEWS.replace("-", "/")) == STRANGER
+def has_new_lease(host: Host) -> bool:
+    return routes(host).get(NEW_LEASE.replace("-", "/")) == STRANGER
 
 
-def await_news(hosts: Sequence[Host], ctl: Ctl, prefix: str) -> None:
-    """A lease that is written now reaches every host; then it goes, and all tables agree."""
-    key = f"{prefix}/subnets/{NEWS}"
+def await_new_lease(hosts: Sequence[Host], ctl: Ctl, prefix: str) -> None:
+    """Writes a lease, waits until every host has a route for it, deletes it, and waits again."""
+    key = f"{prefix}/subnets/{NEW_LEASE}"
     wait_until(partial(succeeds, ctl, "put", key, lease_value(STRANGER)), "a put", RECOVER_WITHIN)
-    wait_until(lambda: all(map(has_news, hosts)), "the news", RECOVER_WITHIN)
+    wait_until(lambda: all(map(has_new_lease, hosts)), "the new lease", RECOVER_WITHIN)
     ctl("del", key)
     await_agreement(hosts, ctl, prefix)
 
 
 def succeeds(ctl: Ctl, *arguments: str) -> bool:
-    """A cluster that elects a leader refuses for a moment."""
+    """Whether the command succeeds; during an election etcd refuses it."""
     try:
         ctl(*arguments)
     except (AssertionError, LabError):

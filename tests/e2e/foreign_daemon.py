@@ -1,9 +1,8 @@
 """A member of the cluster that shares no code with this project.
 
-It speaks flannel's etcd keys and lease JSON through etcdctl and carries one inner IP packet in each
-UDP datagram. A program of its own: ``python foreign_daemon.py ETCDCTL ENDPOINT PREFIX PUBLIC_IP
-SUBNET``. It prints ``ready``, then what it learns of the others; SIGTERM makes it revoke its lease
-and leave.
+It uses flannel's etcd keys and lease JSON through etcdctl and carries one inner IP packet in each
+UDP datagram. Usage: ``python foreign_daemon.py ETCDCTL ENDPOINT PREFIX PUBLIC_IP SUBNET``.
+It prints ``ready``, then each change of a lease; after SIGTERM it revokes its lease and ends.
 """
 
 import fcntl
@@ -34,7 +33,7 @@ def open_tun(name: str, address: str, network: str) -> int:
 
 
 class Peers:
-    """Who holds which subnet, as the values in etcd say it."""
+    """The PublicIP for each leased subnet, from the values in etcd."""
 
     def __init__(self) -> None:
         self._holders: dict[str, tuple[ipaddress.IPv4Network, str]] = {}
@@ -55,8 +54,8 @@ class Peers:
         return next((ip for subnet, ip in self._holders.values() if target in subnet), None)
 
 
-def take_in(printed: str, peers: Peers) -> str:
-    """Events as ``etcdctl watch`` prints them, three lines each; returns an unfinished rest."""
+def apply_events(printed: str, peers: Peers) -> str:
+    """Applies what ``etcdctl watch`` printed, three lines an event; returns an incomplete rest."""
     *lines, rest = printed.split("\n")
     while len(lines) >= 3:
         kind, key, value, *lines = lines
@@ -89,7 +88,7 @@ def main(etcdctl: str, endpoint: str, prefix: str, public_ip: str, subnet: str) 
         ask("lease", "revoke", lease)
         sys.exit(0)
 
-    # From revision 1 on: the watch tells the past first.
+    # From revision 1 on: the watch begins with all past changes.
     command = [*client, "watch", "--prefix", folder, "--rev=1"]
     watch = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert watch.stdout
@@ -101,7 +100,7 @@ def main(etcdctl: str, endpoint: str, prefix: str, public_ip: str, subnet: str) 
     while True:
         readable, _, _ = select.select([tun, udp.fileno(), news], [], [])
         if news in readable:
-            printed = take_in(printed + os.read(news, 65536).decode(), peers)
+            printed = apply_events(printed + os.read(news, 65536).decode(), peers)
         if tun in readable:
             packet = os.read(tun, 65536)
             holder = peers.holder_of(packet[16:20]) if packet[0] >> 4 == 4 else None

@@ -1,4 +1,4 @@
-"""A stream of echoes between two containers that tells when traffic stopped and came back."""
+"""Numbered datagrams that a container echoes, to measure when traffic stopped and came back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL = 0.005  # seconds between two beats
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """From the first lost beat to the return of the first after the last lost one."""
+    """From the first lost beat to the return of the first beat after the last lost one."""
 
     began: float  # CLOCK_MONOTONIC
     ended: float
@@ -35,8 +35,8 @@ class Heartbeat:
             end.settimeout(0.1)
         self._address = str(target.address), self._in.getsockname()[1]
         self._stop = threading.Event()
-        self._sent: list[float] = []  # when, by number; CLOCK_MONOTONIC
-        self._returned: dict[int, float] = {}  # when, by number
+        self._sent: list[float] = []  # CLOCK_MONOTONIC, by number
+        self._returned: dict[int, float] = {}  # the same
         self._threads = [
             threading.Thread(target=each) for each in (self._send, self._reflect, self._receive)
         ]
@@ -62,8 +62,8 @@ class Heartbeat:
         return min(returns()) - since
 
     def outage(self) -> Outage | None:
-        """When beats were lost so far, if any were: those that did not return although later ones
-        did. To be asked when beats return again."""
+        """The time in which beats were lost, or None. A beat is lost if it did not return although
+        a later one did; so call this when beats return again."""
         returned = dict(self._returned)
         lost = sorted(set(range(max(returned))) - set(returned))
         if not lost:
@@ -94,8 +94,8 @@ class Heartbeat:
 
 
 @contextmanager
-def beating(source: Container, target: Container) -> Iterator[Heartbeat]:
-    """Traffic while the block runs; and a TCP connection, which must outlive whatever happens."""
+def heartbeat_between(source: Container, target: Container) -> Iterator[Heartbeat]:
+    """Sends beats during the block; also holds a TCP connection, which must survive the block."""
     heartbeat = Heartbeat(source, target)
     with listen(target, socket.SOCK_STREAM) as listener:
         client = connect(source, target.address, listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What the end-to-end tests look through and write with."""
+"""Reads the state of hosts, daemons and etcd, opens sockets in hosts, and writes leases to etcd."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_OPERATIONS = 128  # in one transaction, etcd's default
 
 
 class EtcdWriter:
-    """etcd's JSON gateway over one connection that stays open: a write takes a millisecond."""
+    """Writes through etcd's JSON gateway over one open connection: a write takes a millisecond."""
 
     def __init__(self, lab: Lab) -> None:
         url = urlsplit(lab.etcd.url)
@@ -61,9 +61,9 @@ def lease_value(public_ip: str) -> str:
 
 
 def drops(host: Host) -> dict[str, int]:
-    """Its counters of refused packets that are not 0, without their ``drop_``.
+    """The daemon's drop counters that are not 0, without ``drop_`` in their names.
 
-    What its tunnel's queue had no room for is not refused.
+    Without the drops of the full tunnel queue, which the pump never reads.
     """
     stats: dict[str, int] = host.status()["stats"]
     return {
@@ -74,14 +74,14 @@ def drops(host: Host) -> dict[str, int]:
 
 
 def routes(host: Host) -> dict[str, str]:
-    """Subnet -> PublicIP, as in the daemon's table."""
+    """Subnet -> PublicIP of all routes in the daemon's table."""
     return {
         subnet: peer["public_ip"] for peer in host.status()["peers"] for subnet in peer["subnets"]
     }
 
 
 def wait_until_seen(lab: Lab, revision: int) -> None:
-    """Until every daemon has taken in what etcd held at the revision, which wrote a lease."""
+    """Waits until every daemon has processed the revision, which must have written a lease."""
     wait_until(
         lambda: all(host.status()["etcd"]["revision"] >= revision for host in lab.hosts),
         f"all daemons seeing revision {revision}",
@@ -89,19 +89,19 @@ def wait_until_seen(lab: Lab, revision: int) -> None:
 
 
 def log_lines(host: Host, *words: str) -> list[str]:
-    """The lines of the daemon's log that hold all the words."""
+    """The lines of the daemon's log that contain all the words."""
     lines = host.log_path.read_text().splitlines()
     return [line for line in lines if all(word in line for word in words)]
 
 
 def devices(host: Host) -> list[str]:
-    """The tunnel devices in the host."""
+    """The names of the host's tunnel devices."""
     links = host.run(["ip", "-o", "link"], check=True).stdout
     return re.findall(r"^\d+: (flannel\d+):", links, re.MULTILINE)
 
 
 def control_seconds(host: Host) -> float:
-    """CPU time of the daemon (proc(5)), without that of its pump."""
+    """CPU time of the daemon without its pump's (proc(5))."""
     assert host.daemon
     process = Path(f"/proc/{host.daemon.pid}")
     ticks = _ticks(process)
@@ -135,13 +135,13 @@ def delete_leases(lab: Lab) -> None:
 
 
 def etcd_state(lab: Lab) -> tuple[int, str]:
-    """The revision, which grows with every write, and the etcd leases: no change can hide."""
+    """The revision, which grows with every write, and the etcd leases; equal if nothing changed."""
     answer = json.loads(lab.etcdctl("get", "--write-out=json", lab.prefix))
     return int(answer["header"]["revision"]), lab.etcdctl("lease", "list")
 
 
 def listen(node: Node, kind: socket.SocketKind) -> socket.socket:
-    """A socket in the node, on all its addresses and a free port."""
+    """A socket in the node, bound to all its addresses and a free port."""
 
     def open_there() -> socket.socket:
         server = socket.socket(socket.AF_INET, kind)
@@ -161,7 +161,7 @@ def connect(node: Node, address: IPv4Address, port: int) -> socket.socket:
 
 
 def seen_by_both(client: Node, server: Node, at: IPv4Address) -> dict[str, str]:
-    """Who client and server are to themselves and to each other, over one TCP connection."""
+    """The addresses that client and server see of themselves and of each other over TCP."""
     with listen(server, socket.SOCK_STREAM) as listener:
         ours = connect(client, at, listener.getsockname()[1])
         theirs, _ = listener.accept()
@@ -187,7 +187,7 @@ HEALTH_FLAGS = ("--healthz-ip", "127.0.0.1", "--healthz-port", "8080")
 
 
 def health(host: Host, path: str) -> tuple[int, str]:
-    """Status and body that a daemon with HEALTH_FLAGS answers; (0, "") if none answers."""
+    """Status and body that a daemon with HEALTH_FLAGS answers; (0, "") if it does not listen."""
 
     def fetch() -> tuple[int, str]:
         connection = HTTPConnection("127.0.0.1", 8080, timeout=5)
@@ -204,7 +204,7 @@ def health(host: Host, path: str) -> tuple[int, str]:
 
 
 def metrics(host: Host) -> dict[str, float]:
-    """What /metrics tells, by name and label values: ``flannel_dropped_packets_total tun ipv6``."""
+    """/metrics by name and label values, as in ``flannel_dropped_packets_total tun ipv6``."""
     code, text = health(host, "/metrics")
     assert code == 200
     lines: Any = parser  # which has no type hints

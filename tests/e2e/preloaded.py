@@ -1,7 +1,7 @@
-"""Daemons that start at the same moment: their processes wait with everything imported.
+"""Starts daemons at the same moment, from processes that have imported all modules.
 
-Most of a start is the import of modules, during which two processes drift apart. Here a process in
-the host's namespace imports them once and forks for each start a child, which is the daemon.
+Most of a start is the import of modules, whose duration varies between two processes. Here one
+process in the host's namespace imports them once and forks a child, the daemon, for each start.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ class Preloaded:
 
     def start(self) -> None:
         """Returns at once; ``host.wait_until_ready`` waits."""
-        self._tell(START)
+        self._send(START)
 
     def begin_stop(self) -> None:
-        self._tell(STOP)
+        self._send(STOP)
 
     def exit_code(self) -> int:
-        """Of a child that was told to stop, or stopped by itself."""
+        """Waits for the end of the child and returns its exit code."""
         return int(self._answers.readline())
 
-    def _tell(self, command: bytes) -> None:
+    def _send(self, command: bytes) -> None:
         self._commands.write(command)
         self._commands.flush()
 
 
 def serve() -> None:
-    """What runs in the namespace: commands on stdin, exit codes on stdout."""
+    """Runs in the namespace: reads commands from stdin and prints exit codes."""
     import flannel_udp
     from flannel_udp.cli import main as cli
 

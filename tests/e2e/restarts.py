@@ -1,5 +1,4 @@
-"""What the restart tests share: hosts whose service managers keep descriptors from one process to
-the next, and how to see what became of these."""
+"""Helpers of the restart tests: hosts whose service manager stores the daemon's descriptors."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ EXIT_WITHIN = 10.0  # seconds
 
 
 def stored_lab() -> Lab:
-    """Two hosts with a descriptor store, without daemons yet; the second one has no offloads."""
+    """Two hosts with a descriptor store and no running daemon; the second one has no offloads."""
     return Lab(hosts=2, start_daemons=False, keeps_descriptors=True, presets=("auto", "none"))
 
 
@@ -39,7 +38,7 @@ def both_running(lab: Lab) -> Iterator[Lab]:
 
 
 def device_index(host: Host) -> str:
-    """It tells whether flannel0 is the same device as before."""
+    """The interface index of flannel0, which changes when the device is created again."""
     return host.run(["cat", "/sys/class/net/flannel0/ifindex"], check=True).stdout
 
 
@@ -51,8 +50,8 @@ def terminate(host: Host) -> None:
     assert host.stop_daemon() == 0
 
 
-def went_on(host: Host) -> int:
-    """How often a daemon took over from the one before."""
+def takeovers(host: Host) -> int:
+    """How often a daemon took over the device and socket of the previous process."""
     return len(log_lines(host, "going on with", "before etcd is asked"))
 
 

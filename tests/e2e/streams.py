@@ -1,4 +1,4 @@
-"""Numbered datagrams between containers, by which every lost, doubled or misled packet shows."""
+"""Numbered datagrams between containers, which show every lost, duplicated or misrouted packet."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from flannel_udp.lab.lab import Container
 
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h; not in Python's socket module
 
-BUFFER = 8 << 20  # bytes: what arrives while Python is busy elsewhere waits here
+BUFFER = 8 << 20  # bytes that can arrive while the receiving thread does not run
 
 
 class Stream:
-    """One way from one container to another, as sent and as received."""
+    """Datagrams from one container to another, as sent and as received."""
 
     def __init__(self, source: Container, target: Container, interval: float) -> None:
         """``interval`` in seconds between two packets."""
-        self.way = f"{source.name} to {target.name}"
+        self.direction = f"{source.name} to {target.name}"
         self._interval = interval
         self._out = listen(source, socket.SOCK_DGRAM)
         self._in = listen(target, socket.SOCK_DGRAM)
@@ -65,9 +65,9 @@ class Stream:
 def streams_both_ways(
     *pairs: tuple[Container, Container], interval: float
 ) -> Iterator[list[Stream]]:
-    """Traffic while the block runs; afterwards every packet must have arrived once, in order."""
-    ways = [way for one, other in pairs for way in ((one, other), (other, one))]
-    streams = [Stream(*way, interval) for way in ways]
+    """Sends datagrams during the block; every one must arrive exactly once and in order."""
+    directions = [each for one, other in pairs for each in ((one, other), (other, one))]
+    streams = [Stream(*each, interval) for each in directions]
     for stream in streams:
         stream.start()
     try:
@@ -79,5 +79,6 @@ def streams_both_ways(
             stream.finish()
     for stream in streams:
         lost = sorted(set(range(stream.sent)) - set(stream.received))
-        assert not lost, f"{stream.way}: {len(lost)} of {stream.sent}, {lost[0]} to {lost[-1]}"
+        lost_of = f"{stream.direction}: {len(lost)} of {stream.sent}"
+        assert not lost, f"{lost_of}, {lost[0]} to {lost[-1]}"
         assert stream.received == list(range(stream.sent))

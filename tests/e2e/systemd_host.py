@@ -1,8 +1,8 @@
 """A real systemd as the init of a lab host, for the units of ``packaging/``.
 
-It runs in process, mount and control group namespaces of its own and knows only the units that a
-test gives it, so that nothing of this machine's systemd takes part. What it and its services write
-to files is gone with it.
+It runs in its own process, mount and control group namespaces and has only the units that a test
+installs, so it is independent of this machine's systemd. The files that it and its services write
+disappear with it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ ROOT = Path(__file__).parent.parent.parent
 UNITS = "/etc/systemd/system"
 UNIT = "flannel-udp.service"
 SETTINGS = "/etc/default/flannel-udp"
-_PROGRAM = (str(ROOT), sys.prefix, sys.base_prefix)  # where what the tests run is
+_PROGRAM = (str(ROOT), sys.prefix, sys.base_prefix)  # the directories of the tested program
 
-# In the lab host's network namespace: into a control group of our own ($0).
+# Runs in the lab host's network namespace: enter a new control group ($0).
 _ENTER = """\
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir /sys/fs/cgroup/$0
 echo 0 > /sys/fs/cgroup/$0/cgroup.procs
 exec unshare --cgroup sh -ec "$BOOT" "$@"
 """
-# There: this machine's files as the root of a host that keeps its changes to itself, what an init
-# expects, and the targets that units refer to. $0 is systemd, $1 what is /opt/flannel-udp, and the
-# rest is shared with the tests.
+# Then: an overlay on this machine's files as root, the file systems that an init expects, and the
+# targets that units refer to. $0 is systemd, $1 becomes /opt/flannel-udp, and the other arguments
+# are directories shared with the tests.
 _BOOT = f"""\
 init=$0 installed=$1
 shift
@@ -68,14 +68,14 @@ _ENVIRONMENT = {
     "SYSTEMD_UNIT_PATH": UNITS,
     "container": "lab",
 }
-# Once all is killed, which takes a moment, the control groups go.
+# Remove the control groups, which is possible when all their processes have ended.
 _LEAVE = """\
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 cd /sys/fs/cgroup
 while [ -e $0 ]; do find $0 -depth -type d -exec rmdir {} + 2> /dev/null || sleep 0.05; done
 """
-# The tests' program lies in a checkout, maybe in a home or below /tmp, where the unit's sandbox
-# would hide it. Its log goes where the lab's other daemons write theirs.
+# The tested program is in a checkout, maybe in a home directory or below /tmp, where the unit's
+# sandbox would hide it. Its log goes to the file that the lab's other daemons use.
 _EXCEPTIONS = """\
 [Service]
 ProtectHome=tmpfs
@@ -86,14 +86,14 @@ StandardError=append:{log}
 
 
 def documented(heading: str) -> list[str]:
-    """The commands in a section of the README."""
+    """The shell commands in a section of the README."""
     text = (ROOT / "README.md").read_text()
     section = re.split(r"\n##+ ", text.partition(f"\n### {heading}\n")[2])[0]
     return "".join(re.findall("```sh\n(.*?)```", section, re.DOTALL)).splitlines()
 
 
 class SystemdHost:
-    """A context manager: boots on entry; on exit systemd and all its services are killed."""
+    """Boots on entry; on exit systemd and all its services are killed."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -127,7 +127,7 @@ class SystemdHost:
         self.host.netns.run(["sh", "-c", _LEAVE, self._group], timeout=20, check=True)
 
     def path(self, inside: str) -> Path:
-        """A file of the booted host, as it is seen from here."""
+        """The path in this process's file system of a file of the booted host."""
         return Path(f"/proc/{self._init}/root{inside}")
 
     def write(self, inside: str, text: str) -> None:
@@ -136,7 +136,7 @@ class SystemdHost:
         path.write_text(text)
 
     def run(self, command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """As typed at the host's console, in a checkout."""
+        """Runs a shell command in the booted host, in the checkout."""
         inside = ("nsenter", f"--target={self._init}", "--all", "sh", "-c")
         return subprocess.run(
             [*inside, f"cd {shlex.quote(str(ROOT))}; {command}"],
@@ -146,38 +146,38 @@ class SystemdHost:
             timeout=timeout,
         )
 
-    def type(self, *commands: str) -> str:
-        """What they print, each of which has to succeed."""
-        said = ""
+    def run_all(self, *commands: str) -> str:
+        """Returns the output of the commands; each of them must succeed."""
+        output = ""
         for command in commands:
             result = self.run(command)
-            said += result.stdout
-            assert result.returncode == 0, f"{command}: {said}{result.stderr}\n{self.log}"
-        return said
+            output += result.stdout
+            assert result.returncode == 0, f"{command}: {output}{result.stderr}\n{self.log}"
+        return output
 
     def install_service(self, lab: Lab, *settings: str) -> list[str]:
-        """As the README says, with these settings; returns what is left to type, to start it."""
+        """Installs as the README describes, with these settings; returns the commands to start."""
         commands = documented("As a service")
         copies = [line for line in commands if line.startswith("install ")]
-        self.type(*copies)
+        self.run_all(*copies)
         lines = (f"FLANNELD_ETCD_ENDPOINTS={lab.etcd.url}", "FLANNELD_IFACE=eth0", *settings)
         with self.path(SETTINGS).open("a") as file:
             file.write("\n".join(lines) + "\n")
-        self.make_room_for_the_program()
+        self.allow_the_checkout()
         return [line for line in commands if line not in copies]
 
-    def make_room_for_the_program(self, unit: str = UNIT) -> None:
-        """Where the unit's sandbox would hide the checkout that the tests run."""
+    def allow_the_checkout(self, unit: str = UNIT) -> None:
+        """Lets the unit read the tested program, which its sandbox would hide."""
         text = _EXCEPTIONS.format(paths=" ".join(_PROGRAM), log=self.host.log_path)
         self.write(f"{UNITS}/{unit}.d/test.conf", text)
 
-    def shown(self, name: str, unit: str = UNIT) -> str:
+    def property_of(self, name: str, unit: str = UNIT) -> str:
         """A property of the unit, as systemctl shows it."""
-        return self.type(f"systemctl show --value -p {name} {unit}").strip()
+        return self.run_all(f"systemctl show --value -p {name} {unit}").strip()
 
     @property
     def log(self) -> str:
-        """What all services wrote."""
+        """The output of all services."""
         path = self.host.log_path
         return path.read_text(errors="replace") if path.exists() else ""
 

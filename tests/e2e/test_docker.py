@@ -128,7 +128,7 @@ def test_a_restart_of_docker_leaves_the_overlay_alone(
     # While docker is away, the host itself must stay within reach of the other's containers.
     ping = ["ping", "-n", "-q", "-i", "0.02", "-c", "200", "-W", "5", tunnel]
     with there.netns.popen(ping, stdout=subprocess.PIPE, text=True) as pinging:
-        docker.booted.type("systemctl restart docker")
+        docker.booted.run_all("systemctl restart docker")
         containers[0] = again = docker.start_container(NAME)
         summary, _ = pinging.communicate(timeout=60)
     assert "200 packets transmitted, 200 received" in summary
@@ -143,10 +143,10 @@ def test_without_ip_masq_docker_masquerades_and_the_status_says_so(
     docker, (_, there) = dockers[0], containers
     host = docker.host
     assert host.subnet
-    docker.booted.type("systemctl stop docker docker.socket", f"rm {OPTIONS}")
+    docker.booted.run_all("systemctl stop docker docker.socket", f"rm {OPTIONS}")
     refused = docker.booted.run("systemctl start docker")
     assert refused.returncode == 1, "docker came up with a subnet of its own choice"
-    docker.booted.type(
+    docker.booted.run_all(
         f"sed -i s/IP_MASQ=true/IP_MASQ=false/ {SETTINGS}",
         *(f"systemctl restart {UNIT}", "systemctl reset-failed", "systemctl start docker"),
     )
@@ -169,7 +169,7 @@ def test_without_ip_masq_docker_masquerades_and_the_status_says_so(
 def test_docker_that_does_not_read_its_options_is_told(dockers: list[Dockerd]) -> None:
     """As before the drop-in is there: docker takes the subnet that it always takes."""
     docker = dockers[1]
-    docker.booted.type(
+    docker.booted.run_all(
         *("systemctl stop docker docker.socket", f"rm -r {UNITS}/docker.service.d"),
         *("systemctl daemon-reload", "rm -r /var/lib/docker/network", "ip link del docker0"),
         "systemctl start docker",

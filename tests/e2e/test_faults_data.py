@@ -12,8 +12,8 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
-from course import RECOVERY, course_of
 from etcd_server import wait_until
+from fault_timer import RECOVERY, timed_fault
 from faults import (
     CONFIG,
     RECOVER_WITHIN,
@@ -24,7 +24,7 @@ from faults import (
     leases_in,
     no_packet_lost,
 )
-from heartbeat import beating
+from heartbeat import heartbeat_between
 from instruments import EtcdWriter, lease_value, log_lines, routes
 
 from flannel_udp.lab.etcd import child_environment
@@ -94,15 +94,15 @@ def test_lost_data_costs_no_route_until_it_is_refuted(lab: Lab, tmp_path: Path, 
     for name, public_ip in STRANGERS.items():
         put(lab, name, public_ip)
     awaits(lab, lambda host: route(host, "10.1.202.0/24"), "the strangers' routes")
-    with course_of(f"data {how}", lab.hosts) as course:
+    with timed_fault(f"data {how}", lab.hosts) as timer:
         lab.etcd.kill()
         lab.etcd.wipe(backup)
         lab.etcd.start()
         put_config(lab)
-        course.begin()
+        timer.start()
         hold = partial(awaits, lab, lambda host: len(held(host)) >= len(STRANGERS), "the hold")
-        course.comes("noticed", hold, within=RECOVERY)
-        course.comes("own leases back", partial(await_own_leases, lab), within=RECOVERY)
+        timer.expect("noticed", hold, within=RECOVERY)
+        timer.expect("own leases back", partial(await_own_leases, lab), within=RECOVERY)
         awaits(lab, lambda host: len(held(host)) == len(STRANGERS), "the end of our own holds")
         for host in lab.hosts:
             assert route(host, "10.1.200.0/24") == "172.30.0.200"
@@ -137,8 +137,8 @@ def test_old_claims_are_withdrawn_by_their_hosts_and_nobody_gives_way(lab: Lab) 
     before, revision = subnets(lab), first.status()["etcd"]["revision"]
     contested = str(first.subnet).replace("/", "-")
     with (
-        beating(first.containers[0], third.containers[0]) as heartbeat,
-        course_of("old data with a false owner", [second, third]) as course,
+        heartbeat_between(first.containers[0], third.containers[0]) as heartbeat,
+        timed_fault("old data with a false owner", [second, third]) as timer,
     ):
         with ExitStack() as cuts:
             for host in lab.hosts:
@@ -154,14 +154,14 @@ def test_old_claims_are_withdrawn_by_their_hosts_and_nobody_gives_way(lab: Lab) 
                 pass
             writer.delete("10.1.251.0-24")
             await_loss(*lab.hosts)
-        course.begin()
+        timer.start()
         # Two hosts have to come back to etcd, one after the other: each has its own next try.
-        course.comes("withdrawn", partial(await_own_leases, lab), within=RECOVERY + 3)
+        timer.expect("withdrawn", partial(await_own_leases, lab), within=RECOVERY + 3)
         await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
         # The first host's peers believe the data until its false owner has withdrawn the claim.
         heartbeat.seconds_until_back(time.monotonic())
         outage = heartbeat.outage()
-        lasted = course.net(outage.began, outage.ended) if outage else 0.0
+        lasted = timer.net_duration(outage.began, outage.ended) if outage else 0.0
         print(f"{outage.lost if outage else 0} packets of the contested subnet lost in {lasted} s")
         assert lasted < RECOVERY + 3
     assert subnets(lab) == before

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from course import AFTER_SILENCE, AT_ONCE, IN_SILENCE, RECOVERY, course_of
 from etcd_server import wait_until
+from fault_timer import AFTER_SILENCE, NOTICED_AT_ONCE, NOTICED_IN_SILENCE, RECOVERY, timed_fault
 from faults import (
     CONFIG,
     DROP,
@@ -17,7 +17,7 @@ from faults import (
     STRANGER,
     await_agreement,
     cut_off,
-    has_news,
+    has_new_lease,
     state,
 )
 from instruments import EtcdWriter, lease_value, log_lines, routes
@@ -45,42 +45,42 @@ def await_routes(host: Host, least: int) -> None:
 
 
 def test_a_killed_server_costs_no_packet_and_is_found_again(lab: Lab) -> None:
-    with course_of("etcd killed and started again", lab.hosts) as course:
+    with timed_fault("etcd killed and started again", lab.hosts) as timer:
         lab.etcd.kill()
-        course.is_noticed(*lab.hosts, within=AT_ONCE)
+        timer.expect_noticed(*lab.hosts, within=NOTICED_AT_ONCE)
         lab.etcd.start()
-        course.begin()
-        course.is_over(lab.hosts, lab.etcdctl, lab.prefix)
+        timer.start()
+        timer.expect_recovery(lab.hosts, lab.etcdctl, lab.prefix)
 
 
 def test_a_frozen_server_costs_no_packet_and_is_noticed(lab: Lab) -> None:
-    with course_of("etcd frozen", lab.hosts) as course:
+    with timed_fault("etcd frozen", lab.hosts) as timer:
         lab.etcd.pause()
-        course.is_noticed(*lab.hosts, within=IN_SILENCE)
+        timer.expect_noticed(*lab.hosts, within=NOTICED_IN_SILENCE)
         lab.etcd.resume()
-        course.begin()
-        course.is_over(lab.hosts, lab.etcdctl, lab.prefix)
+        timer.start()
+        timer.expect_recovery(lab.hosts, lab.etcdctl, lab.prefix)
 
 
 def test_hosts_cut_off_by_drop_and_by_reset_lose_no_packet_and_catch_up(lab: Lab) -> None:
     """The third host hears everything; the news of the meantime reaches all in the end."""
     dropped, reset, whole = lab.hosts
     key = f"{lab.prefix}/subnets/10.1.251.0-24"
-    with course_of("etcd unreachable", lab.hosts) as course:
+    with timed_fault("etcd unreachable", lab.hosts) as timer:
         with cut_off(dropped, DROP), cut_off(reset, RESET):
             make_etcd_speak(lab)
-            course.begin()
-            course.is_noticed(reset, within=AT_ONCE, how="reset noticed")
-            course.is_noticed(dropped, within=IN_SILENCE, how="drop noticed")
+            timer.start()
+            timer.expect_noticed(reset, within=NOTICED_AT_ONCE, what="reset noticed")
+            timer.expect_noticed(dropped, within=NOTICED_IN_SILENCE, what="drop noticed")
             assert state(whole) == "watching"
             lab.etcdctl("put", key, lease_value(STRANGER))
-            wait_until(lambda: has_news(whole), "the news on the third host")
-            assert not has_news(dropped)
-            assert not has_news(reset)
-        course.begin()
+            wait_until(lambda: has_new_lease(whole), "the news on the third host")
+            assert not has_new_lease(dropped)
+            assert not has_new_lease(reset)
+        timer.start()
         agreement = partial(await_agreement, lab.hosts, lab.etcdctl, lab.prefix)
-        course.comes("caught up", agreement, within=AFTER_SILENCE)
-        assert all(map(has_news, lab.hosts))
+        timer.expect("caught up", agreement, within=AFTER_SILENCE)
+        assert all(map(has_new_lease, lab.hosts))
         lab.etcdctl("del", key)
         await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
     assert not log_lines(dropped, "reading all leases again")
@@ -92,16 +92,16 @@ def test_a_compacted_history_and_an_answer_of_more_than_four_megabytes(lab: Lab)
     writer = EtcdWriter(lab)
     names = [f"10.1.{number}.128-26" for number in range(130, 210)]
     large = json.dumps({"PublicIP": STRANGER, "PublicIPv6": None, "Note": "x" * 60_000})
-    with course_of("history compacted, 80 leases of 60 kB", lab.hosts) as course:
+    with timed_fault("history compacted, 80 leases of 60 kB", lab.hosts) as timer:
         with cut_off(host, RESET):
             make_etcd_speak(lab)
-            course.begin()
-            course.is_noticed(host, within=AT_ONCE)
+            timer.start()
+            timer.expect_noticed(host, within=NOTICED_AT_ONCE)
             for name in names:
                 writer.put(name, large)
             lab.etcdctl("compact", str(writer.delete("10.1.199.0-24")))
-        course.begin()
-        course.comes("read anew", partial(await_routes, host, len(names)), within=RECOVERY)
+        timer.start()
+        timer.expect("read anew", partial(await_routes, host, len(names)), within=RECOVERY)
         assert log_lines(host, "compacted its history", "reading all leases again")
         assert host.status()["etcd"]["history_losses"] == 0
         await_agreement(lab.hosts, lab.etcdctl, lab.prefix)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from course import AT_ONCE, RECOVERY, Course, course_of
 from etcd_server import wait_until
+from fault_timer import NOTICED_AT_ONCE, RECOVERY, FaultTimer, timed_fault
 from faults import (
     CONFIG,
     NOTICE_WITHIN,
@@ -50,27 +50,27 @@ def await_route(hosts: list[Host], subnet: str, public_ip: str | None) -> None:
     wait_until(lambda: all(routes(host).get(subnet) == public_ip for host in hosts), moved)
 
 
-def is_well_again(course: Course, lab: Lab) -> None:
-    course.begin()
+def expect_well_again(timer: FaultTimer, lab: Lab) -> None:
+    timer.start()
     agreement = partial(await_agreement, lab.hosts, lab.etcdctl, lab.prefix)
-    course.comes("well again", agreement, within=RECOVERY)
+    timer.expect("well again", agreement, within=RECOVERY)
 
 
 @pytest.mark.parametrize("how", ["deleted key", "revoked etcd lease"])
 def test_a_revoked_lease_ends_its_host_alone(lab: Lab, how: str) -> None:
     victim, *others = lab.hosts
     subnet = str(victim.subnet)
-    with course_of(f"lease revoked, {how}", others) as course:
+    with timed_fault(f"lease revoked, {how}", others) as timer:
         if how == "deleted key":
             lab.etcdctl("del", key_of(lab, victim))
         else:
             (kv,) = json.loads(lab.etcdctl("get", "-w", "json", key_of(lab, victim)))["kvs"]
             lab.etcdctl("lease", "revoke", f"{kv['lease']:x}")
-        course.begin()
-        course.comes("ended", partial(ends, victim), within=AT_ONCE)
+        timer.start()
+        timer.expect("ended", partial(ends, victim), within=NOTICED_AT_ONCE)
         await_route(others, subnet, None)
         victim.start_daemon()
-        is_well_again(course, lab)
+        expect_well_again(timer, lab)
     assert str(victim.subnet) == subnet
     assert log_lines(victim, "flannel-udp: ", "was revoked")
 
@@ -78,13 +78,13 @@ def test_a_revoked_lease_ends_its_host_alone(lab: Lab, how: str) -> None:
 def test_a_stolen_lease_ends_its_host_alone_and_stays_the_thiefs(lab: Lab) -> None:
     victim, *others = lab.hosts
     key, subnet = key_of(lab, victim), str(victim.subnet)
-    with course_of("lease stolen", others) as course:
+    with timed_fault("lease stolen", others) as timer:
         lab.etcdctl("put", key, lease_value(STRANGER))
-        course.begin()
-        course.comes("ended", partial(ends, victim), within=AT_ONCE)
+        timer.start()
+        timer.expect("ended", partial(ends, victim), within=NOTICED_AT_ONCE)
         await_route(others, subnet, STRANGER)
         victim.start_daemon()
-        is_well_again(course, lab)
+        expect_well_again(timer, lab)
     assert str(victim.subnet) != subnet
     assert log_lines(victim, "flannel-udp: ", f"taken over by {STRANGER}")
     lab.etcdctl("del", key)
@@ -95,7 +95,7 @@ def test_a_lease_that_expires_while_its_host_is_cut_off_comes_back_with_it(lab: 
     victim, *others = lab.hosts
     key, subnet, known = key_of(lab, victim), str(victim.subnet), routes(victim)
     short = lab.etcdctl("lease", "grant", str(SHORT_LIFE)).split()[1]
-    with course_of("lease expired while cut off", others) as course:
+    with timed_fault("lease expired while cut off", others) as timer:
         lab.etcdctl("put", key, lease_value(str(victim.address)), f"--lease={short}")
         wait_until(lambda: log_lines(victim, f"now under etcd lease {short}"), "the other lease")
         with cut_off(victim, RESET):
@@ -103,7 +103,7 @@ def test_a_lease_that_expires_while_its_host_is_cut_off_comes_back_with_it(lab: 
             await_route(others, subnet, None)
             assert routes(victim) == known
             assert victim.status()["ready"]
-        is_well_again(course, lab)
+        expect_well_again(timer, lab)
     assert str(victim.subnet) == subnet
     assert log_lines(victim, "expired while etcd could not be reached")
     assert lab.ping(victim.containers[0], others[0].containers[0]) is not None

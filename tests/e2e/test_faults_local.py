@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from etcd_server import wait_until
-from heartbeat import Heartbeat, beating
+from heartbeat import Heartbeat, heartbeat_between
 from instruments import leases, log_lines, routes, udp_socket_of, unreachable
 from starvation import Starvation
 
@@ -51,7 +51,7 @@ class Scene:
         what the machine was busy elsewhere."""
         since = time.monotonic()
         seconds = self.heartbeat.seconds_until_back(since)
-        return self.starvation.net(since, since + seconds)
+        return self.starvation.net_duration(since, since + seconds)
 
     def down_for(self) -> float:
         """Seconds in which packets were lost so far, without what the machine was busy
@@ -59,7 +59,7 @@ class Scene:
         outage = self.heartbeat.outage()
         if outage is None:
             return 0.0
-        seconds = self.starvation.net(outage.began, outage.ended)
+        seconds = self.starvation.net_duration(outage.began, outage.ended)
         print(
             f"{outage.lost} packets lost in {outage.ended - outage.began:.3f} s, {seconds:.3f} s"
             " of it not for want of a processor"
@@ -86,7 +86,7 @@ def scene(pair_lab: Lab) -> Iterator[Scene]:
     one, other = pair_lab.hosts
     for host in pair_lab.hosts:
         host.log_path.write_text("")
-    beats = beating(one.containers[0], other.containers[0])
+    beats = heartbeat_between(one.containers[0], other.containers[0])
     with Starvation(one, other) as starvation, beats as heartbeat:
         yield Scene(pair_lab, heartbeat, starvation)
     for host in pair_lab.hosts:
@@ -256,7 +256,7 @@ def test_a_new_address_ends_it_and_the_next_start_keeps_the_subnet(pair_lab: Lab
     assert host.daemon
     host.log_path.write_text("")
     subnet, containers = host.subnet, host.containers
-    beats = beating(host.containers[0], other.containers[0])
+    beats = heartbeat_between(host.containers[0], other.containers[0])
     with Starvation(host, other) as starvation, beats as heartbeat:
         host.run(["ip", "address", "del", "172.30.0.1/24", "dev", "eth0"], check=True)
         changed = time.monotonic()
@@ -264,7 +264,7 @@ def test_a_new_address_ends_it_and_the_next_start_keeps_the_subnet(pair_lab: Lab
         assert host.daemon.wait(30) == 1
         ended = time.monotonic()
         assert ended - changed >= GRACE
-        assert starvation.net(changed, ended) < GRACE + 1
+        assert starvation.net_duration(changed, ended) < GRACE + 1
         (sentence,) = log_lines(host, "flannel-udp: ")
         assert "the address of eth0 has changed from 172.30.0.1 to 172.30.0.51" in sentence
         assert log_lines(host, f"gave back lease {subnet} of 172.30.0.1")
@@ -274,7 +274,7 @@ def test_a_new_address_ends_it_and_the_next_start_keeps_the_subnet(pair_lab: Lab
         ready = time.monotonic()
         heartbeat.seconds_until_back(ready)
         wait_until(lambda: routes(other) == {str(subnet): "172.30.0.51"}, "the route's move")
-        assert starvation.net(ready, time.monotonic()) < BACK_WITHIN
+        assert starvation.net_duration(ready, time.monotonic()) < BACK_WITHIN
     assert host.subnet == subnet
     assert host.containers == containers
     assert unreachable(pair_lab) == []

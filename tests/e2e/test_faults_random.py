@@ -1,7 +1,7 @@
-"""Faults in any order, from a seed: two hosts keep forwarding, the others come and go.
+"""Random faults from a seed: two hosts keep forwarding while the daemons of the others restart.
 
-``--faults-seconds`` and ``--faults-seed`` make it longer or repeat it: ``make soak-faults``. What
-takes a minute and leaves the processors alone, a long outage, passes meanwhile in another lab.
+``--faults-seconds`` sets the duration, ``--faults-seed`` repeats a run: ``make soak-faults``. The
+test of a long outage, which needs a minute but little CPU, runs meanwhile in another lab.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from pathlib import Path
 
 import pytest
 from etcd_server import wait_until
-from fate import Fate
 from faults import CONFIG, RECOVER_WITHIN, await_agreement, leases_in, no_packet_lost
 from instruments import unreachable
-from minute import Minute
+from long_outage import LongOutage
+from random_faults import RandomFaults
 
 from flannel_udp.lab.lab import Host, Lab
 
-# What a process may use more than after its first two rounds. It has all its threads and
-# descriptors by then; memory fills up a little for some minutes.
+# How much more a process may use than after its first two rounds. It has all its threads and
+# descriptors by then; its memory still grows a little for some minutes.
 MORE_THREADS, MORE_DESCRIPTORS = 1, 1
 MORE_MEMORY, MORE_MEMORY_A_ROUND = 1 << 20, 150 << 10  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a daemon's process has: of memory, the resident bytes."""
+    """Threads, descriptors and resident bytes of a daemon's process."""
 
     threads: int
     descriptors: int
@@ -51,7 +51,7 @@ class Usage:
         )
 
     def __or__(self, other: Usage) -> Usage:
-        """The most of each."""
+        """The maximum of each."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Usage(*(max(pair) for pair in pairs))
 
@@ -63,17 +63,17 @@ class Usage:
         )
 
 
-class Accounts:
-    """What every process used, after its first two rounds and in later ones."""
+class UsageRecord:
+    """What every daemon's process used after its first two rounds, to compare later rounds with."""
 
     def __init__(self) -> None:
         self._first: dict[Host, Usage] = {}
         self._starts: dict[Host, int] = {}
         self._rounds: dict[Host, int] = defaultdict(int)
 
-    def settle(self, host: Host, starts: int) -> None:
-        """``starts`` tells whether it is the same process as before. What grows over the rounds
-        stays above the bound; what is only there for the moment does not."""
+    def check(self, host: Host, starts: int) -> None:
+        """Waits until the usage is below its bound, because a peak is no leak. Another number of
+        ``starts`` than before means a new process, which is recorded again."""
         if self._starts.get(host) != starts:
             self._starts[host], self._first[host], self._rounds[host] = starts, Usage.of(host), 0
             return
@@ -104,7 +104,7 @@ def check(lab: Lab) -> None:
     assert unreachable(lab) == []
 
 
-def test_faults_in_any_order_end_in_agreement_and_cost_the_steady_hosts_no_packet(
+def test_all_hosts_agree_after_faults_in_any_order(
     network_rights: None, pytestconfig: pytest.Config
 ) -> None:
     seconds: float = pytestconfig.getoption("faults_seconds")
@@ -112,45 +112,45 @@ def test_faults_in_any_order_end_in_agreement_and_cost_the_steady_hosts_no_packe
     print(f"--faults-seed={seed}")
     with Lab(hosts=4, config=CONFIG) as lab:
         steady = lab.hosts[:2]
-        fate, end = Fate(lab, seed), time.monotonic() + seconds
-        accounts = Accounts()
+        faults, end = RandomFaults(lab, seed), time.monotonic() + seconds
+        usage = UsageRecord()
         try:
             with no_packet_lost(steady):
                 while time.monotonic() < end:
-                    fate.round()
+                    faults.round()
                     check(lab)
                     for host in lab.hosts:
-                        accounts.settle(host, fate.starts[host])
+                        usage.check(host, faults.starts[host])
         finally:
             for host in lab.hosts:
                 print(f"--- daemon log of {host.name}\n{host.log_path.read_text()}")
-        print(f"{accounts}\n{fate.compactions_unheard} compactions while a host was cut off")
+        print(f"{usage}\n{faults.missed_compactions} compactions while a host was cut off")
         for host in lab.hosts:
             assert host.stop_daemon(signal.SIGTERM) == 0
             assert "Traceback" not in host.log_path.read_text()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def minute(
+def outage(
     network_rights: None, request: pytest.FixtureRequest
-) -> Iterator[tuple[Minute, Future[None]] | None]:
-    """It begins with this module, if its test is among those that run."""
-    wanted = test_a_minute_without_etcd_fills_no_log_and_a_claim_in_old_data_wins_after_it
+) -> Iterator[tuple[LongOutage, Future[None]] | None]:
+    """Starts the outage with the first test of this module, if its own test is selected."""
+    wanted = test_outage_of_a_minute_logs_few_lines_and_loses_no_packet
     if not any(item.name == wanted.__name__ for item in request.session.items):
         yield None
         return
-    minute = Minute()
-    with ThreadPoolExecutor(1) as beside:
-        yield minute, beside.submit(minute.pass_by)
-        minute.stop()
+    outage = LongOutage()
+    with ThreadPoolExecutor(1) as executor:
+        yield outage, executor.submit(outage.run)
+        outage.stop()
 
 
-def test_a_minute_without_etcd_fills_no_log_and_a_claim_in_old_data_wins_after_it(
-    minute: tuple[Minute, Future[None]],
+def test_outage_of_a_minute_logs_few_lines_and_loses_no_packet(
+    outage: tuple[LongOutage, Future[None]],
 ) -> None:
-    """A real one. retry.py's tests have ten, by a clock of their own."""
-    passing, future = minute
+    """In real time; the tests of retry.py cover ten minutes with a simulated clock."""
+    running, future = outage
     try:
         future.result(timeout=180)
     finally:
-        print("\n".join(passing.report))
+        print("\n".join(running.report))

@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from course import AT_ONCE, RECOVERY, course_of
 from etcd_server import EtcdServer, TlsFiles, etcd_cluster, make_tls_files, wait_until
+from fault_timer import NOTICED_AT_ONCE, RECOVERY, timed_fault
 from faults import (
     CONFIG,
     NOTICE_WITHIN,
     RESET,
     await_agreement,
     await_loss,
-    await_news,
+    await_new_lease,
     cut_off,
     state,
     succeeds,
@@ -83,25 +83,25 @@ def test_a_cluster_loses_a_member_then_its_majority_and_gets_it_back(
         endpoints = ",".join(member.url for member in members)
         with (
             daemons(lab, third, f"--etcd-endpoints={endpoints}") as hosts,
-            course_of("majority of a cluster lost", hosts) as course,
+            timed_fault("majority of a cluster lost", hosts) as timer,
         ):
             first.kill()
             await_leader(third)
-            course.begin()
-            course.is_over(hosts, third.etcdctl, PREFIX, "without a member well")
+            timer.start()
+            timer.expect_recovery(hosts, third.etcdctl, PREFIX, "without a member well")
             second.kill()
-            course.begin()
-            course.is_noticed(*hosts, within=AT_ONCE, how="no leader noticed")
+            timer.start()
+            timer.expect_noticed(*hosts, within=NOTICED_AT_ONCE, what="no leader noticed")
             await_line(hosts, "the cluster has no leader")
             second.start()
             await_leader(third)
-            course.begin()
-            course.is_over(hosts, third.etcdctl, PREFIX, "majority")
+            timer.start()
+            timer.expect_recovery(hosts, third.etcdctl, PREFIX, "majority")
             first.start()
             third.kill()
             await_leader(second)
-            course.begin()
-            course.is_over(hosts, second.etcdctl, PREFIX, "on other members well")
+            timer.start()
+            timer.expect_recovery(hosts, second.etcdctl, PREFIX, "on other members well")
 
 
 def test_tokens_expire_and_permissions_are_revoked_and_given_back(lab: Lab, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_tokens_expire_and_permissions_are_revoked_and_given_back(lab: Lab, tmp_
         flags = f"--etcd-cafile={files.ca}", *USER
         with (
             daemons(lab, server, *flags) as hosts,
-            course_of("token expired, permission revoked and granted", hosts) as course,
+            timed_fault("token expired, permission revoked and granted", hosts) as timer,
         ):
             time.sleep(2)  # the tokens are no longer valid
             with ExitStack() as cuts:
@@ -127,21 +127,21 @@ def test_tokens_expire_and_permissions_are_revoked_and_given_back(lab: Lab, tmp_
                     cuts.enter_context(cut_off(host, RESET))
                 # The open watches do not mind the expiry: the next calls do.
                 server.put(f"{PREFIX}/config", json.dumps(CONFIG))
-                course.begin()
-                course.is_noticed(*hosts, within=AT_ONCE, how="cut noticed")
+                timer.start()
+                timer.expect_noticed(*hosts, within=NOTICED_AT_ONCE, what="cut noticed")
                 logins = server.calls("Authenticate")
-            course.begin()
-            course.comes("logged in", partial(await_watching, hosts), within=RECOVERY)
+            timer.start()
+            timer.expect("logged in", partial(await_watching, hosts), within=RECOVERY)
             assert server.calls("Authenticate") == logins + len(hosts)
-            await_news(hosts, server.etcdctl, PREFIX)
+            await_new_lease(hosts, server.etcdctl, PREFIX)
             server.etcdctl("user", "revoke-role", "flannel", "flannel")
             server.restart()
-            course.begin()
-            course.is_noticed(*hosts, within=AT_ONCE, how="permission missed")
+            timer.start()
+            timer.expect_noticed(*hosts, within=NOTICED_AT_ONCE, what="permission missed")
             await_line(hosts, "permission denied", "--etcd-username")
             server.etcdctl("user", "grant-role", "flannel", "flannel")
-            course.begin()
-            course.is_over(hosts, server.etcdctl, PREFIX)
+            timer.start()
+            timer.expect_recovery(hosts, server.etcdctl, PREFIX)
 
 
 def test_a_password_that_changes_without_us_is_told_and_changed_back_is_used(
@@ -152,16 +152,16 @@ def test_a_password_that_changes_without_us_is_told_and_changed_back_is_used(
         server.enable_auth("flannel", "secret", f"{PREFIX}/")
         with (
             daemons(lab, server, *USER) as hosts,
-            course_of("password changed", hosts) as course,
+            timed_fault("password changed", hosts) as timer,
         ):
             server.etcdctl("user", "passwd", "flannel", "--interactive=false", stdin="other")
             server.restart()
-            course.begin()
-            course.is_noticed(*hosts, within=AT_ONCE)
+            timer.start()
+            timer.expect_noticed(*hosts, within=NOTICED_AT_ONCE)
             await_line(hosts, "the user name or the password is wrong")
             server.etcdctl("user", "passwd", "flannel", "--interactive=false", stdin="secret")
-            course.begin()
-            course.is_over(hosts, server.etcdctl, PREFIX)
+            timer.start()
+            timer.expect_recovery(hosts, server.etcdctl, PREFIX)
 
 
 def test_certificates_expire_and_are_rotated_on_disk(lab: Lab, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_certificates_expire_and_are_rotated_on_disk(lab: Lab, tmp_path: Path) -
     with (
         server,
         daemons(lab, server, *flags) as hosts,
-        course_of("certificate expired, authority exchanged", hosts) as course,
+        timed_fault("certificate expired, authority exchanged", hosts) as timer,
     ):
         server.tls = tls_files(tmp_path / "expired", server_days=-1)
         server.restart()
@@ -194,6 +194,6 @@ def test_certificates_expire_and_are_rotated_on_disk(lab: Lab, tmp_path: Path) -
         await_line(hosts, "not from an authority that is trusted here", "--etcd-cafile")
         await_loss(*hosts)
         install(new)
-        course.begin()
-        course.is_over(hosts, server.etcdctl, PREFIX)
+        timer.start()
+        timer.expect_recovery(hosts, server.etcdctl, PREFIX)
         await_line(hosts, "the certificate files changed")

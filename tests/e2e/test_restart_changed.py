@@ -12,7 +12,7 @@ from ipaddress import IPv4Interface
 import pytest
 from etcd_server import wait_until
 from instruments import devices, leases, log_lines, routes, unreachable
-from restarts import STORED, both_running, device_index, stored, stored_lab, terminate, went_on
+from restarts import STORED, both_running, device_index, stored, stored_lab, takeovers, terminate
 
 from flannel_udp.host.netns import Namespace
 from flannel_udp.lab.lab import DEFAULT_CONFIG, Host, Lab
@@ -62,7 +62,7 @@ def assert_fresh_start(lab: Lab, host: Host, sentence: str, *flags: str) -> None
     old = device_index(host)
     host.start_daemon(flags)
     assert len(log_lines(host, "starting afresh", sentence)) == 1
-    assert went_on(host) == 0
+    assert takeovers(host) == 0
     assert devices(host) == ["flannel0"]
     assert device_index(host) != old
     assert stored(host) == STORED

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from continuity import traffic
 from etcd_server import wait_until
 from faults import RESET, cut_off
 from instruments import (
@@ -17,14 +16,15 @@ from instruments import (
     routes,
     unreachable,
 )
+from restart_traffic import traffic
 from restarts import (
     EXIT_WITHIN,
     both_running,
     lose_data,
     stored,
     stored_lab,
+    takeovers,
     terminate,
-    went_on,
 )
 
 from flannel_udp.lab.lab import Host, Lab
@@ -191,7 +191,7 @@ def test_a_lease_that_was_lost_before_the_restart_is_lost_after_it(
         wait_until(lambda: log_lines(host, "cannot be kept up", "asks for a login"), "the refusal")
         terminate(host)
         host.start_daemon()
-        assert went_on(host) == 1
+        assert takeovers(host) == 1
     finally:
         running.etcdctl(root, "auth", "disable")
         running.etcdctl("user", "delete", "root")

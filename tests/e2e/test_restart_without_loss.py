@@ -11,7 +11,6 @@ from contextlib import suppress
 from ipaddress import IPv4Interface
 
 import pytest
-from continuity import Traffic, traffic
 from etcd_server import make_tls_files, wait_until
 from instruments import (
     devices,
@@ -20,6 +19,7 @@ from instruments import (
     udp_socket_of,
     unreachable,
 )
+from restart_traffic import Traffic, traffic
 from restarts import (
     EXIT_WITHIN,
     STORED,
@@ -27,8 +27,8 @@ from restarts import (
     device_index,
     stored,
     stored_lab,
+    takeovers,
     terminate,
-    went_on,
 )
 
 from flannel_udp.lab.lab import Host, Lab
@@ -69,7 +69,7 @@ def test_restart_loses_no_connection(
             end(host)
             assert stored(host) == STORED
             host.start_daemon()
-            assert went_on(host) == number
+            assert takeovers(host) == number
         flow.assert_unharmed(lost=number * lost)
     assert device_index(host) == before
     assert host.subnet_file.read_text() == env
@@ -95,7 +95,7 @@ def test_sigusr2_executes_the_program_again(running: Lab, keeps: bool) -> None:
             for number in (1, 2):
                 host.daemon.send_signal(signal.SIGUSR2)
                 host.wait_until_ready()
-                assert went_on(host) == number
+                assert takeovers(host) == number
             flow.assert_unharmed()
         assert device_index(host) == before
         assert stored(host) == (STORED if keeps else [])
@@ -135,7 +135,7 @@ def test_a_stop_in_the_middle_of_a_restart_leaves_nothing(unkept: Host) -> None:
     """The signal waits for the next program, which has not made anything itself yet."""
     restart(unkept)
     terminate(unkept)
-    assert went_on(unkept) == 1
+    assert takeovers(unkept) == 1
     assert made(unkept) == (False, False)
     assert devices(unkept) == []
 
@@ -144,7 +144,7 @@ def test_a_device_deleted_in_the_middle_of_a_restart_is_made_anew(
     running: Lab, unkept: Host
 ) -> None:
     restart(unkept)
-    wait_until(lambda: went_on(unkept), "the next program")
+    wait_until(lambda: takeovers(unkept), "the next program")
     unkept.netns.delete_link("flannel0")
     unkept.wait_until_ready()
     wait_until(lambda: not unreachable(running), "packets through the new device")
@@ -202,7 +202,7 @@ def test_what_a_start_lacks_is_waited_for_while_packets_flow(
         host.wait_until_ready()
         judge(flow)
     assert log_lines(host, "the start goes on")
-    assert went_on(host) == 2
+    assert takeovers(host) == 2
     assert device_index(host) == before
     assert unreachable(running) == []
 
@@ -223,7 +223,7 @@ def test_a_start_that_fails_leaves_all_to_the_next_one(running: Lab) -> None:
         assert made(host) == (True, True)
         host.start_daemon(flags)
         flow.assert_unharmed()
-    assert went_on(host) == 3
+    assert takeovers(host) == 3
     assert device_index(host) == before
 
 
@@ -236,7 +236,7 @@ def test_a_route_of_others_that_came_in_between_makes_way(running: Lab) -> None:
         host.run(["ip", "route", "replace", "10.1.0.0/16", "via", "172.30.0.9"], check=True)
         host.start_daemon()
         flow.assert_connected()
-    assert went_on(host) == 1
+    assert takeovers(host) == 1
     assert device_index(host) == before
     assert unreachable(running) == []
 
@@ -253,7 +253,7 @@ def test_a_device_made_anew_is_handed_over_too(running: Lab) -> None:
         terminate(host)
         host.start_daemon()
         flow.assert_unharmed()
-    assert went_on(host) == 1
+    assert takeovers(host) == 1
     assert device_index(host) == made_anew
 
 
@@ -268,7 +268,7 @@ def test_a_device_that_is_always_deleted_is_not_handed_over(running: Lab) -> Non
     assert stored(host) == []
     assert devices(host) == []
     host.start_daemon()
-    assert went_on(host) == 0
+    assert takeovers(host) == 0
     assert unreachable(running) == []
 
 
@@ -289,7 +289,7 @@ def test_a_socket_that_was_shut_down_is_made_anew_once_the_manager_has_let_go_of
         terminate(host)
         host.start_daemon()
         flow.assert_unharmed()
-    assert went_on(host) == 1
+    assert takeovers(host) == 1
 
 
 def test_rules_and_routes_of_the_host_stay_for_the_next_process(running: Lab) -> None:
@@ -302,7 +302,7 @@ def test_rules_and_routes_of_the_host_stay_for_the_next_process(running: Lab) ->
 
     assert made(host) == (True, True)
     host.start_daemon(flags)
-    assert went_on(host) == 1
+    assert takeovers(host) == 1
     assert made(host) == (True, True)
     terminate(host)
     # A stop for good: systemd closes the descriptors, and nobody is left to remove the rest.

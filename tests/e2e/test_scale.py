@@ -125,7 +125,7 @@ def start_and_measure(lab: Lab, count: int) -> tuple[float, float]:
             arrivals.stop()
         host.wait_until_ready()
         assert host.daemon
-        reached = starvation.net(started, max(arrivals.first_seen.values()))
+        reached = starvation.net_duration(started, max(arrivals.first_seen.values()))
         return reached, resident_megabytes(host.daemon.pid)
 
 

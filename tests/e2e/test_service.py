@@ -35,7 +35,7 @@ def booted(service_lab: Lab) -> Iterator[SystemdHost]:
     with SystemdHost(service_lab.hosts[0]) as booted:
         for name in ("iptables", "iptables-save", "iptables-restore"):
             program = shutil.which(name.replace("iptables", "iptables-legacy"))
-            booted.type(f"ln -s {program} /usr/local/sbin/{name}")
+            booted.run_all(f"ln -s {program} /usr/local/sbin/{name}")
         yield booted
         print(booted.log)
 
@@ -43,7 +43,7 @@ def booted(service_lab: Lab) -> Iterator[SystemdHost]:
 @pytest.fixture(scope="module")
 def service(service_lab: Lab, booted: SystemdHost) -> SystemdHost:
     """Installed and started with the commands of the README."""
-    said = booted.type(*booted.install_service(service_lab, "FLANNELD_IP_MASQ=true"))
+    said = booted.run_all(*booted.install_service(service_lab, "FLANNELD_IP_MASQ=true"))
     assert "active (running)" in said
     assert "forwarding 10.1." in said
     return booted
@@ -64,13 +64,13 @@ def test_the_service_joins_and_tells_docker(service_lab: Lab, service: SystemdHo
     wait_until_joined(service_lab)
     assert service.host.status()["ready"]
     assert service.host.status()["firewall"]["tool"].endswith("(legacy)")
-    rules = service.type("iptables-save")
+    rules = service.run_all("iptables-save")
     assert "MASQUERADE" in rules
-    options = service.type("cat /run/flannel/docker")
+    options = service.run_all("cat /run/flannel/docker")
     subnet = service.host.subnet
     assert subnet
     assert f"--bip={subnet.network_address + 1}/24 --ip-masq=false --mtu=1472" in options
-    assert service.type("/opt/flannel-udp/bin/flannel-udp status --check").count("\n") > 1
+    assert service.run_all("/opt/flannel-udp/bin/flannel-udp status --check").count("\n") > 1
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,19 @@ def test_a_restart_loses_no_packet_and_a_crash_those_in_its_hands(
 ) -> None:
     here, there = service_lab.hosts
     wait_until_joined(service_lab)
-    before = service.shown("MainPID")
+    before = service.property_of("MainPID")
     ping = ["ping", "-n", "-q", "-i", "0.02", "-c", "100", "-W", "5", str(tunnel(here))]
     with there.netns.popen(ping, stdout=subprocess.PIPE, text=True) as pinging:
-        service.type(f"{fault} {UNIT}")
+        service.run_all(f"{fault} {UNIT}")
         summary, _ = pinging.communicate(timeout=60)
     received = re.search(r"100 packets transmitted, (\d+) received", summary)
     assert received, summary
     assert 100 - int(received[1]) <= most
-    wait_until(lambda: service.shown("ActiveState") == "active", "the unit being active", PATIENCE)
-    assert service.shown("MainPID") != before
-    assert service.shown("NFileDescriptorStore") == "3"
+    wait_until(
+        lambda: service.property_of("ActiveState") == "active", "the unit being active", PATIENCE
+    )
+    assert service.property_of("MainPID") != before
+    assert service.property_of("NFileDescriptorStore") == "3"
 
 
 # What the unit's processes may do, or else are kept from though root may do it.
@@ -118,7 +120,7 @@ ATTEMPTS = {
 
 
 def test_the_sandbox_holds_what_it_promises(service: SystemdHost, tmp_path: Path) -> None:
-    service.type(
+    service.run_all(
         *("mkdir /home/probe /etc/probe", "mknod /run/kmsg c 1 11"),
         *("echo secret > /etc/probe/key", "chmod 600 /etc/probe/key", "chown 4321 /etc/probe/key"),
     )
@@ -127,7 +129,7 @@ def test_the_sandbox_holds_what_it_promises(service: SystemdHost, tmp_path: Path
         for name, (attempt, _) in ATTEMPTS.items()
     )
     service.write("/usr/local/bin/probe", script)
-    assert service.type("sh /usr/local/bin/probe; true").splitlines() == list(ATTEMPTS)
+    assert service.run_all("sh /usr/local/bin/probe; true").splitlines() == list(ATTEMPTS)
 
     text = (ROOT / "packaging" / UNIT).read_text()
     changed = ("Type", "Environment", "Exec", "Restart", "RuntimeDirectory")
@@ -138,7 +140,7 @@ def test_the_sandbox_holds_what_it_promises(service: SystemdHost, tmp_path: Path
         "ExecStart=-/bin/sh /usr/local/bin/probe",
     ]
     service.write(f"{UNITS}/probe.service", "\n".join(kept))
-    service.type("systemctl daemon-reload", "systemctl start probe")
+    service.run_all("systemctl daemon-reload", "systemctl start probe")
     possible = service.path("/run/probed").read_text().splitlines()
     assert possible == [name for name, (_, allowed) in ATTEMPTS.items() if allowed]
 
@@ -159,7 +161,7 @@ def test_the_settings_of_a_flannel_host_work_unchanged(
         'FLANNEL_OPTIONS="-iface=eth0 -ip-masq"\n',
     )
     try:
-        service.type(f"systemctl restart {UNIT}")
+        service.run_all(f"systemctl restart {UNIT}")
         status = service.host.status()
         assert (status["network"], status["etcd"]["prefix"]) == ("10.7.0.0/16", prefix)
         assert (status["interface"], status["firewall"]["masquerade"]) == ("eth0", True)
@@ -167,7 +169,7 @@ def test_the_settings_of_a_flannel_host_work_unchanged(
         service.write(SETTINGS, ours)
     # Ours wins where both files have a setting.
     service.write(SETTINGS, ours + "FLANNELD_ETCD_PREFIX=/coreos.com/network\n")
-    service.type(f"systemctl restart {UNIT}")
+    service.run_all(f"systemctl restart {UNIT}")
     assert service.host.status()["network"] == "10.1.0.0/16"
     service.path("/etc/sysconfig/flanneld").unlink()
     service.write(SETTINGS, ours)
@@ -180,7 +182,7 @@ def test_a_key_that_only_etcds_user_may_read_is_read(
     names = {"ca.pem": files.ca, "host.pem": files.client_cert, "host.key": files.client_key}
     for name, file in names.items():
         service.write(f"/etc/etcd/{name}", file.read_text())
-    service.type("chmod 600 /etc/etcd/*", "chown 4321:4321 /etc/etcd/*")
+    service.run_all("chmod 600 /etc/etcd/*", "chown 4321:4321 /etc/etcd/*")
     example = (ROOT / "packaging/flannel-udp.default").read_text()
     paths = re.findall(r"FLANNELD_ETCD_\w+FILE=\S+", example)
     assert len(paths) == 3
@@ -195,22 +197,22 @@ def test_a_key_that_only_etcds_user_may_read_is_read(
         etcd.put("/coreos.com/network/config", '{"Network":"10.8.0.0/16"}')
         lines = [ours, f"FLANNELD_ETCD_ENDPOINTS={etcd.url}", *paths]
         service.write(SETTINGS, "\n".join(lines) + "\n")
-        service.type(f"systemctl stop {UNIT}", f"systemctl start {UNIT}")
+        service.run_all(f"systemctl stop {UNIT}", f"systemctl start {UNIT}")
         assert service.host.status()["network"] == "10.8.0.0/16"
-        service.type(f"systemctl stop {UNIT}")
+        service.run_all(f"systemctl stop {UNIT}")
     service.write(SETTINGS, ours)
-    service.type(f"systemctl start {UNIT}")
+    service.run_all(f"systemctl start {UNIT}")
 
 
 def test_a_step_for_docker_that_fails_leaves_the_overlay_up(
     service_lab: Lab, service: SystemdHost
 ) -> None:
-    service.type("rm /run/flannel/docker", "mkdir /run/flannel/docker")
-    service.type(f"systemctl restart {UNIT}")
+    service.run_all("rm /run/flannel/docker", "mkdir /run/flannel/docker")
+    service.run_all(f"systemctl restart {UNIT}")
     assert "mk-docker-opts: cannot write /run/flannel/docker: Is a directory" in service.log
     wait_until_joined(service_lab)
-    assert service.shown("ActiveState") == "active"
-    service.type("rmdir /run/flannel/docker")
+    assert service.property_of("ActiveState") == "active"
+    service.run_all("rmdir /run/flannel/docker")
 
 
 def test_a_wrong_flag_is_not_tried_twice_a_second(service: SystemdHost) -> None:
@@ -221,25 +223,25 @@ def test_a_wrong_flag_is_not_tried_twice_a_second(service: SystemdHost) -> None:
 
     ours = service.path(SETTINGS).read_text()
     service.write(SETTINGS, ours + "FLANNEL_UDP_OPTIONS=--bogus\n")
-    service.type(f"systemctl restart --no-block {UNIT}")
+    service.run_all(f"systemctl restart --no-block {UNIT}")
     wait_until(rests, "a rest before the next start", PATIENCE)
-    assert service.shown("SubState") == "stop-post"
+    assert service.property_of("SubState") == "stop-post"
     assert service.log.count("there is no flag --bogus") == 1
     service.write(SETTINGS, ours)
     service.run(f"systemctl kill --kill-whom=control {UNIT}")  # enough of it
-    wait_until(lambda: service.shown("ActiveState") == "active", "the next start", PATIENCE)
+    wait_until(lambda: service.property_of("ActiveState") == "active", "the next start", PATIENCE)
 
 
 def test_a_stop_keeps_the_lease_and_what_docker_needs(
     service_lab: Lab, service: SystemdHost
 ) -> None:
     subnet = service.host.subnet
-    service.type(f"systemctl stop {UNIT}")
+    service.run_all(f"systemctl stop {UNIT}")
     assert devices(service.host) == []
     assert str(subnet).replace("/", "-") in leases(service_lab)
     assert service.host.subnet == subnet
-    assert "--bip=" in service.type("cat /run/flannel/docker")
-    service.type(f"systemctl start {UNIT}")
+    assert "--bip=" in service.run_all("cat /run/flannel/docker")
+    service.run_all(f"systemctl start {UNIT}")
     assert service.host.subnet == subnet
 
 
@@ -249,13 +251,13 @@ NOTE = "/var/lib/flannel-udp/etcd-version"
 
 def test_the_first_etcd_is_a_unit_that_refuses_to_go_back(booted: SystemdHost) -> None:
     etcd = first_etcd.UNIT.name
-    booted.make_room_for_the_program(etcd)
+    booted.allow_the_checkout(etcd)
     with booted.host.netns.popen(
         [sys.executable, "-c", "import http.server as h; h.test(port=2380, bind='127.0.0.1')"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as squatter:
-        wait_until(lambda: ":2380" in booted.type("ss -Hltn"), "the port being taken")
+        wait_until(lambda: ":2380" in booted.run_all("ss -Hltn"), "the port being taken")
         result = booted.run(FIRST_ETCD)
         squatter.kill()
     (line,) = result.stderr.splitlines()
@@ -263,22 +265,22 @@ def test_the_first_etcd_is_a_unit_that_refuses_to_go_back(booted: SystemdHost) -
     assert line.endswith("; journalctl -u flannel-udp-etcd says more")
     assert result.returncode == 1
 
-    said = booted.type(FIRST_ETCD)
+    said = booted.run_all(FIRST_ETCD)
     assert f"etcd runs as {etcd}, serving http://172.30.0.1:2379" in said
     assert "wrote /coreos.com/network/config" in said
-    assert booted.shown("UnitFileState", etcd) == "enabled"
+    assert booted.property_of("UnitFileState", etcd) == "enabled"
     version = booted.path(NOTE).read_text()
 
     # An upgrade: whatever starts it, the newer version is noted.
     booted.write(NOTE, "3.0.0\n")
-    booted.type(f"systemctl restart {etcd}")
+    booted.run_all(f"systemctl restart {etcd}")
     assert booted.path(NOTE).read_text() == version
-    assert "etcd serves http://172.30.0.1:2379 already" in booted.type(FIRST_ETCD)
+    assert "etcd serves http://172.30.0.1:2379 already" in booted.run_all(FIRST_ETCD)
 
     # The way back.
     booted.write(NOTE, "99.1.2\n")
     assert booted.run(f"systemctl restart {etcd}").returncode == 1
     assert "the data in /var/lib/flannel-udp was last used by etcd 99.1.2 and" in booted.log
     assert booted.path(NOTE).read_text() == "99.1.2\n"
-    assert ":2379" not in booted.type("ss -Hltn")
-    booted.type(f"systemctl stop {etcd}")
+    assert ":2379" not in booted.run_all("ss -Hltn")
+    booted.run_all(f"systemctl stop {etcd}")

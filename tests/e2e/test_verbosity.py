@@ -12,7 +12,7 @@ from instruments import HEALTH_FLAGS, health, lease_value, log_lines
 from flannel_udp.lab.lab import Host, Lab
 
 PASSWORD = "not-for-any-log"
-NEWS, STRANGER = "10.1.251.0-24", "172.30.0.50"
+NEW_LEASE, STRANGER = "10.1.251.0-24", "172.30.0.50"
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def test_each_level_tells_what_it_says(lab: Lab) -> None:
     await_both("to the service manager: READY=1")
     await_both("login as flannel at http://172.30.0.254:2379: not needed")
     await_both("etcd has the history that was known: cluster ")
-    lab.etcdctl("put", f"{lab.prefix}/subnets/{NEWS}", lease_value(STRANGER))
-    await_both(f"lease {NEWS} is of {STRANGER}, a reservation")
-    lab.etcdctl("del", f"{lab.prefix}/subnets/{NEWS}")
-    await_both(f"lease {NEWS} is gone")
+    lab.etcdctl("put", f"{lab.prefix}/subnets/{NEW_LEASE}", lease_value(STRANGER))
+    await_both(f"lease {NEW_LEASE} is of {STRANGER}, a reservation")
+    lab.etcdctl("del", f"{lab.prefix}/subnets/{NEW_LEASE}")
+    await_both(f"lease {NEW_LEASE} is gone")
     for host in lab.hosts:
         host.run(["iptables", "-F", "FLANNEL-FWD"], check=True)
     await_both("iptables-restore: *filter", "-A FLANNEL-FWD")

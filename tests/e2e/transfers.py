@@ -1,4 +1,4 @@
-"""What the end-to-end tests send from one node to another, and what arrives of it."""
+"""Sends TCP streams and datagrams from one node to another and checks or returns what arrives."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
 
-BURST = 64  # datagrams on their way at once: a receive buffer of the default size holds them
+BURST = 64  # datagrams sent at once: a receive buffer of the default size has room for them
 
 
 def transfer(pairs: Iterable[tuple[Node, Node]], size: int, patience: float = 90.0) -> None:
-    """``size`` random bytes (whole MiB) over TCP from each first node to its second, all at once.
+    """Sends ``size`` random bytes (whole MiB) over TCP from the first node of each pair to the
+    second, for all pairs at once.
 
     Every byte must arrive, unchanged and in order.
     """
@@ -43,7 +44,7 @@ def transfer(pairs: Iterable[tuple[Node, Node]], size: int, patience: float = 90
 
 
 def _send_random(stream: socket.socket, size: int) -> str:
-    """Returns the SHA-256 of what it sent."""
+    """Returns the SHA-256 of the sent bytes."""
     digest = hashlib.sha256()
     with stream:
         for _ in range(size // MIB):
@@ -54,7 +55,7 @@ def _send_random(stream: socket.socket, size: int) -> str:
 
 
 def _receive_all(listener: socket.socket) -> tuple[int, str]:
-    """How many bytes came until the sender closed, and their SHA-256."""
+    """Returns the number of bytes until the sender closed, and their SHA-256."""
     digest, count = hashlib.sha256(), 0
     buffer = bytearray(MIB)
     with listener:
@@ -68,7 +69,7 @@ def _receive_all(listener: socket.socket) -> tuple[int, str]:
 
 
 def exchange(source: Container, target: Container, payloads: Sequence[bytes]) -> list[bytes]:
-    """What arrives of these datagrams, in the order of arrival."""
+    """Sends the datagrams and returns those that arrive, in the order of arrival."""
     arrived: list[bytes] = []
     with listen(source, socket.SOCK_DGRAM) as ours, listen(target, socket.SOCK_DGRAM) as theirs:
         theirs.settimeout(2)
@@ -84,10 +85,10 @@ def exchange(source: Container, target: Container, payloads: Sequence[bytes]) ->
 def segmented_burst(
     source: Container, target: Container, payload: bytes, size: int, *, gro: bool
 ) -> tuple[list[bytes], int]:
-    """One send that the container's kernel cuts into datagrams of ``size`` bytes, as QUIC does.
+    """Sends ``payload`` with UDP_SEGMENT, as QUIC does: the kernel cuts it every ``size`` bytes.
 
-    Returns the datagrams that arrived, and in how many receives; ``gro`` lets the receiver's
-    kernel join them.
+    Returns the datagrams that arrived and the number of receives; ``gro`` lets the receiver's
+    kernel join datagrams.
     """
     arrived: list[bytes] = []
     receives = 0

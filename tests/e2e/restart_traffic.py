@@ -1,4 +1,4 @@
-"""Traffic that must go on while daemons are exchanged: nothing breaks, is lost or is late."""
+"""Traffic during restarts of the daemon: no connection may break, no packet be lost or late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flannel_udp.lab.lab import Container, Lab
 
 LONGEST_DELAY = 1.0  # seconds for which a packet may wait
 
-Times = tuple[float, float]  # of a packet and its answer: time.monotonic()
+Times = tuple[float, float]  # when a packet was sent and its answer arrived: time.monotonic()
 
 
 class Traffic:
@@ -39,7 +39,7 @@ class Traffic:
         self._exchanges: list[Times] = []  # over TCP
         self._fault: OSError | None = None
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=run) for run in (self._ask, self._answer)]
+        self._threads = [threading.Thread(target=run) for run in (self._request, self._reply)]
 
     def __enter__(self) -> Traffic:
         self._starvation.__enter__()
@@ -64,17 +64,17 @@ class Traffic:
         self._starvation.__exit__(kind, error, trace)
 
     def wait_for_more(self) -> None:
-        """Until the connection has carried a good deal after this moment, or broke."""
+        """Waits until the connection has carried 20 more exchanges, or broke."""
         enough = len(self._exchanges) + 20
         wait_until(lambda: self._fault or len(self._exchanges) >= enough, "more traffic", 30)
 
     def assert_connected(self) -> None:
-        """The connection lives."""
+        """The connection is not broken."""
         self.wait_for_more()
         assert self._fault is None
 
     def assert_unharmed(self, *, lost: int = 0) -> None:
-        """The connection lives, nothing was late, and of the pings ``lost`` are lost at most."""
+        """The connection is not broken, nothing was late, and at most ``lost`` pings are lost."""
         self.assert_connected()
         pings = self._stop_pinging()
         missing = sorted(set(range(1, max(pings) + 1)) - set(pings))
@@ -82,12 +82,12 @@ class Traffic:
         assert len(missing) <= lost, missing
         for what, times in (("ping", pings.values()), ("answer over TCP", self._exchanges)):
             longest = max(ended - began for began, ended in times)
-            net = max(self._starvation.net(*each) for each in times)
-            print(f"longest {what} {longest:.3f} s, {net:.3f} s of it not for want of a processor")
+            net = max(self._starvation.net_duration(*each) for each in times)
+            print(f"longest {what} {longest:.3f} s, {net:.3f} s without waiting for a processor")
             assert net < LONGEST_DELAY
 
     def _stop_pinging(self) -> dict[int, Times]:
-        """Those answered, by number. A ping after the last answer is no loss: it is on its way."""
+        """The answered pings, by number. One after the last answer is not lost but on its way."""
         self._ping.send_signal(signal.SIGINT)
         report = self._ping.communicate(timeout=30)[0]
         replies = re.findall(r"\[([\d.]+)\] .* icmp_seq=(\d+) .* time=([\d.]+) ms", report)
@@ -97,7 +97,7 @@ class Traffic:
             for at, number, ms in replies
         }
 
-    def _ask(self) -> None:
+    def _request(self) -> None:
         try:
             while not self._stopping.wait(0.005):
                 began = time.monotonic()
@@ -109,7 +109,7 @@ class Traffic:
         except OSError as error:
             self._fault = error
 
-    def _answer(self) -> None:
+    def _reply(self) -> None:
         try:
             while data := self._server.recv(100):
                 self._server.sendall(data)
@@ -118,6 +118,6 @@ class Traffic:
 
 
 def traffic(lab: Lab) -> Traffic:
-    """Into the first host and out of it."""
+    """Between containers of the two hosts; the tests restart one of their daemons."""
     first, second = lab.hosts
     return Traffic(first.containers[0], second.containers[0], Starvation(first, second))

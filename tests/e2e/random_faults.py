@@ -1,4 +1,4 @@
-"""Faults that overlap as chance wants it: each begins and ends at some moment of a round."""
+"""Random faults that overlap: each begins and ends at a random moment of a round."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ LONGEST_PAUSE = 0.6  # seconds between two steps
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``lasts`` begins on entry and ends on exit; each of them may have to wait for others."""
+    """``make`` returns a block that begins the fault on entry and ends it on exit."""
 
     name: str
-    lasts: Callable[[], AbstractContextManager[None]]
+    make: Callable[[], AbstractContextManager[None]]
     may_begin: Callable[[], bool] = lambda: True
     may_end: Callable[[], bool] = lambda: True
 
 
-class Fate:
-    """What happens to the lab, from a seed. The first host's daemon runs throughout, the second
-    one's executes itself again now and then, the others come and go."""
+class RandomFaults:
+    """Faults chosen by a seed. The first host's daemon runs throughout, the second one executes
+    itself again in some rounds, and the others stop and start."""
 
     def __init__(self, lab: Lab, seed: int) -> None:
         self._lab, self._random = lab, random.Random(seed)
@@ -38,20 +38,20 @@ class Fate:
         self._cut: set[Host] = set()
         self._restarted: set[Host] = set()
         self.starts = dict.fromkeys(lab.hosts, 1)  # of the program, so far
-        self.compactions_unheard = 0  # those that somebody who was cut off will run into
+        self.missed_compactions = 0  # while at least one host was cut off
 
     def round(self) -> None:
         """Returns when every fault is over and every daemon is ready."""
-        waiting, running = self._chosen(), list[tuple[Fault, ExitStack]]()
+        waiting, running = self._choose_faults(), list[tuple[Fault, ExitStack]]()
         while waiting or running:
             begins = [fault for fault in waiting if fault.may_begin()]
             ends = [each for each in running if each[0].may_end()]
-            # So many begin before others have ended that most of them overlap.
+            # At 0.7 most faults overlap.
             if begins and (not ends or self._random.random() < 0.7):
                 fault, stack = self._random.choice(begins), ExitStack()
                 print(f"[{fault.name}", end=" ", flush=True)
                 waiting.remove(fault)
-                stack.enter_context(fault.lasts())
+                stack.enter_context(fault.make())
                 running.append((fault, stack))
             else:
                 fault, stack = self._random.choice(ends)
@@ -65,19 +65,19 @@ class Fate:
                 host.wait_until_ready(60)
         self._restarted.clear()
 
-    def _chosen(self) -> list[Fault]:
+    def _choose_faults(self) -> list[Fault]:
         chosen = []
         second, *others = self._lab.hosts[1:]
         if self._random.random() < 0.7:
-            chosen.append(Fault("compaction", self._changed, lambda: self._etcd_serves))
+            chosen.append(Fault("compaction", self._compacted, lambda: self._etcd_serves))
         if self._random.random() < 0.7:
             how = self._random.choice((self._killed, self._frozen))
             chosen.append(Fault(how.__name__.strip("_"), how))
         if self._random.random() < 0.4:
-            chosen.append(Fault(f"{second.name} again", partial(self._again, second)))
+            chosen.append(Fault(f"{second.name} reexecuted", partial(self._reexecuted, second)))
         for host in others:
             if self._random.random() < 0.5:
-                chosen.append(self._leaving(host))
+                chosen.append(self._daemon_fault(host))
         for host in self._lab.hosts:
             if self._random.random() < 0.35:
                 rule = self._random.choice((DROP, RESET))
@@ -85,11 +85,11 @@ class Fate:
                 chosen.append(Fault(name, partial(self._cut_off, host, rule)))
         return chosen
 
-    def _leaving(self, host: Host) -> Fault:
+    def _daemon_fault(self, host: Host) -> Fault:
         how = self._random.choice((self._stopped, self._crashed, self._revoked))
         name = f"{host.name} {how.__name__.strip('_')}"
         if how == self._revoked:
-            # To be told of it, it must hear of etcd.
+            # The daemon must reach etcd to learn of it.
             return Fault(
                 name,
                 partial(how, host),
@@ -132,8 +132,8 @@ class Fate:
         self.starts[host] += 1
 
     @contextmanager
-    def _again(self, host: Host) -> Iterator[None]:
-        """A restart that forwards throughout, whatever else fails at the time."""
+    def _reexecuted(self, host: Host) -> Iterator[None]:
+        """A restart during which the host forwards, whatever else fails."""
         assert host.daemon
         host.daemon.send_signal(signal.SIGUSR2)
         self._restarted.add(host)
@@ -141,13 +141,13 @@ class Fate:
         yield
 
     @contextmanager
-    def _changed(self) -> Iterator[None]:
+    def _compacted(self) -> Iterator[None]:
         writer = EtcdWriter(self._lab)
         names = [f"10.1.{self._random.randint(130, 250)}.0-24" for _ in range(20)]
         for name in names:
             writer.put(name, lease_value(f"172.30.0.{self._random.randint(100, 200)}"))
         self._lab.etcdctl("compact", str(writer.delete(names[0])))
-        self.compactions_unheard += bool(self._cut)
+        self.missed_compactions += bool(self._cut)
         yield
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""A minute without etcd, long enough to run beside other tests."""
+"""An outage of etcd for one minute, which runs in a lab of its own beside other tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import threading
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from course import AFTER_SILENCE, RECOVERY, course_of
 from etcd_server import wait_until
+from fault_timer import AFTER_SILENCE, RECOVERY, timed_fault
 from faults import (
     CONFIG,
     DROP,
@@ -18,26 +18,26 @@ from faults import (
     STRANGER,
     await_agreement,
     await_loss,
+    change_cut,
     cut_off,
-    cut_off_by,
 )
 from instruments import control_seconds, lease_value, leases, log_lines
 
 from flannel_udp.lab.lab import Host, Lab
 
-CONTEST = 60.0  # seconds for which a claim in replaced data may be old news, by the contract
+CONTEST = 60.0  # seconds before a claim in replaced data is accepted
 MOST_LINES = 10 + 1  # of a daemon
 MOST_CPU = 0.01  # of a processor
 
-TURN = 4.0  # seconds until the way in which a host is cut off is another one
+CUT_PERIOD = 4.0  # seconds between two changes of how the third host is cut off
 
 
-class Minute:
-    """Three hosts are cut off from etcd, the last one of them in ways that take turns. The fourth
-    finds etcd's data replaced, and in it a claim on its subnet that nobody withdraws.
+class LongOutage:
+    """Three hosts are cut off from etcd, the third by dropped and by reset connections in turn. The
+    fourth finds etcd's data replaced, with its subnet's key naming another host.
 
-    They must log next to nothing, cost next to nothing, and lose no packet; the fourth must end,
-    neither sooner nor later than a minute after it found the claim.
+    The three must log at most MOST_LINES, use at most MOST_CPU and lose no packet; the daemon of
+    the fourth must end a minute after it read the key, not earlier and not later.
     """
 
     def __init__(self) -> None:
@@ -45,26 +45,26 @@ class Minute:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """End it early, as a failure."""
+        """End the outage early, as a failure."""
         self._stopping.set()
 
-    def pass_by(self) -> None:
-        """Raises AssertionError if something was not as it must be."""
+    def run(self) -> None:
+        """Raises AssertionError if one of the hosts does not behave as described above."""
         with Lab(hosts=4, config=CONFIG) as lab:
             try:
-                self._pass_in(lab)
+                self._run_in(lab)
             finally:
                 for host in lab.hosts:
                     log = host.log_path.read_text()
                     self.report.append(f"--- daemon log of {host.name}\n{log}")
                     assert "Traceback" not in log
 
-    def _pass_in(self, lab: Lab) -> None:
+    def _run_in(self, lab: Lab) -> None:
         *cut, victim = lab.hosts
         dropped, reset, third = cut
         subnet = str(victim.subnet)
         name = subnet.replace("/", "-")
-        with course_of("a minute without etcd", cut, interval=0.02) as course:
+        with timed_fault("a minute without etcd", cut, interval=0.02) as timer:
             with ExitStack() as cuts:
                 for host, how in ((dropped, DROP), (reset, RESET), (third, RESET)):
                     cuts.enter_context(cut_off(host, how))
@@ -75,12 +75,12 @@ class Minute:
                 lab.etcdctl("put", f"{lab.prefix}/config", json.dumps(CONFIG))
                 lab.etcdctl("put", f"{lab.prefix}/subnets/{name}", lease_value(STRANGER))
                 wait_until(lambda: log_lines(victim, "another host claims", subnet), "the contest")
-                course.begin()
+                timer.start()
                 await_loss(*cut)
                 used = {host: control_seconds(host) for host in cut}
-                ends = partial(self._ends, victim, third)
-                course.comes("claim accepted", ends, within=CONTEST + RECOVERY)
-                lasted = course.seconds
+                await_end = partial(self._await_end, victim, third)
+                timer.expect("claim accepted", await_end, within=CONTEST + RECOVERY)
+                lasted = timer.seconds
                 assert lasted > CONTEST - 1
                 for host in cut:
                     share = (control_seconds(host) - used[host]) / lasted
@@ -89,20 +89,20 @@ class Minute:
                     assert share < MOST_CPU
                     assert lines <= MOST_LINES
                     unknown = log_lines(host, "the call failed")
-                    assert not unknown, "a cause without its own words"
+                    assert not unknown, "a cause that is not recognised"
             assert log_lines(victim, "flannel-udp: ", f"taken over by {STRANGER}")
             assert leases(lab)[name] == lease_value(STRANGER)
             victim.start_daemon()
-            course.begin()
+            timer.start()
             agreement = partial(await_agreement, lab.hosts, lab.etcdctl, lab.prefix)
-            course.comes("well again", agreement, within=AFTER_SILENCE)
+            timer.expect("well again", agreement, within=AFTER_SILENCE)
         assert str(victim.subnet) != subnet
 
-    def _ends(self, victim: Host, turning: Host) -> None:
+    def _await_end(self, victim: Host, alternating: Host) -> None:
         assert victim.daemon
         for how in itertools.cycle((DROP, RESET)):
             assert not self._stopping.is_set(), "stopped"
-            cut_off_by(turning, how)
+            change_cut(alternating, how)
             with suppress(subprocess.TimeoutExpired):
-                assert victim.daemon.wait(TURN) == 1
+                assert victim.daemon.wait(CUT_PERIOD) == 1
                 return
