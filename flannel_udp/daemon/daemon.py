@@ -12,6 +12,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from flannel_udp.backends.pump.keeper import TunnelKeeper
@@ -102,22 +103,17 @@ def run(options: Options, taken: Takeover | None = None) -> int:
     return 0
 
 
+@dataclass
 class Daemon:
     """Starts each part and waits for the end. ``control`` and ``data_plane`` get what undoes a
     step; they are closed in this order, each with its last step first."""
 
-    def __init__(
-        self,
-        options: Options,
-        taken: Takeover | None,
-        shutdown: Shutdown,
-        status: StatusSource,
-        data_plane: contextlib.ExitStack,
-        control: contextlib.ExitStack,
-    ) -> None:
-        self._options, self._taken, self._shutdown = options, taken, shutdown
-        self._status, self._readiness = status, status.readiness
-        self._data_plane, self._control = data_plane, control
+    options: Options
+    taken: Takeover | None
+    shutdown: Shutdown
+    status: StatusSource
+    data_plane: contextlib.ExitStack
+    control: contextlib.ExitStack
 
     def serve(self) -> None:
         """Returns when the end was requested, also before all parts have started."""
@@ -137,13 +133,13 @@ class Daemon:
             settings.own,
             start.known.snapshot,
             consumers=(keeper.observe, reconciler.apply, recorder.changed),
-            on_fatal=self._shutdown.fail,
+            on_fatal=self.shutdown.fail,
         )
         config_watch = ConfigWatch(registry, settings.config)
         report = StatusReport(
             settings.facts(), keeper, follower, config_watch, reconciler, pump, firewall
         )
-        self._control.enter_context(self._status.including(report.report))
+        self.control.enter_context(self.status.including(report.report))
 
         written = self._write_subnet_env(settings)
         self._forward(settings, pump, recorder)
@@ -159,20 +155,23 @@ class Daemon:
             settings.mtu,
         )
         if self._wait_until_usable(settings, firewall, written=written):
-            self._announce(settings, follower, keeper)
-        if self._taken:
+            self.status.readiness.ready(follower.staleness)
+            keeper.mark_ready()
+            status = f"STATUS=forwarding {settings.own.subnet} through {settings.tunnel.device}"
+            systemd.notify("READY=1", status)
+        if self.taken:
             self._confirm_config(registry, settings.config)
         self._launch(config_watch)
-        self._shutdown.requested.wait()
+        self.shutdown.requested.wait()
 
     def _begin(self) -> tuple[Registry, Start, Firewall]:
         """Connect to etcd, settle the lease and the tunnel, and prepare this host."""
-        left = self._data_plane.enter_context(contextlib.ExitStack())
-        if self._taken:  # until this process has looked at what the last one made
-            left.callback(self._remove_left, self._taken.handover.head.config)
-        etcd = self._attempt(lambda: Etcd.connect(self._options))
-        self._control.callback(etcd.close)
-        registry = Registry(etcd, self._options.etcd_prefix)
+        left = self.data_plane.enter_context(contextlib.ExitStack())
+        if self.taken:  # until this process has looked at what the last one made
+            left.callback(self._remove_left, self.taken.handover.head.config)
+        etcd = self._attempt(lambda: Etcd.connect(self.options))
+        self.control.callback(etcd.close)
+        registry = Registry(etcd, self.options.etcd_prefix)
         start = self._start(registry)
         firewall = self._prepare_host(start.settings)
         left.pop_all()
@@ -185,14 +184,14 @@ class Daemon:
         """
         result = (
             attempt()
-            if not self._taken
+            if not self.taken
             else retry_until(
-                self._shutdown.requested,
+                self.shutdown.requested,
                 attempt,
                 log,
                 retry_on=(CertificateError, FirewallError, InterfaceError),
                 works="the start goes on",
-                on_failure=self._readiness.not_ready,
+                on_failure=self.status.readiness.not_ready,
             )
         )
         if result is None:
@@ -200,35 +199,35 @@ class Daemon:
         return result
 
     def _start(self, registry: Registry) -> Start:
-        options, taken, shutdown = self._options, self._taken, self._shutdown
+        options, taken, shutdown = self.options, self.taken, self.shutdown
         if taken:
             return self._attempt(lambda: resume(options, taken, shutdown))
         return self._attempt(
-            lambda: claim(options, registry, shutdown, self._readiness, self._data_plane)
+            lambda: claim(options, registry, shutdown, self.status.readiness, self.data_plane)
         )
 
     def _prepare_host(self, settings: Settings) -> Firewall:
-        made = self._data_plane.enter_context(contextlib.ExitStack())
-        if self._taken:  # it was there before, and stays if this start fails
-            self._data_plane.callback(self._leave_made, made)
-        displace = self._taken is not None
+        made = self.data_plane.enter_context(contextlib.ExitStack())
+        if self.taken:  # it was there before, and stays if this start fails
+            self.data_plane.callback(self._leave_made, made)
+        displace = self.taken is not None
         try:
             firewall = self._attempt(
-                lambda: host_setup.prepare(settings, made, self._shutdown.fail, displace=displace)
+                lambda: host_setup.prepare(settings, made, self.shutdown.fail, displace=displace)
             )
         except DeviceGoneError as error:
-            if not self._taken:
+            if not self.taken:
                 raise
-            self._shutdown.start_afresh(str(error))
+            self.shutdown.start_afresh(str(error))
             raise StopRequested from None
         self._made = made
         return firewall
 
     def _pump(self, settings: Settings) -> Pump:
-        if self._taken:
-            pump = self._taken.pump
+        if self.taken:
+            pump = self.taken.pump
         else:
-            pump = self._data_plane.enter_context(Pump(settings.pump_config()))
+            pump = self.data_plane.enter_context(Pump(settings.pump_config()))
         pump.set_addresses(interfaces.own_addresses())
         return pump
 
@@ -236,10 +235,10 @@ class Daemon:
         """Made with the routes of all known leases, which the pump gets."""
         flaw_of_way = judge_ways(settings.tunnel.device)
         routes = RouteSet(settings.config, settings.own.subnet, settings.public_ip, flaw_of_way)
-        held = HeldLeases(settings.public_ip, self._options.stale_hold, routes.is_sound)
-        reconciler = Reconciler(routes, pump, held, self._shutdown.fail)
-        self._control.callback(reconciler.close)
-        if self._taken:
+        held = HeldLeases(settings.public_ip, self.options.stale_hold, routes.is_sound)
+        reconciler = Reconciler(routes, pump, held, self.shutdown.fail)
+        self.control.callback(reconciler.close)
+        if self.taken:
             reconciler.restore(known)
         else:
             reconciler.apply(known.snapshot)
@@ -253,20 +252,20 @@ class Daemon:
     ) -> LeaseKeeper:
         def on_lost(error: LeaseLostError) -> None:
             pump.stop()  # at once: another host may have the subnet, and ending the rest takes time
-            self._shutdown.fail(error)
+            self.shutdown.fail(error)
 
-        margin = self._options.subnet_lease_renew_margin * 60.0
-        keeper = LeaseKeeper(Claims(registry), settings.own, margin, on_lost, self._shutdown.fail)
-        self._control.callback(self._give_back_if_moved, keeper)
-        if self._taken:
+        margin = self.options.subnet_lease_renew_margin * 60.0
+        keeper = LeaseKeeper(Claims(registry), settings.own, margin, on_lost, self.shutdown.fail)
+        self.control.callback(self._give_back_if_moved, keeper)
+        if self.taken:
             keeper.observe(known.snapshot)  # the last process may have left a change unsettled
         return keeper
 
     def _recorder(
         self, settings: Settings, keeper: LeaseKeeper, reconciler: Reconciler
     ) -> Recorder:
-        taken = self._taken
-        memory = taken.memory if taken else self._data_plane.enter_context(MemoryFile.create())
+        taken = self.taken
+        memory = taken.memory if taken else self.data_plane.enter_context(MemoryFile.create())
 
         def read_state() -> RecordedState:
             known, routes = reconciler.known()
@@ -276,11 +275,11 @@ class Daemon:
 
     def _forward(self, settings: Settings, pump: Pump, recorder: Recorder) -> None:
         """Start the pump, and what keeps it and the tunnel whole."""
-        if not self._taken:
+        if not self.taken:
             pump.start()
-        self._control.enter_context(recorder)
-        self._data_plane.callback(self._leave_made, self._made)
-        self._data_plane.callback(self._leave_descriptors, recorder)
+        self.control.enter_context(recorder)
+        self.data_plane.callback(self._leave_made, self._made)
+        self.data_plane.callback(self._leave_descriptors, recorder)
 
         def on_restored() -> None:
             tunnel_device.mark(settings.tunnel.device, settings.config.port)
@@ -290,48 +289,42 @@ class Daemon:
             settings.tunnel_plan(),
             settings.tunnel,
             pump,
-            lambda: interfaces.current_external(self._options),
-            self._shutdown.fail,
+            lambda: interfaces.current_external(self.options),
+            self.shutdown.fail,
             on_lost=release,
             on_restored=on_restored,
-            on_fault=self._readiness.set_fault,
+            on_fault=self.status.readiness.set_fault,
         )
-        self._control.enter_context(keeper)
-        self._control.enter_context(PumpWatch(pump, keeper.wake, self._shutdown.fail))
+        self.control.enter_context(keeper)
+        self.control.enter_context(PumpWatch(pump, keeper.wake, self.shutdown.fail))
 
     def _launch(self, service: Follower | LeaseKeeper | ConfigWatch) -> None:
         service.start()
-        self._control.callback(service.join, _STOP_PATIENCE)
-        self._control.callback(service.stop)
+        self.control.callback(service.join, _STOP_PATIENCE)
+        self.control.callback(service.stop)
 
     def _wait_until_usable(self, settings: Settings, firewall: Firewall, *, written: bool) -> bool:
         """Wait until subnet.env is written and the traffic rules are in place; False if the end
         was requested before."""
         while not (written and self._has_rules(firewall)):
-            if self._shutdown.requested.wait(_READY_RETRY):
+            if self.shutdown.requested.wait(_READY_RETRY):
                 return False
             written = written or self._write_subnet_env(settings)
         return True
 
-    def _announce(self, settings: Settings, follower: Follower, keeper: LeaseKeeper) -> None:
-        self._readiness.ready(follower.staleness)
-        keeper.mark_ready()
-        ready = f"STATUS=forwarding {settings.own.subnet} through {settings.tunnel.device}"
-        systemd.notify("READY=1", ready)
-
     def _has_rules(self, firewall: Firewall) -> bool:
         """Whether the traffic rules have been in place; the firewall logs why not."""
         if firewall.missing:
-            self._readiness.not_ready(firewall.missing)
+            self.status.readiness.not_ready(firewall.missing)
             return False
         return True
 
     def _write_subnet_env(self, settings: Settings) -> bool:
-        path = self._options.subnet_file
+        path = self.options.subnet_file
         try:
             subnet_env.write(path, settings.subnet_env())
         except SubnetFileError as error:
-            if self._readiness.not_ready(str(error)):  # once, not at every attempt
+            if self.status.readiness.not_ready(str(error)):  # once, not at every attempt
                 log.warning("%s; forwarding, but not ready", error)
             return False
         log.debug("wrote %s", path)
@@ -339,27 +332,27 @@ class Daemon:
 
     def _confirm_config(self, registry: Registry, config: NetworkConfig) -> None:
         """Start afresh if the network config in etcd is not the one that the last process used."""
-        requested = self._shutdown.requested
+        requested = self.shutdown.requested
         found = retry_until(requested, registry.network_config, log, registry.lines)
         if found is not None and found != config:
-            self._shutdown.start_afresh(
+            self.shutdown.start_afresh(
                 "the network config in etcd has changed since the last start"
             )
 
     # The way back
 
     def _remove_left(self, config: NetworkConfig) -> None:
-        if not self._shutdown.has_successor:
+        if not self.shutdown.has_successor:
             host_setup.remove_left(config)
 
     def _leave_made(self, made: contextlib.ExitStack) -> None:
         """Keep what was made on the host if another process will use it."""
-        if self._shutdown.has_successor:
+        if self.shutdown.has_successor:
             made.pop_all()
 
     def _leave_descriptors(self, recorder: Recorder) -> None:
-        if self._shutdown.has_successor:
-            self._shutdown.left = recorder.leave()
+        if self.shutdown.has_successor:
+            self.shutdown.left = recorder.leave()
 
     def _give_back_if_moved(self, keeper: LeaseKeeper) -> None:
         """Delete our lease when this host has another address, since it names the old one.
@@ -367,7 +360,7 @@ class Daemon:
         The next start finds the subnet in subnet.env and leases it again if it is free. With
         ``--public-ip`` the lease does not name the address that has changed.
         """
-        error, options = self._shutdown.error, self._options
+        error, options = self.shutdown.error, self.options
         if not isinstance(error, AddressChangedError) or options.public_ip is not None:
             return
         # By a new connection: the open ones come from the address that is gone.

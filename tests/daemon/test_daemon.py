@@ -82,8 +82,8 @@ def test_a_stopping_daemon_is_not_ready(monkeypatch: pytest.MonkeyPatch, tmp_pat
     seen: list[Status] = []
 
     def serve(self: Daemon) -> None:
-        self._readiness.ready()
-        self._control.callback(lambda: seen.append(self._status.read()))
+        self.status.readiness.ready()
+        self.control.callback(lambda: seen.append(self.status.read()))
 
     monkeypatch.setattr(locks, "_FOLDER", tmp_path / "locks")
     monkeypatch.setattr(daemon, "obey_signals", lambda _: None)
