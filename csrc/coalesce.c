@@ -244,8 +244,7 @@ size_t coalesce_build(const struct coalescer *coalescer, size_t index, struct vi
     const struct coalesced_packet *packet = &coalescer->packets[bundle->first];
     iov[0] = (struct iovec){vnet, sizeof *vnet};
     if (bundle->count == 1) {
-        /* A packet that could have been merged had its checksum verified: the kernel need not do it again. */
-        *vnet = (struct virtio_net_hdr){.flags = bundle->headers != 0 ? VIRTIO_NET_HDR_F_DATA_VALID : 0};
+        *vnet = (struct virtio_net_hdr){0};
         iov[1] = iovec_of(packet->bytes, packet->length);
         return 2;
     }

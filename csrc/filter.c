@@ -1,7 +1,5 @@
 #include "filter.h"
 
-#include "address_set.h"
-
 static bool in_network(const struct filter_identity *own, uint32_t address)
 {
     return (address & own->network_mask) == own->network;
@@ -31,7 +29,7 @@ enum drop_reason filter_outbound(const struct filter_identity *own, const struct
 static bool is_ours(const struct filter_identity *own, uint32_t address)
 {
     return address == own->public_ip || in_own_subnet(own, address) ||
-           address_set_holds(own->addresses, address);
+           route_table_lookup(own->addresses, address) != ROUTE_NONE;
 }
 
 static enum drop_reason check_source(const struct filter_identity *own, const struct route_table *routes,

@@ -1,15 +1,17 @@
+#include "inbound.h"
+
 #include <errno.h>
 
 #include "offload.h"
 #include "segment.h"
 #include "transport.h"
-#include "worker_turns.h"
+
 
 /* The TUN refused a superpacket: it is asked again after this long. */
 #define SUPERPACKET_RETRY_NS UINT64_C(10000000000)
 
 /* Decides about one datagram's packet. Whether it goes to the TUN. */
-static bool admit(struct worker *worker, const uint8_t *bytes, size_t length, uint32_t outer_source,
+static bool admit(struct tunnel *tunnel, const uint8_t *bytes, size_t length, uint32_t outer_source,
                   struct packet *packet)
 {
     struct peer *sender = NULL;
@@ -17,15 +19,15 @@ static bool admit(struct worker *worker, const uint8_t *bytes, size_t length, ui
     enum packet_fault fault = packet_parse(packet, bytes, length);
     enum drop_reason drop = filter_inbound_fault(fault);
     if (fault == PACKET_OK) {
-        drop = filter_inbound(worker->own, worker->routes, worker->peers, packet, outer_source, &sender);
+        drop = filter_inbound(tunnel->own, tunnel->tables->routes, tunnel->tables->peers, packet, outer_source, &sender);
         refusal.inner_source = packet->source;
         refusal.inner_destination = packet->destination;
     }
     if (drop != DROP_NONE) {
-        count_drop(worker, drop);
+        tunnel_count_drop(tunnel, drop);
         refusal.reason = drop;
-        if (refusal_add(&worker->refusals, &refusal, worker->now_ns))
-            worker_signal_event(worker);
+        if (refusal_add(&tunnel->refusals, &refusal, tunnel->now_ns))
+            tunnel_signal_event(tunnel);
         return false;
     }
     if (sender != NULL) {
@@ -35,117 +37,117 @@ static bool admit(struct worker *worker, const uint8_t *bytes, size_t length, ui
     return true;
 }
 
-static void count_written(struct worker *worker, size_t packets, size_t bytes)
+static void count_written(struct tunnel *tunnel, size_t packets, size_t bytes)
 {
-    counter_add(&worker->counters.tun_written_packets, packets);
-    counter_add(&worker->counters.tun_written_bytes, bytes);
+    counter_add(&tunnel->counters.tun_written_packets, packets);
+    counter_add(&tunnel->counters.tun_written_bytes, bytes);
 }
 
 /* Writes the packets of a superpacket that the TUN refused, one by one. 0 or -errno. */
-static int write_singly(struct worker *worker, const struct bundle *bundle)
+static int write_singly(struct tunnel *tunnel, const struct bundle *bundle)
 {
-    const struct coalescer *coalescer = &worker->buffers->coalescer;
+    const struct coalescer *coalescer = &tunnel->buffers->coalescer;
     uint16_t index = bundle->first;
     for (size_t left = bundle->count; left > 0; left--) {
         const struct coalesced_packet *packet = &coalescer->packets[index];
-        struct virtio_net_hdr vnet = {.flags = VIRTIO_NET_HDR_F_DATA_VALID}; /* as in coalesce_build */
+        struct virtio_net_hdr vnet = {0};
         struct iovec iov[2] = {{&vnet, sizeof vnet}, {(void *)(uintptr_t)packet->bytes, packet->length}};
-        int error = tun_device_write(&worker->tun, iov, 2);
+        int error = tun_device_write(&tunnel->ends.tun, iov, 2);
         if (tun_device_is_gone(error))
             return error;
         if (error == 0)
-            count_written(worker, 1, packet->length);
+            count_written(tunnel, 1, packet->length);
         else
-            count_drop(worker, DROP_UDP_TUN_REFUSED);
+            tunnel_count_drop(tunnel, DROP_UDP_TUN_REFUSED);
         index = packet->next;
     }
     return 0;
 }
 
 /* The TUN took a superpacket of this protocol, or refused it. */
-static void note_superpacket(struct worker *worker, uint8_t protocol, bool refused)
+static void note_superpacket(struct tunnel *tunnel, uint8_t protocol, bool refused)
 {
     unsigned offload = protocol == PROTOCOL_TCP ? OFFLOAD_TSO : OFFLOAD_USO;
-    /* relaxed, both: only this thread writes it; worker_note_offload_change orders it for the readers */
-    unsigned before = atomic_load_explicit(&worker->refused_offloads, memory_order_relaxed);
+    /* relaxed, both: only this thread writes it; tunnel_note_offload_change orders it for the readers */
+    unsigned before = atomic_load_explicit(&tunnel->refused_offloads, memory_order_relaxed);
     unsigned after = refused ? before | offload : before & ~offload;
     if (after == before)
         return;
-    atomic_store_explicit(&worker->refused_offloads, after, memory_order_relaxed);
-    worker_note_offload_change(worker);
+    atomic_store_explicit(&tunnel->refused_offloads, after, memory_order_relaxed);
+    tunnel_note_offload_change(tunnel);
 }
 
 /* The TUN refused this superpacket: what it holds is written, and the next ones are not merged for a while. */
-static int fall_back_to_singles(struct worker *worker, const struct bundle *bundle)
+static int fall_back_to_singles(struct tunnel *tunnel, const struct bundle *bundle)
 {
-    note_superpacket(worker, bundle->protocol, true);
-    uint64_t *until = bundle->protocol == PROTOCOL_TCP ? &worker->tcp_single_until_ns : &worker->udp_single_until_ns;
-    *until = worker->now_ns + SUPERPACKET_RETRY_NS;
-    counter_add(&worker->counters.write_fallbacks, 1);
-    return write_singly(worker, bundle);
+    note_superpacket(tunnel, bundle->protocol, true);
+    uint64_t *until = bundle->protocol == PROTOCOL_TCP ? &tunnel->tcp_single_until_ns : &tunnel->udp_single_until_ns;
+    *until = tunnel->now_ns + SUPERPACKET_RETRY_NS;
+    counter_add(&tunnel->counters.write_fallbacks, 1);
+    return write_singly(tunnel, bundle);
 }
 
-static int write_bundle(struct worker *worker, size_t index)
+static int write_bundle(struct tunnel *tunnel, size_t index)
 {
-    const struct coalescer *coalescer = &worker->buffers->coalescer;
+    const struct coalescer *coalescer = &tunnel->buffers->coalescer;
     const struct bundle *bundle = &coalescer->bundles[index];
     struct virtio_net_hdr vnet;
     uint8_t header[SEGMENT_HEADER_MAX];
     struct iovec iov[COALESCE_IOVECS];
     size_t count = coalesce_build(coalescer, index, &vnet, header, iov);
-    int error = tun_device_write(&worker->tun, iov, count);
+    int error = tun_device_write(&tunnel->ends.tun, iov, count);
     if (tun_device_is_gone(error))
         return error;
     if (error == 0) {
         size_t bytes = (size_t)bundle->headers * bundle->count + bundle->payload;
-        count_written(worker, bundle->count, bundle->count == 1 ? iov[1].iov_len : bytes);
+        count_written(tunnel, bundle->count, bundle->count == 1 ? iov[1].iov_len : bytes);
         if (bundle->count > 1) {
-            counter_add(&worker->counters.tun_written_superpackets, 1);
-            note_superpacket(worker, bundle->protocol, false);
+            counter_add(&tunnel->counters.tun_written_superpackets, 1);
+            note_superpacket(tunnel, bundle->protocol, false);
         }
         return 0;
     }
     if (bundle->count > 1 && tun_device_refused_superpacket(error))
-        return fall_back_to_singles(worker, bundle);
-    counter_add(&worker->counters.drops[DROP_UDP_TUN_REFUSED], bundle->count);
+        return fall_back_to_singles(tunnel, bundle);
+    counter_add(&tunnel->counters.drops[DROP_UDP_TUN_REFUSED], bundle->count);
     return 0;
 }
 
 /* Hands the batch to the TUN and starts an empty one. 0 or -errno. */
-static int write_batch(struct worker *worker)
+static int write_batch(struct tunnel *tunnel)
 {
-    struct coalescer *coalescer = &worker->buffers->coalescer;
+    struct coalescer *coalescer = &tunnel->buffers->coalescer;
     int error = 0;
     for (size_t i = 0; i < coalescer->bundle_count && error == 0; i++)
-        error = write_bundle(worker, i);
+        error = write_bundle(tunnel, i);
     coalesce_reset(coalescer);
     return error;
 }
 
 /* Takes what one receive brought: one datagram, or several of one size one after another. 0 or -errno. */
-static int take_inbound(struct worker *worker, const struct mmsghdr *message, const uint8_t *bytes,
+static int take_inbound(struct tunnel *tunnel, const struct mmsghdr *message, const uint8_t *bytes,
                         const struct sockaddr_in *from)
 {
     uint32_t outer_source = ntohl(from->sin_addr.s_addr);
     size_t size = udp_socket_datagram_size(message), left = message->msg_len;
     if (message->msg_hdr.msg_flags & MSG_TRUNC) {
-        counter_add(&worker->counters.udp_received_packets, 1);
-        count_drop(worker, DROP_UDP_TRUNCATED);
+        counter_add(&tunnel->counters.udp_received_packets, 1);
+        tunnel_count_drop(tunnel, DROP_UDP_TRUNCATED);
         return 0;
     }
     if (size < left)
-        counter_add(&worker->counters.udp_merged_receives, 1);
+        counter_add(&tunnel->counters.udp_merged_receives, 1);
     do { /* an empty datagram counts, too */
         struct packet packet;
         size_t length = left < size ? left : size;
-        counter_add(&worker->counters.udp_received_packets, 1);
-        counter_add(&worker->counters.udp_received_bytes, length);
-        if (admit(worker, bytes, length, outer_source, &packet) &&
-            !coalesce_add(&worker->buffers->coalescer, &packet)) {
-            int error = write_batch(worker);
+        counter_add(&tunnel->counters.udp_received_packets, 1);
+        counter_add(&tunnel->counters.udp_received_bytes, length);
+        if (admit(tunnel, bytes, length, outer_source, &packet) &&
+            !coalesce_add(&tunnel->buffers->coalescer, &packet)) {
+            int error = write_batch(tunnel);
             if (error < 0)
                 return error;
-            (void)coalesce_add(&worker->buffers->coalescer, &packet); /* there is room: it is empty */
+            (void)coalesce_add(&tunnel->buffers->coalescer, &packet); /* there is room: it is empty */
         }
         bytes += length;
         left -= length;
@@ -153,30 +155,30 @@ static int take_inbound(struct worker *worker, const struct mmsghdr *message, co
     return 0;
 }
 
-int inbound_serve(struct worker *worker, size_t most)
+int inbound_serve(struct tunnel *tunnel, size_t most)
 {
-    struct inbox *box = &worker->buffers->inbox;
-    struct coalescer *coalescer = &worker->buffers->coalescer;
+    struct inbox *box = &tunnel->buffers->inbox;
+    struct coalescer *coalescer = &tunnel->buffers->coalescer;
     if (most > box->size)
         most = box->size;
     for (size_t i = 0; i < most; i++) { /* the kernel writes these: set them anew */
         box->headers[i].msg_hdr.msg_namelen = sizeof box->from[i];
         box->headers[i].msg_hdr.msg_controllen = sizeof box->control[i];
     }
-    int n = udp_socket_receive_batch(worker->udp_fd, box->headers, most);
+    int n = udp_socket_receive_batch(tunnel->ends.udp_fd, box->headers, most);
     if (n < 0) {
         if (udp_socket_is_dead(n))
             return n;
         if (n != -EAGAIN)
-            counter_add(&worker->counters.receive_errors, 1);
+            counter_add(&tunnel->counters.receive_errors, 1);
         return 0;
     }
-    coalescer->tcp = worker->offloads & OFFLOAD_TSO && worker->now_ns >= worker->tcp_single_until_ns;
-    coalescer->udp = worker->offloads & OFFLOAD_USO && worker->now_ns >= worker->udp_single_until_ns;
+    coalescer->tcp = tunnel->ends.offloads & OFFLOAD_TSO && tunnel->now_ns >= tunnel->tcp_single_until_ns;
+    coalescer->udp = tunnel->ends.offloads & OFFLOAD_USO && tunnel->now_ns >= tunnel->udp_single_until_ns;
     for (int i = 0; i < n; i++) {
-        int error = take_inbound(worker, &box->headers[i], worker->buffers->inbound[i], &box->from[i]);
+        int error = take_inbound(tunnel, &box->headers[i], tunnel->buffers->inbound[i], &box->from[i]);
         if (error < 0)
             return error;
     }
-    return write_batch(worker);
+    return write_batch(tunnel);
 }

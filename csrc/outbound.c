@@ -1,20 +1,23 @@
+#include "outbound.h"
+
 #include <errno.h>
 
+#include "icmp.h"
 #include "segment.h"
-#include "worker_turns.h"
 
-static int answer_unroutable(struct worker *worker, const struct packet *packet)
+
+static int answer_unroutable(struct tunnel *tunnel, const struct packet *packet)
 {
     uint8_t reply[ICMP_REPLY_MAX];
-    if (!icmp_may_answer(packet) || !icmp_limiter_allow(&worker->limiter, worker->now_ns)) {
-        counter_add(&worker->counters.icmp_suppressed, 1);
+    if (!icmp_may_answer(packet) || !icmp_limiter_allow(&tunnel->limiter, tunnel->now_ns)) {
+        counter_add(&tunnel->counters.icmp_suppressed, 1);
         return 0;
     }
     struct virtio_net_hdr vnet = {0};
-    size_t length = icmp_net_unreachable(reply, worker->tun_address, packet);
+    size_t length = icmp_net_unreachable(reply, tunnel->tun_address, packet);
     struct iovec iov[2] = {{&vnet, sizeof vnet}, {reply, length}};
-    int error = tun_device_write(&worker->tun, iov, 2);
-    counter_add(error == 0 ? &worker->counters.icmp_replies : &worker->counters.icmp_suppressed, 1);
+    int error = tun_device_write(&tunnel->ends.tun, iov, 2);
+    counter_add(error == 0 ? &tunnel->counters.icmp_replies : &tunnel->counters.icmp_suppressed, 1);
     return tun_device_is_gone(error) ? error : 0;
 }
 
@@ -36,12 +39,12 @@ static int add_segments(struct outbox *outbox, const struct packet *packet,
 }
 
 /* Puts one packet or superpacket into the outbox, its checksums complete. 0 or -EINVAL. */
-static int add_outbound(struct worker *worker, uint8_t *bytes, const struct packet *packet,
+static int add_outbound(struct tunnel *tunnel, uint8_t *bytes, const struct packet *packet,
                         const struct virtio_net_hdr *vnet, struct peer *peer)
 {
-    struct outbox *outbox = &worker->buffers->outbox;
+    struct outbox *outbox = &tunnel->buffers->outbox;
     if (vnet->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
-        counter_add(&worker->counters.tun_read_superpackets, 1);
+        counter_add(&tunnel->counters.tun_read_superpackets, 1);
         return add_segments(outbox, packet, vnet, peer);
     }
     if (vnet->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
@@ -55,47 +58,47 @@ static int add_outbound(struct worker *worker, uint8_t *bytes, const struct pack
 }
 
 /* Decides about one packet read from the TUN: into the outbox, or dropped and counted. 0 or -errno. */
-static int take_outbound(struct worker *worker, uint8_t *bytes, size_t length,
+static int take_outbound(struct tunnel *tunnel, uint8_t *bytes, size_t length,
                          const struct virtio_net_hdr *vnet)
 {
     struct packet packet;
     struct peer *peer;
     enum packet_fault fault = packet_parse(&packet, bytes, length);
     if (fault != PACKET_OK) {
-        count_drop(worker, fault == PACKET_IPV6 ? DROP_TUN_IPV6 : DROP_TUN_MALFORMED);
+        tunnel_count_drop(tunnel, fault == PACKET_IPV6 ? DROP_TUN_IPV6 : DROP_TUN_MALFORMED);
         return 0;
     }
-    enum drop_reason drop = filter_outbound(worker->own, worker->routes, worker->peers, &packet, &peer);
-    if (drop == DROP_NONE && add_outbound(worker, bytes, &packet, vnet, peer) < 0)
+    enum drop_reason drop = filter_outbound(tunnel->own, tunnel->tables->routes, tunnel->tables->peers, &packet, &peer);
+    if (drop == DROP_NONE && add_outbound(tunnel, bytes, &packet, vnet, peer) < 0)
         drop = DROP_TUN_MALFORMED;
     if (drop == DROP_NONE)
         return 0;
-    count_drop(worker, drop);
-    return drop == DROP_TUN_NO_ROUTE ? answer_unroutable(worker, &packet) : 0;
+    tunnel_count_drop(tunnel, drop);
+    return drop == DROP_TUN_NO_ROUTE ? answer_unroutable(tunnel, &packet) : 0;
 }
 
 /* Reads at most `most` packets into the empty outbox. 0 or -errno. */
-static int fill_outbox(struct worker *worker, size_t most)
+static int fill_outbox(struct tunnel *tunnel, size_t most)
 {
-    struct outbox *outbox = &worker->buffers->outbox;
+    struct outbox *outbox = &tunnel->buffers->outbox;
     outbox_reset(outbox);
     size_t used = 0;
     for (size_t count = 0; count < most && used < TURN_BYTES && outbox_has_room(outbox); count++) {
         struct virtio_net_hdr vnet;
-        uint8_t *slot = worker->buffers->outbound + used;
-        ssize_t n = tun_device_read(&worker->tun, &vnet, slot, SLOT_SIZE);
+        uint8_t *slot = tunnel->buffers->outbound + used;
+        ssize_t n = tun_device_read(&tunnel->ends.tun, &vnet, slot, SLOT_SIZE);
         if (n == -EAGAIN)
             return 0;
         if (n < 0 && !tun_device_lost_packet((int)n))
             return (int)n;
-        counter_add(&worker->counters.tun_read_packets, 1);
+        counter_add(&tunnel->counters.tun_read_packets, 1);
         if (n < 0) {
-            count_drop(worker, DROP_TUN_READ_FAILED);
+            tunnel_count_drop(tunnel, DROP_TUN_READ_FAILED);
             continue;
         }
         size_t length = (size_t)n;
-        counter_add(&worker->counters.tun_read_bytes, length);
-        int error = take_outbound(worker, slot, length, &vnet);
+        counter_add(&tunnel->counters.tun_read_bytes, length);
+        int error = take_outbound(tunnel, slot, length, &vnet);
         if (error < 0)
             return error;
         used += length;
@@ -103,39 +106,20 @@ static int fill_outbox(struct worker *worker, size_t most)
     return 0;
 }
 
-static struct outbox_counters counters_of(struct worker *worker, bool *changed)
+int outbound_flush(struct tunnel *tunnel)
 {
-    return (struct outbox_counters){
-        .sent_packets = &worker->counters.udp_sent_packets,
-        .sent_bytes = &worker->counters.udp_sent_bytes,
-        .segmented_sends = &worker->counters.udp_segmented_sends,
-        .fallbacks = &worker->counters.send_fallbacks,
-        .drops = worker->counters.drops,
-        .changed = changed,
-    };
-}
-
-int outbound_flush(struct worker *worker)
-{
-    bool changed = false;
-    const struct outbox_counters counters = counters_of(worker, &changed);
-    int status = outbox_flush(&worker->buffers->outbox, worker->udp_fd, worker->now_ns, &counters);
-    if (changed)
-        worker_note_offload_change(worker);
+    struct outbox *outbox = &tunnel->buffers->outbox;
+    int status = outbox_flush(outbox, tunnel->ends.udp_fd, tunnel->now_ns);
+    if (outbox->offload_changed)
+        tunnel_note_offload_change(tunnel);
+    outbox->offload_changed = false;
     return status;
 }
 
-int outbound_serve(struct worker *worker, size_t most)
+int outbound_serve(struct tunnel *tunnel, size_t most)
 {
-    int error = fill_outbox(worker, most);
+    int error = fill_outbox(tunnel, most);
     /* What was read before an error still leaves. */
-    int flushed = outbound_flush(worker);
+    int flushed = outbound_flush(tunnel);
     return error < 0 ? error : flushed;
-}
-
-void outbound_abandon(struct worker *worker)
-{
-    bool changed;
-    const struct outbox_counters counters = counters_of(worker, &changed);
-    outbox_abandon(&worker->buffers->outbox, &counters);
 }

@@ -117,30 +117,29 @@ static size_t window_fill(struct outbox *outbox, uint64_t now_ns)
     return at;
 }
 
-static void count_sent(const struct outbox_counters *counters, struct peer *peer, size_t packets,
-                       size_t bytes)
+static void count_sent(const struct outbox *outbox, struct peer *peer, size_t packets, size_t bytes)
 {
     counter_add(&peer->sent_packets, packets);
     counter_add(&peer->sent_bytes, bytes);
-    counter_add(counters->sent_packets, packets);
-    counter_add(counters->sent_bytes, bytes);
+    counter_add(&outbox->counters->udp_sent_packets, packets);
+    counter_add(&outbox->counters->udp_sent_bytes, bytes);
 }
 
-static void count_lost(const struct outbox_counters *counters, struct peer *peer, enum drop_reason drop, size_t packets)
+static void count_lost(const struct outbox *outbox, struct peer *peer, enum drop_reason drop, size_t packets)
 {
-    counter_add(&counters->drops[drop], packets);
+    counter_add(&outbox->counters->drops[drop], packets);
     counter_add(&peer->dropped_packets, packets);
 }
 
 /* The peer's way out refuses segments until then; 0: it took some. */
-static void set_plain_until(struct peer *peer, uint64_t until_ns, const struct outbox_counters *counters)
+static void set_plain_until(struct outbox *outbox, struct peer *peer, uint64_t until_ns)
 {
     uint64_t before = counter_read(&peer->plain_until_ns);
     if (before == until_ns)
         return;
     /* relaxed: as counter_add */
     atomic_store_explicit(&peer->plain_until_ns, until_ns, memory_order_relaxed);
-    *counters->changed |= before == 0 || until_ns == 0;
+    outbox->offload_changed |= before == 0 || until_ns == 0;
 }
 
 /* One send is done with, well or not: what it held leaves the outbox. */
@@ -151,19 +150,19 @@ static void advance(struct outbox *outbox, const struct message *message)
 }
 
 /* The kernel took the front send. */
-static void take_sent(struct outbox *outbox, uint64_t now_ns, const struct outbox_counters *counters)
+static void take_sent(struct outbox *outbox, uint64_t now_ns)
 {
     struct message *message = &outbox->messages[outbox->first];
     if (message->segmented) {
-        count_sent(counters, message->peer, message->packets, message->length);
-        counter_add(counters->segmented_sends, 1);
-        set_plain_until(message->peer, 0, counters);
+        count_sent(outbox, message->peer, message->packets, message->length);
+        counter_add(&outbox->counters->udp_segmented_sends, 1);
+        set_plain_until(outbox, message->peer, 0);
     } else {
-        count_sent(counters, message->peer, 1, packet_length(message, message->sent));
+        count_sent(outbox, message->peer, 1, packet_length(message, message->sent));
         /* Only now it is known that the segments were the trouble, not the peer. */
         if (message->refused && message->sent == 0) {
-            set_plain_until(message->peer, now_ns + GSO_RETRY_NS, counters);
-            counter_add(counters->fallbacks, 1);
+            set_plain_until(outbox, message->peer, now_ns + GSO_RETRY_NS);
+            counter_add(&outbox->counters->send_fallbacks, 1);
         }
         message->sent++;
     }
@@ -172,15 +171,14 @@ static void take_sent(struct outbox *outbox, uint64_t now_ns, const struct outbo
 
 /* The kernel refused the front send with an error that is not about waiting. Whether it leaves the outbox; else its
  * packets are to be sent one by one. */
-static bool take_refused(struct outbox *outbox, int error, enum drop_reason drop,
-                         const struct outbox_counters *counters)
+static bool take_refused(struct outbox *outbox, int error, enum drop_reason drop)
 {
     struct message *message = &outbox->messages[outbox->first];
     if (message->segmented && udp_socket_refused_segments(error)) {
         message->refused = true; /* nothing of it has left */
         return false;
     }
-    count_lost(counters, message->peer, drop, message->segmented ? message->packets : 1);
+    count_lost(outbox, message->peer, drop, message->segmented ? message->packets : 1);
     if (!message->segmented)
         message->sent++;
     advance(outbox, message);
@@ -189,14 +187,13 @@ static bool take_refused(struct outbox *outbox, int error, enum drop_reason drop
 
 /* Sends the window, whose sends are those at the front of the outbox. 0 when it is to be filled anew, 1 or -errno as
  * outbox_flush. */
-static int window_send(struct outbox *outbox, size_t sends, int fd, uint64_t now_ns,
-                       const struct outbox_counters *counters)
+static int window_send(struct outbox *outbox, size_t sends, int fd, uint64_t now_ns)
 {
     size_t done = 0;
     while (done < sends) {
         int n = udp_socket_send_batch(fd, &outbox->window[done], sends - done);
         for (int i = 0; i < n; i++, done++)
-            take_sent(outbox, now_ns, counters);
+            take_sent(outbox, now_ns);
         if (n >= 0)
             continue;
         enum drop_reason drop;
@@ -204,7 +201,7 @@ static int window_send(struct outbox *outbox, size_t sends, int fd, uint64_t now
         case SEND_WAIT:
             return 1;
         case SEND_DROP: /* it speaks of the first send only: the others go on without it */
-            if (!take_refused(outbox, n, drop, counters))
+            if (!take_refused(outbox, n, drop))
                 return 0;
             done++;
             break;
@@ -215,18 +212,18 @@ static int window_send(struct outbox *outbox, size_t sends, int fd, uint64_t now
     return 0;
 }
 
-int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns, const struct outbox_counters *counters)
+int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns)
 {
     int status = 0;
     while (status == 0 && !outbox_is_empty(outbox))
-        status = window_send(outbox, window_fill(outbox, now_ns), fd, now_ns, counters);
+        status = window_send(outbox, window_fill(outbox, now_ns), fd, now_ns);
     return status;
 }
 
-void outbox_abandon(struct outbox *outbox, const struct outbox_counters *counters)
+void outbox_abandon(struct outbox *outbox)
 {
     for (; !outbox_is_empty(outbox); outbox->first++) {
         const struct message *message = &outbox->messages[outbox->first];
-        count_lost(counters, message->peer, DROP_TUN_SEND_FAILED, (size_t)message->packets - message->sent);
+        count_lost(outbox, message->peer, DROP_TUN_SEND_FAILED, (size_t)message->packets - message->sent);
     }
 }

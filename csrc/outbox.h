@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "counters.h"
 #include "peer_table.h"
 #include "segment.h"
 #include "udp_socket.h"
@@ -42,17 +43,13 @@ struct message {
     struct iovec iov[UDP_SEGMENTS_MAX * OUTBOX_PIECES];
 };
 
-/* What a flush counts, and where it notes that a peer's way out began or ceased to refuse segments. */
-struct outbox_counters {
-    counter *sent_packets, *sent_bytes, *segmented_sends, *fallbacks, *drops; /* drops: by enum drop_reason */
-    bool *changed;
-};
-
 struct outbox {
     size_t first, count; /* messages [first, count) are still to be sent */
     size_t headers;      /* of headers[], used */
     bool gso;            /* the socket takes UDP_SEGMENT */
     uint16_t port;       /* of every peer */
+    bool offload_changed; /* since the owner reset it, a peer's path began or ceased to refuse segments */
+    struct worker_counters *counters;
     struct message messages[OUTBOX_MESSAGES];
     uint8_t header_pool[OUTBOX_PACKETS][SEGMENT_HEADER_MAX];
     /* One system call's worth of sends, made from the messages. */
@@ -75,10 +72,10 @@ void outbox_add(struct outbox *outbox, struct peer *peer, const struct iovec *pi
 
 /* Sends what the outbox holds. 0 when it is empty; 1 when the socket is full and the rest must wait;
  * -errno when the socket is unusable. `now_ns` is CLOCK_MONOTONIC. */
-int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns, const struct outbox_counters *counters);
+int outbox_flush(struct outbox *outbox, int fd, uint64_t now_ns);
 
 /* Gives up what the outbox holds, which is counted as not sent. */
-void outbox_abandon(struct outbox *outbox, const struct outbox_counters *counters);
+void outbox_abandon(struct outbox *outbox);
 
 static inline bool outbox_is_empty(const struct outbox *outbox)
 {

@@ -11,21 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "counters.h"
 #include "route_table.h"
-
-/* A counter with one incrementing thread: a relaxed load and store, no locked instruction. */
-typedef _Atomic uint64_t counter;
-
-static inline void counter_add(counter *c, uint64_t n)
-{
-    /* relaxed: counters order nothing; readers want a recent value, not a consistent set */
-    atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + n, memory_order_relaxed);
-}
-
-static inline uint64_t counter_read(const counter *c)
-{
-    return atomic_load_explicit(c, memory_order_relaxed);
-}
 
 struct peer {
     uint32_t address;    /* host byte order; fixed while the slot is in use */

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "route_table.h"
+#include "prefix.h"
 
 enum { INITIAL_CAPACITY = 64 };
 
@@ -95,7 +95,7 @@ const struct route_item *route_set_cover(const struct route_set *set, uint32_t p
     while (length-- > 0) {
         if (set->count_by_length[length] == 0)
             continue;
-        const struct route_item *item = route_set_find(set, prefix & route_mask(length), length);
+        const struct route_item *item = route_set_find(set, prefix & prefix_mask(length), length);
         if (item != NULL)
             return item;
     }

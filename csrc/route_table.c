@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "prefix.h"
+
 #define NO_ROUTE_ENTRY ((uint64_t)ROUTE_NONE << 32)
 
 /* A leaf: next hop in the high half, prefix length above the child bit. */
@@ -118,11 +120,6 @@ static void prune(struct route_table *table, uint32_t prefix, uint8_t length, ui
     }
 }
 
-static int check(uint32_t prefix, uint8_t length)
-{
-    return length > 32 || (prefix & ~route_mask(length)) != 0 ? -EINVAL : 0;
-}
-
 int route_table_create(struct route_table **out)
 {
     struct route_table *table = calloc(1, sizeof *table);
@@ -189,7 +186,7 @@ static int ensure_path(struct route_table *table, uint32_t prefix, uint8_t lengt
 int route_table_insert(struct route_table *table, uint32_t prefix, uint8_t length, uint32_t next_hop,
                        uint32_t *previous)
 {
-    if (check(prefix, length) < 0 || next_hop == ROUTE_NONE)
+    if (!prefix_is_valid(prefix, length) || next_hop == ROUTE_NONE)
         return -EINVAL;
     struct route_item *item = route_set_find(&table->set, prefix, length);
     if (item != NULL) {
@@ -223,7 +220,7 @@ int route_table_insert(struct route_table *table, uint32_t prefix, uint8_t lengt
 
 int route_table_remove(struct route_table *table, uint32_t prefix, uint8_t length, uint32_t *previous)
 {
-    if (check(prefix, length) < 0)
+    if (!prefix_is_valid(prefix, length))
         return -EINVAL;
     struct route_item *item = route_set_find(&table->set, prefix, length);
     if (item == NULL)

@@ -37,12 +37,6 @@ struct route_table {
 
 #define ROUTE_CHILD_BIT UINT64_C(1)
 
-/* The netmask of a prefix length 0..32, host byte order. */
-static inline uint32_t route_mask(uint8_t length)
-{
-    return length == 0 ? 0 : UINT32_MAX << (32 - length);
-}
-
 static inline struct route_node *route_entry_child(uint64_t entry)
 {
     return (struct route_node *)(uintptr_t)(entry & ~ROUTE_CHILD_BIT);

@@ -51,75 +51,65 @@
 #include "tunpump.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "address_set.h"
+#include "filter.h"
+#include "prefix.h"
 #include "udp_socket.h"
+#include "worker.h"
 
 struct pump {
-    pthread_mutex_t lock; /* one writer at a time */
+    pthread_mutex_t lock; /* one controlling thread at a time */
     struct filter_identity own;
-    struct route_table *routes; /* prefix -> slot in peers */
-    struct route_table *addresses; /* of this host (address_set.h) */
-    struct peer_table *peers;
-    uint_fast64_t grace_passes; /* the worker's passes when the last grace period began */
+    struct tables tables;
     struct udp_overflows overflows;
     struct worker worker;
 };
 
 /* ---- life cycle ---- */
 
-static bool config_is_valid(const struct pump_config *config)
+static struct filter_identity identity_of(const struct pump_config *config)
 {
-    return config->network_length <= 32 && config->subnet_length <= 32 &&
-           (config->network & ~route_mask((uint8_t)config->network_length)) == 0 &&
-           (config->subnet & ~route_mask((uint8_t)config->subnet_length)) == 0;
+    return (struct filter_identity){
+        .network = config->network,
+        .network_mask = prefix_mask(config->network_length),
+        .subnet = config->subnet,
+        .subnet_mask = prefix_mask(config->subnet_length),
+        .public_ip = config->public_ip,
+        .check_source = config->check_source != 0,
+    };
 }
 
 int pump_create(const struct pump_config *config, struct pump **out)
 {
-    if (!config_is_valid(config))
+    if (!prefix_is_valid(config->network, config->network_length) ||
+        !prefix_is_valid(config->subnet, config->subnet_length))
         return -EINVAL;
     struct pump *pump = calloc(1, sizeof *pump);
     if (pump == NULL)
         return -ENOMEM;
-    pump->worker.epoll_fd = pump->worker.wake_fd = pump->worker.event_fd = -1;
-    pump->own = (struct filter_identity){
-        .network = config->network,
-        .network_mask = route_mask((uint8_t)config->network_length),
-        .subnet = config->subnet,
-        .subnet_mask = route_mask((uint8_t)config->subnet_length),
-        .public_ip = config->public_ip,
-        .check_source = config->check_source != 0,
-    };
     int error = -pthread_mutex_init(&pump->lock, NULL);
     if (error < 0) {
         free(pump);
         return error;
     }
-    error = route_table_create(&pump->routes);
+    struct worker *worker = &pump->worker;
+    worker->wanted = config->offloads;
+    worker->busy_poll_ns = (uint64_t)config->busy_poll_us * 1000;
+    worker->tunnel.own = &pump->own;
+    worker->tunnel.tables = &pump->tables;
+    worker->tunnel.tun_address = config->tun_address;
+    error = worker_init(worker, config->tun_fd, config->udp_fd);
     if (error == 0)
-        error = route_table_create(&pump->addresses);
-    if (error == 0)
-        error = peer_table_create(&pump->peers);
-    if (error == 0) {
-        pump->own.addresses = pump->addresses;
-        pump->worker.own = &pump->own;
-        pump->worker.routes = pump->routes;
-        pump->worker.peers = pump->peers;
-        pump->worker.tun_address = config->tun_address;
-        pump->worker.tun_fd = config->tun_fd;
-        pump->worker.udp_fd = config->udp_fd;
-        pump->worker.wanted = config->offloads;
-        pump->worker.busy_poll_ns = (uint64_t)config->busy_poll_us * 1000;
-        error = worker_init(&pump->worker);
-    }
+        error = tables_init(&pump->tables);
     if (error < 0) {
         pump_free(pump);
         return error;
     }
+    pump->own = identity_of(config);
+    pump->own.addresses = pump->tables.addresses;
     *out = pump;
     return 0;
 }
@@ -138,7 +128,7 @@ int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
 {
     pthread_mutex_lock(&pump->lock);
     worker_stop(&pump->worker);
-    (void)udp_socket_overflows(pump->worker.udp_fd, &pump->overflows); /* the last ones, if it is still there */
+    (void)udp_socket_overflows(pump->worker.tunnel.ends.udp_fd, &pump->overflows); /* the last ones, if it is still there */
     int error = worker_rejoin(&pump->worker, tun_fd, udp_fd);
     if (error == 0)
         error = worker_start(&pump->worker);
@@ -159,170 +149,40 @@ void pump_free(struct pump *pump)
         return;
     worker_stop(&pump->worker);
     worker_destroy(&pump->worker);
-    route_table_free(pump->routes);
-    route_table_free(pump->addresses);
-    peer_table_free(pump->peers);
+    tables_clear(&pump->tables);
     pthread_mutex_destroy(&pump->lock);
     free(pump);
 }
 
 /* ---- routes ---- */
 
-static void grace_begin(struct pump *pump)
+static int change_routes(struct pump *pump, const struct pump_route *routes, size_t count, bool replace)
 {
-    /* A read-modify-write, so that it is ordered against the worker's: if ours comes first, the worker's next
-     * pass synchronises with it and sees every change; if the worker's came first, we see it is active. */
-    pump->grace_passes = atomic_fetch_add_explicit(&pump->worker.passes, 0, memory_order_acq_rel);
-}
-
-static bool grace_is_over(struct pump *pump)
-{
-    if (pump->grace_passes % 2 == 0)
-        return true; /* it was asleep, and wakes up to the changed tables */
-    /* acquire: the worker's last use of the old pointers happened before the count moved */
-    return atomic_load_explicit(&pump->worker.passes, memory_order_acquire) != pump->grace_passes;
-}
-
-static void reclaim(struct pump *pump)
-{
-    if (!grace_is_over(pump))
-        return;
-    route_table_reclaim(pump->routes);
-    route_table_reclaim(pump->addresses);
-    peer_table_reclaim(pump->peers);
-    grace_begin(pump);
-}
-
-/* New routes before withdrawn ones; new ones longest first, withdrawn ones shortest first. */
-static int compare_changes(const void *left, const void *right)
-{
-    const struct pump_route *a = left, *b = right;
-    bool a_withdraws = a->public_ip == 0, b_withdraws = b->public_ip == 0;
-    if (a_withdraws != b_withdraws)
-        return a_withdraws ? 1 : -1;
-    if (a->length == b->length)
-        return 0;
-    bool a_first = a_withdraws ? a->length < b->length : a->length > b->length;
-    return a_first ? -1 : 1;
-}
-
-static int add_route(struct pump *pump, const struct pump_route *route)
-{
-    uint32_t slot, previous;
-    int error = peer_table_acquire(pump->peers, route->public_ip, &slot);
+    struct pump_route *sorted;
+    int error = tables_sort(routes, count, !replace, &sorted);
     if (error < 0)
         return error;
-    error = route_table_insert(pump->routes, route->prefix, (uint8_t)route->length, slot, &previous);
-    if (error < 0)
-        peer_table_release(pump->peers, slot);
-    else if (previous != ROUTE_NONE)
-        peer_table_release(pump->peers, previous);
-    return error;
-}
-
-static void withdraw_route(struct pump *pump, uint32_t prefix, uint8_t length)
-{
-    uint32_t previous;
-    if (route_table_remove(pump->routes, prefix, length, &previous) == 0)
-        peer_table_release(pump->peers, previous);
-}
-
-static int check_routes(const struct pump_route *routes, size_t count, bool may_withdraw)
-{
-    for (size_t i = 0; i < count; i++) {
-        if (routes[i].length > 32 || (routes[i].prefix & ~route_mask((uint8_t)routes[i].length)) != 0 ||
-            (routes[i].public_ip == 0 && !may_withdraw))
-            return -EINVAL;
-    }
-    return 0;
-}
-
-/* Applies sorted changes. 0, -ENOMEM or -ENOSPC. */
-static int apply(struct pump *pump, const struct pump_route *changes, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        if (changes[i].public_ip == 0) {
-            withdraw_route(pump, changes[i].prefix, (uint8_t)changes[i].length);
-            continue;
-        }
-        int error = add_route(pump, &changes[i]);
-        if (error < 0)
-            return error;
-    }
-    return 0;
-}
-
-/* A sorted copy of the changes. NULL when out of memory. */
-static struct pump_route *sorted_copy(const struct pump_route *changes, size_t count)
-{
-    struct pump_route *copy = malloc((count + 1) * sizeof *copy);
-    if (copy == NULL)
-        return NULL;
-    if (count != 0)
-        memcpy(copy, changes, count * sizeof *copy);
-    qsort(copy, count, sizeof *copy, compare_changes);
-    return copy;
-}
-
-int pump_update(struct pump *pump, const struct pump_route *changes, size_t count)
-{
-    int error = check_routes(changes, count, true);
-    if (error < 0)
-        return error;
-    struct pump_route *sorted = sorted_copy(changes, count);
-    if (sorted == NULL)
-        return -ENOMEM;
     pthread_mutex_lock(&pump->lock);
-    error = apply(pump, sorted, count);
-    reclaim(pump);
+    error = replace ? tables_replace(&pump->tables, sorted, count) : tables_update(&pump->tables, sorted, count);
     pthread_mutex_unlock(&pump->lock);
     free(sorted);
-    return error;
-}
-
-/* Withdraws every route that the current generation has not stamped. 0 or -ENOMEM. */
-static int withdraw_stale(struct pump *pump)
-{
-    const struct route_set *set = &pump->routes->set;
-    struct pump_route *stale = malloc((set->count + 1) * sizeof *stale);
-    if (stale == NULL)
-        return -ENOMEM;
-    size_t count = 0;
-    for (size_t i = 0; i < set->capacity; i++) {
-        const struct route_item *item = &set->items[i];
-        if (item->used && item->generation != pump->routes->generation)
-            stale[count++] = (struct pump_route){.prefix = item->prefix, .length = item->length};
-    }
-    qsort(stale, count, sizeof *stale, compare_changes);
-    int error = apply(pump, stale, count);
-    free(stale);
     return error;
 }
 
 int pump_replace(struct pump *pump, const struct pump_route *routes, size_t count)
 {
-    int error = check_routes(routes, count, false);
-    if (error < 0)
-        return error;
-    struct pump_route *sorted = sorted_copy(routes, count);
-    if (sorted == NULL)
-        return -ENOMEM;
-    pthread_mutex_lock(&pump->lock);
-    pump->routes->generation++;
-    error = apply(pump, sorted, count);
-    if (error == 0)
-        error = withdraw_stale(pump);
-    reclaim(pump);
-    pthread_mutex_unlock(&pump->lock);
-    free(sorted);
-    return error;
+    return change_routes(pump, routes, count, true);
+}
+
+int pump_update(struct pump *pump, const struct pump_route *changes, size_t count)
+{
+    return change_routes(pump, changes, count, false);
 }
 
 int pump_set_addresses(struct pump *pump, const uint32_t *addresses, size_t count)
 {
     pthread_mutex_lock(&pump->lock);
-    int error = address_set_replace(pump->addresses, addresses, count);
-    reclaim(pump);
+    int error = tables_set_addresses(&pump->tables, addresses, count);
     pthread_mutex_unlock(&pump->lock);
     return error;
 }
@@ -330,24 +190,12 @@ int pump_set_addresses(struct pump *pump, const uint32_t *addresses, size_t coun
 uint32_t pump_lookup(struct pump *pump, uint32_t address)
 {
     pthread_mutex_lock(&pump->lock);
-    uint32_t slot = route_table_lookup(pump->routes, address);
-    uint32_t public_ip = slot == ROUTE_NONE ? 0 : peer_table_at(pump->peers, slot)->address;
+    uint32_t public_ip = tables_lookup(&pump->tables, address);
     pthread_mutex_unlock(&pump->lock);
     return public_ip;
 }
 
 /* ---- counters and events ---- */
-
-static uint64_t cpu_ns(const struct worker *worker)
-{
-    clockid_t clock;
-    struct timespec used;
-    uint64_t ended = counter_read(&worker->ended_cpu_ns);
-    if (ended == 0 && worker->started && pthread_getcpuclockid(worker->thread, &clock) == 0 &&
-        clock_gettime(clock, &used) == 0)
-        return worker->past_cpu_ns + (uint64_t)used.tv_sec * UINT64_C(1000000000) + (uint64_t)used.tv_nsec;
-    return worker->past_cpu_ns + counter_read(&worker->ended_cpu_ns); /* anew: it may have ended just now */
-}
 
 const char *pump_stat_name(unsigned stat)
 {
@@ -366,15 +214,15 @@ void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity)
 {
     uint64_t all[PUMP_STAT_COUNT];
     pthread_mutex_lock(&pump->lock);
-    const struct worker_counters *counters = &pump->worker.counters;
+    const struct worker_counters *counters = &pump->worker.tunnel.counters;
 #define PUMP_COPY(name) all[PUMP_STAT_##name] = counter_read(&counters->name);
     WORKER_COUNTERS(PUMP_COPY)
 #undef PUMP_COPY
     for (size_t i = 0; i < DROP_COUNT; i++)
         all[PUMP_STAT_FIRST_DROP + i] = counter_read(&counters->drops[i]);
-    all[PUMP_STAT_udp_overflows] = udp_socket_overflows(pump->worker.udp_fd, &pump->overflows);
-    all[PUMP_STAT_cpu_ns] = cpu_ns(&pump->worker);
-    all[PUMP_STAT_routes] = route_table_count(pump->routes);
+    all[PUMP_STAT_udp_overflows] = udp_socket_overflows(pump->worker.tunnel.ends.udp_fd, &pump->overflows);
+    all[PUMP_STAT_cpu_ns] = worker_cpu_ns(&pump->worker);
+    all[PUMP_STAT_routes] = route_table_count(pump->tables.routes);
     pthread_mutex_unlock(&pump->lock);
     memcpy(values, all, (capacity < PUMP_STAT_COUNT ? capacity : PUMP_STAT_COUNT) * sizeof *values);
 }
@@ -383,8 +231,8 @@ size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t 
 {
     pthread_mutex_lock(&pump->lock);
     size_t count = 0;
-    for (uint32_t slot = 0; slot < pump->peers->slots; slot++) {
-        const struct peer *peer = peer_table_at(pump->peers, slot);
+    for (uint32_t slot = 0; slot < pump->tables.peers->slots; slot++) {
+        const struct peer *peer = peer_table_at(pump->tables.peers, slot);
         if (peer->references == 0)
             continue;
         if (count < capacity) {
@@ -407,31 +255,31 @@ size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t 
 unsigned pump_offloads(struct pump *pump)
 {
     pthread_mutex_lock(&pump->lock); /* a restart probes them anew */
-    unsigned offloads = pump->worker.offloads;
+    unsigned offloads = pump->worker.tunnel.ends.offloads;
     pthread_mutex_unlock(&pump->lock);
     return offloads;
 }
 
 unsigned pump_refused_offloads(const struct pump *pump)
 {
-    return atomic_load_explicit(&pump->worker.refused_offloads, memory_order_relaxed);
+    return atomic_load_explicit(&pump->worker.tunnel.refused_offloads, memory_order_relaxed);
 }
 
 uint64_t pump_offload_changes(const struct pump *pump)
 {
     /* acquire: pairs with the release in worker_note_offload_change */
-    return atomic_load_explicit(&pump->worker.offload_changes, memory_order_acquire);
+    return atomic_load_explicit(&pump->worker.tunnel.offload_changes, memory_order_acquire);
 }
 
 int pump_event_fd(const struct pump *pump)
 {
-    return pump->worker.event_fd;
+    return pump->worker.tunnel.event_fd;
 }
 
 int pump_next_refusal(struct pump *pump, struct refusal *refusal)
 {
     pthread_mutex_lock(&pump->lock);
-    bool taken = refusal_take(&pump->worker.refusals, refusal); /* one at a time takes */
+    bool taken = refusal_take(&pump->worker.tunnel.refusals, refusal); /* one at a time takes */
     pthread_mutex_unlock(&pump->lock);
     return taken ? 1 : 0;
 }

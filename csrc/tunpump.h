@@ -8,9 +8,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "filter.h"
+#include "counters.h"
+#include "drop.h"
 #include "offload.h"
-#include "worker.h"
+#include "refusal.h"
+#include "tables.h"
 
 struct pump;
 
@@ -25,11 +27,6 @@ struct pump_config {
     int check_source;         /* 0: accept packets whose outer source is no lease's PublicIP */
     unsigned offloads;        /* enum offload: those to use where the kernel has them */
     uint32_t busy_poll_us;    /* look for packets this long, at most, before sleeping; 0: sleep at once */
-};
-
-struct pump_route {
-    uint32_t prefix, length; /* length 0..32, host bits zero */
-    uint32_t public_ip;      /* the peer that leases it; 0 withdraws the route (in pump_update only) */
 };
 
 /* The statistics of a pump, an array of 64-bit values: the worker's counters, then these, then one "drop_<reason>"

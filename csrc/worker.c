@@ -1,14 +1,15 @@
+#include "worker.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "offload.h"
-#include "worker_turns.h"
+#include "inbound.h"
+#include "outbound.h"
 
 enum {
     POLL_STREAK = 8,      /* wake-ups that make busy polling worth while */
@@ -16,20 +17,6 @@ enum {
 };
 
 enum wake_source { WAKE_TUN, WAKE_UDP, WAKE_CONTROL };
-
-void worker_signal_event(const struct worker *worker)
-{
-    uint64_t one = 1;
-    ssize_t n = write(worker->event_fd, &one, sizeof one);
-    (void)n; /* EAGAIN: the counter is full, so the reader is awake already */
-}
-
-void worker_note_offload_change(struct worker *worker)
-{
-    /* release: who sees the count sees what has changed */
-    atomic_fetch_add_explicit(&worker->offload_changes, 1, memory_order_release);
-    worker_signal_event(worker);
-}
 
 /* ---- what a wake-up asks for ---- */
 
@@ -40,12 +27,12 @@ static int set_paused(struct worker *worker, bool paused)
         return 0;
     struct epoll_event tun = {.events = paused ? 0 : EPOLLIN, .data.u32 = WAKE_TUN};
     struct epoll_event udp = {.events = paused ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.u32 = WAKE_UDP};
-    if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, worker->tun_fd, &tun) < 0 ||
-        epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, worker->udp_fd, &udp) < 0)
+    if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, worker->tunnel.ends.tun.fd, &tun) < 0 ||
+        epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, worker->tunnel.ends.udp_fd, &udp) < 0)
         return -errno;
     worker->paused = paused;
     if (paused)
-        counter_add(&worker->counters.send_pauses, 1);
+        counter_add(&worker->tunnel.counters.send_pauses, 1);
     return 0;
 }
 
@@ -61,42 +48,39 @@ static int handle_wake(struct worker *worker, const struct epoll_event *event)
     case WAKE_TUN:
         if (event->events & (EPOLLERR | EPOLLHUP))
             return -ENODEV; /* the device was deleted */
-        return pause_while_full(worker, outbound_serve(worker, TURN_PACKETS));
+        return pause_while_full(worker, outbound_serve(&worker->tunnel, TURN_PACKETS));
     case WAKE_UDP:
         if (event->events & EPOLLHUP)
             return -ENOTCONN; /* shut down */
-        if (event->events & EPOLLERR && udp_socket_clear_error(worker->udp_fd) < 0)
-            counter_add(&worker->counters.receive_errors, 1);
+        if (event->events & EPOLLERR && udp_socket_clear_error(worker->tunnel.ends.udp_fd) < 0)
+            counter_add(&worker->tunnel.counters.receive_errors, 1);
         if (event->events & EPOLLOUT) {
-            int error = pause_while_full(worker, outbound_flush(worker));
+            int error = pause_while_full(worker, outbound_flush(&worker->tunnel));
             if (error < 0)
                 return error;
         }
-        return event->events & EPOLLIN ? inbound_serve(worker, TURN_PACKETS) : 0;
+        return event->events & EPOLLIN ? inbound_serve(&worker->tunnel, TURN_PACKETS) : 0;
     case WAKE_CONTROL:
         return 0; /* stop is looked at after every wake-up; the eventfd stays readable, and nobody waits again */
     }
     return 0;
 }
 
-/* The worker begins to hold pointers into the tables, or has let go of them all.
- * acq_rel, here and below: see grace_begin in tunpump.c, which synchronises through the same counter. */
-static void change_activity(struct worker *worker)
+static struct epoch *worker_epoch(const struct worker *worker)
 {
-    atomic_fetch_add_explicit(&worker->passes, 1, memory_order_acq_rel);
+    return &worker->tunnel.tables->epoch;
 }
 
-/* A moment between two turns, when an active worker holds none. */
-static void pass(struct worker *worker)
+static uint64_t nanoseconds(const struct timespec *time)
 {
-    atomic_fetch_add_explicit(&worker->passes, 2, memory_order_acq_rel);
+    return (uint64_t)time->tv_sec * UINT64_C(1000000000) + (uint64_t)time->tv_nsec;
 }
 
 static uint64_t clock_ns(clockid_t clock)
 {
     struct timespec now;
     (void)clock_gettime(clock, &now); /* cannot fail: our clocks exist on every Linux */
-    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+    return nanoseconds(&now);
 }
 
 static uint64_t monotonic_ns(void)
@@ -117,7 +101,7 @@ struct moved {
 
 static struct moved moved_so_far(const struct worker *worker)
 {
-    const struct worker_counters *counters = &worker->counters;
+    const struct worker_counters *counters = &worker->tunnel.counters;
     return (struct moved){
         .tun_packets = counter_read(&counters->tun_read_packets),
         .udp_packets = counter_read(&counters->udp_received_packets),
@@ -137,9 +121,9 @@ static bool polls(const struct worker *worker)
  * the worker sleeps is cheaper than the packets that polling would pick up. */
 static void note_moved(struct worker *worker, uint64_t bytes)
 {
-    uint64_t gap_ns = worker->now_ns - worker->moved_ns;
-    counter_add(&worker->counters.wakeups, 1);
-    worker->moved_ns = worker->now_ns;
+    uint64_t gap_ns = worker->tunnel.now_ns - worker->moved_ns;
+    counter_add(&worker->tunnel.counters.wakeups, 1);
+    worker->moved_ns = worker->tunnel.now_ns;
     if (bytes > POLL_BYTES)
         worker->poll_streak = 0;
     else if (gap_ns > worker->busy_poll_ns)
@@ -162,9 +146,9 @@ static size_t next_most(size_t most, uint64_t taken)
 static int look(struct worker *worker, size_t *tun_most, size_t *udp_most)
 {
     struct moved before = moved_so_far(worker);
-    int error = inbound_serve(worker, *udp_most);
+    int error = inbound_serve(&worker->tunnel, *udp_most);
     if (error == 0)
-        error = pause_while_full(worker, outbound_serve(worker, *tun_most));
+        error = pause_while_full(worker, outbound_serve(&worker->tunnel, *tun_most));
     if (error < 0)
         return error;
     struct moved after = moved_so_far(worker);
@@ -180,14 +164,14 @@ static int busy_poll(struct worker *worker)
 {
     size_t tun_most = 1, udp_most = 1;
     while (polls(worker)) {
-        pass(worker);
-        worker->now_ns = monotonic_ns();
+        epoch_pass(worker_epoch(worker));
+        worker->tunnel.now_ns = monotonic_ns();
         int error = look(worker, &tun_most, &udp_most);
         if (error < 0)
             return error;
-        if (worker->moved_ns == worker->now_ns)
+        if (worker->moved_ns == worker->tunnel.now_ns)
             continue;
-        if (worker->now_ns - worker->moved_ns > worker->busy_poll_ns)
+        if (worker->tunnel.now_ns - worker->moved_ns > worker->busy_poll_ns)
             return 0;
         (void)sched_yield(); /* who sends or receives the next packet may be waiting for this processor */
     }
@@ -203,13 +187,13 @@ static int sleep_and_serve(struct worker *worker)
     /* The outbox keeps peers over a pause; a peer it points to must not be freed meanwhile. */
     bool holds_peers = worker->paused;
     if (!holds_peers)
-        change_activity(worker);
+        epoch_toggle_active(worker_epoch(worker));
     int n = epoll_wait(worker->epoll_fd, events, 3, -1);
     if (!holds_peers)
-        change_activity(worker);
+        epoch_toggle_active(worker_epoch(worker));
     if (n < 0)
         return errno == EINTR ? 0 : -errno;
-    worker->now_ns = monotonic_ns();
+    worker->tunnel.now_ns = monotonic_ns();
     uint64_t before = moved_so_far(worker).bytes;
     for (int i = 0; i < n; i++) {
         int error = handle_wake(worker, &events[i]);
@@ -235,15 +219,15 @@ static int worker_loop(struct worker *worker)
 static void *worker_main(void *argument)
 {
     struct worker *worker = argument;
-    change_activity(worker);
+    epoch_toggle_active(worker_epoch(worker));
     int error = worker_loop(worker);
-    outbound_abandon(worker);
-    change_activity(worker);
+    outbox_abandon(&worker->tunnel.buffers->outbox);
+    epoch_toggle_active(worker_epoch(worker));
     counter_add(&worker->ended_cpu_ns, clock_ns(CLOCK_THREAD_CPUTIME_ID));
     if (error < 0) {
         /* release: the counters of the last turn are visible to who sees the failure */
         atomic_store_explicit(&worker->failure, error, memory_order_release);
-        worker_signal_event(worker);
+        tunnel_signal_event(&worker->tunnel);
     }
     return NULL;
 }
@@ -255,26 +239,6 @@ static void close_fd(int *fd)
     if (*fd >= 0)
         close(*fd);
     *fd = -1;
-}
-
-static void prepare_buffers(struct worker *worker, uint16_t port)
-{
-    struct worker_buffers *buffers = worker->buffers;
-    outbox_reset(&buffers->outbox);
-    coalesce_reset(&buffers->coalescer);
-    buffers->outbox.port = port;
-    buffers->outbox.gso = (worker->offloads & OFFLOAD_UDP_GSO) != 0;
-    struct inbox *inbox = &buffers->inbox;
-    inbox->size = worker->offloads & OFFLOAD_UDP_GRO ? TURN_MERGED_RECEIVES : TURN_PACKETS;
-    for (size_t i = 0; i < inbox->size; i++) {
-        inbox->iov[i] = (struct iovec){.iov_base = buffers->inbound[i], .iov_len = SLOT_SIZE};
-        inbox->headers[i].msg_hdr = (struct msghdr){
-            .msg_name = &inbox->from[i],
-            .msg_iov = &inbox->iov[i],
-            .msg_iovlen = 1,
-            .msg_control = inbox->control[i],
-        };
-    }
 }
 
 static int watch_fd(int epoll_fd, int fd, enum wake_source source)
@@ -300,24 +264,11 @@ static int watch_ends(const struct worker *worker, int tun_fd, int udp_fd)
     return error;
 }
 
-static int local_port(int fd, uint16_t *port)
-{
-    struct sockaddr_in local = {0};
-    socklen_t size = sizeof local;
-    if (getsockname(fd, (struct sockaddr *)&local, &size) < 0)
-        return -errno;
-    *port = ntohs(local.sin_port);
-    return 0;
-}
-
 /* Probes the ends and makes them the worker's, which is not running. 0 or -errno, and then it has its old ones. */
 static int join_ends(struct worker *worker, int tun_fd, int udp_fd)
 {
-    uint16_t port = 0;
-    struct tun_device tun = {0};
-    int error = local_port(udp_fd, &port);
-    if (error == 0)
-        error = tun_device_attach(&tun, tun_fd, worker->wanted);
+    struct tunnel_ends ends;
+    int error = tunnel_probe(&ends, tun_fd, udp_fd, worker->wanted);
     if (error < 0)
         return error;
     int epoll_fd = watch_ends(worker, tun_fd, udp_fd);
@@ -325,30 +276,20 @@ static int join_ends(struct worker *worker, int tun_fd, int udp_fd)
         return epoll_fd;
     close_fd(&worker->epoll_fd);
     worker->epoll_fd = epoll_fd;
-    worker->tun_fd = tun_fd;
-    worker->udp_fd = udp_fd;
-    worker->tun = tun;
-    worker->offloads = tun.offloads | udp_socket_attach(udp_fd, worker->wanted);
     worker->paused = false;
-    prepare_buffers(worker, port);
+    tunnel_join(&worker->tunnel, &ends);
     return 0;
 }
 
-int worker_init(struct worker *worker)
+int worker_init(struct worker *worker, int tun_fd, int udp_fd)
 {
-    int error = 0;
-    worker->buffers = calloc(1, sizeof *worker->buffers);
+    worker->epoll_fd = -1;
     worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    worker->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (worker->buffers == NULL)
-        error = -ENOMEM;
-    else if (worker->wake_fd < 0 || worker->event_fd < 0)
-        error = -errno;
+    int error = worker->wake_fd < 0 ? -errno : 0;
+    int tunnel_error = tunnel_init(&worker->tunnel);
     if (error == 0)
-        error = join_ends(worker, worker->tun_fd, worker->udp_fd);
-    if (error < 0)
-        worker_destroy(worker);
-    return error;
+        error = tunnel_error;
+    return error < 0 ? error : join_ends(worker, tun_fd, udp_fd);
 }
 
 int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd)
@@ -359,10 +300,7 @@ int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd)
     uint64_t wakes;
     ssize_t n = read(worker->wake_fd, &wakes, sizeof wakes);
     (void)n; /* EAGAIN: nobody has woken it */
-    worker->tcp_single_until_ns = worker->udp_single_until_ns = 0;
     /* relaxed: the thread that will read them is made after this */
-    if (atomic_exchange_explicit(&worker->refused_offloads, 0, memory_order_relaxed) != 0)
-        worker_note_offload_change(worker);
     atomic_store_explicit(&worker->failure, 0, memory_order_relaxed);
     atomic_store_explicit(&worker->stop, false, memory_order_relaxed);
     return 0;
@@ -408,7 +346,16 @@ void worker_destroy(struct worker *worker)
 {
     close_fd(&worker->epoll_fd);
     close_fd(&worker->wake_fd);
-    close_fd(&worker->event_fd);
-    free(worker->buffers);
-    worker->buffers = NULL;
+    tunnel_clear(&worker->tunnel);
+}
+
+uint64_t worker_cpu_ns(const struct worker *worker)
+{
+    clockid_t clock;
+    struct timespec used;
+    uint64_t ended = counter_read(&worker->ended_cpu_ns);
+    if (ended == 0 && worker->started && pthread_getcpuclockid(worker->thread, &clock) == 0 &&
+        clock_gettime(clock, &used) == 0)
+        return worker->past_cpu_ns + nanoseconds(&used);
+    return worker->past_cpu_ns + counter_read(&worker->ended_cpu_ns); /* again: it may have ended just now */
 }

@@ -18,6 +18,7 @@
 #include "packets.h"
 #include "tun_device.h"
 #include "udp_socket.h"
+#include "packet.h"
 
 static struct sockaddr_in endpoint(uint32_t address, uint16_t port)
 {

@@ -25,10 +25,7 @@ static unsigned calls;
 static unsigned waits_after; /* sends until EAGAIN, once; 0: it does not come */
 static unsigned takes;       /* sends it takes in one call at most; 0: any */
 
-static struct worker_like {
-    counter sent_packets, sent_bytes, segmented_sends, fallbacks, drops[DROP_COUNT];
-    bool changed;
-} counted;
+static struct worker_counters counted;
 static struct outbox outbox;
 static uint8_t arena[2 << 20];
 static size_t arena_used;
@@ -126,6 +123,8 @@ static void begin(bool gso)
     arena_used = 0;
     outbox.gso = gso;
     outbox.port = 8285;
+    outbox.counters = &counted;
+    outbox.offload_changed = false;
     faults_replace_send(kernel_send);
 }
 
@@ -146,9 +145,7 @@ static void add(size_t host, size_t length, size_t pieces)
 
 static int flush(uint64_t now_ns)
 {
-    const struct outbox_counters counters = {&counted.sent_packets, &counted.sent_bytes, &counted.segmented_sends,
-                                             &counted.fallbacks, counted.drops, &counted.changed};
-    return outbox_flush(&outbox, 7, now_ns, &counters);
+    return outbox_flush(&outbox, 7, now_ns);
 }
 
 /* Everything left, and the sender counts what the hosts count. */
@@ -167,7 +164,7 @@ static void check_all_went(void)
     }
     for (size_t i = 0; i < DROP_COUNT; i++)
         dropped += counted.drops[i];
-    CHECK_EQ(counted.sent_packets, got);
+    CHECK_EQ(counted.udp_sent_packets, got);
     CHECK_EQ(dropped, added - got);
 }
 
@@ -193,7 +190,7 @@ static void one_bad_peer_holds_nobody_up(void)
         check_all_went();
         CHECK_EQ(hosts[3].peer.dropped_packets, 20);
         CHECK_EQ(counted.drops[refusals[i / 2].drop], 20);
-        CHECK_EQ(counted.fallbacks, 0); /* the trouble was not the segments */
+        CHECK_EQ(counted.send_fallbacks, 0); /* the trouble was not the segments */
         CHECK(calls <= 2 + 2 * 20);    /* each lost packet costs at most a call that ends before it and its own */
     }
 }
@@ -206,7 +203,7 @@ static void packets_of_many_peers_in_turn_leave_in_one_segmented_send_each(void)
     CHECK_EQ(flush(1), 0);
     check_all_went();
     CHECK_EQ(calls, 1);
-    CHECK_EQ(counted.segmented_sends, HOSTS);
+    CHECK_EQ(counted.udp_segmented_sends, HOSTS);
 }
 
 static void refused_segments_leave_singly_and_once(void)
@@ -222,9 +219,9 @@ static void refused_segments_leave_singly_and_once(void)
         CHECK_EQ(flush(1), 0);
         check_all_went();
         CHECK_EQ(hosts[0].segmented_sends, 1);
-        CHECK_EQ(counted.fallbacks, 1);
-        CHECK_EQ(counted.segmented_sends, 1);
-        CHECK(counted.changed);
+        CHECK_EQ(counted.send_fallbacks, 1);
+        CHECK_EQ(counted.udp_segmented_sends, 1);
+        CHECK(outbox.offload_changed);
         CHECK(hosts[0].peer.plain_until_ns == 0 && hosts[1].peer.plain_until_ns != 0);
     }
 }
@@ -240,11 +237,11 @@ static void segments_are_tried_again_after_a_while_and_by_other_peers_at_once(vo
             add(packet % 2, 500, 1);
         calls = 0;
         CHECK_EQ(flush(now), 0);
-        CHECK_EQ(counted.fallbacks, 1);
+        CHECK_EQ(counted.send_fallbacks, 1);
         CHECK_EQ(hosts[0].segmented_sends, round + 1);
         CHECK(round == 0 || calls == 1);
-        CHECK_EQ(counted.changed, round == 0);
-        counted.changed = false;
+        CHECK_EQ(outbox.offload_changed, round == 0);
+        outbox.offload_changed = false;
     }
     for (unsigned attempt = 0; attempt < 2; attempt++) {
         now += 10 * second;
@@ -254,7 +251,7 @@ static void segments_are_tried_again_after_a_while_and_by_other_peers_at_once(vo
             add(1, 500, 1);
         CHECK_EQ(flush(now), 0);
         CHECK_EQ(hosts[1].segmented_sends, attempt);
-        CHECK_EQ(counted.changed, attempt == 1); /* still refused is nothing new */
+        CHECK_EQ(outbox.offload_changed, attempt == 1); /* still refused is nothing new */
         CHECK_EQ(hosts[1].peer.plain_until_ns == 0, attempt == 1);
     }
     check_all_went();
@@ -269,12 +266,10 @@ static void what_is_given_up_is_counted_as_not_sent(void)
         waits_after = after;
         hosts[1].refuses_segments = EIO; /* some of a message may have left */
         int status = flush(1);
-        const struct outbox_counters counters = {&counted.sent_packets, &counted.sent_bytes, &counted.segmented_sends,
-                                                 &counted.fallbacks, counted.drops, &counted.changed};
-        outbox_abandon(&outbox, &counters);
+        outbox_abandon(&outbox);
         CHECK(outbox_is_empty(&outbox));
-        CHECK_EQ(counted.sent_packets + counted.drops[DROP_TUN_SEND_FAILED], 30);
-        CHECK_EQ(status == 0, counted.sent_packets == 30);
+        CHECK_EQ(counted.udp_sent_packets + counted.drops[DROP_TUN_SEND_FAILED], 30);
+        CHECK_EQ(status == 0, counted.udp_sent_packets == 30);
         for (size_t host = 0; host < 3; host++)
             CHECK_EQ(hosts[host].peer.sent_packets + hosts[host].peer.dropped_packets, 10);
     }
