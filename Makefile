@@ -9,6 +9,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
+PARTS := build/parts/complete
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
@@ -45,11 +46,16 @@ $(VENV)/built: $(PUMP) $(VENV)/installed
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
+$(PARTS): $(PUMP) tests/csrc/build_parts.py $(VENV)/installed
+	@echo "Compiling the parts of it that the tests call"
+	@$(BIN)/python -m tests.csrc.build_parts $(@D)
+	@touch $@
+
 $(VENV)/docker/complete: tools/install-docker | $(BIN)/python packages-dev
 	@tools/install-docker $(VENV)/docker
 	@touch $@
 
-build: deps $(VENV)/built ## compile the packet pump
+build: deps $(VENV)/built $(PARTS) ## compile the packet pump
 
 demo: build ## run a lab of three hosts: pings and throughput between containers
 	@$(BIN)/flannel-udp lab --hosts 3

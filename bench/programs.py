@@ -10,8 +10,9 @@ from typing import Any
 
 from cffi import FFI
 
+from build_ext import OPTIONS
+
 HERE = Path(__file__).parent
-CSRC = HERE.parent / "csrc"
 
 _KERNELS = """
     void run_memcpy(uint8_t *to, const uint8_t *from, size_t length, size_t times);
@@ -28,7 +29,6 @@ _KERNELS = """
     void run_changes(struct route_table *table, uint32_t subnet, size_t times);
     void route_table_free(struct route_table *table);
 """
-_PARTS = ("checksum", "coalesce", "packet", "route_set", "route_table", "segment")
 
 
 def build(name: str, directory: Path) -> Path:
@@ -44,14 +44,7 @@ def load_kernels(directory: Path) -> tuple[Any, Any]:
     """cffi's ``ffi`` and ``lib`` of kernels.c with the pure parts, compiled as the pump is."""
     ffi = FFI()
     ffi.cdef(_KERNELS)
-    ffi.set_source(
-        "kernels",
-        (HERE / "kernels.c").read_text(),
-        sources=[str(CSRC / f"{name}.c") for name in _PARTS],
-        include_dirs=[str(CSRC)],
-        define_macros=[("_GNU_SOURCE", None)],
-        extra_compile_args=["-std=gnu11", "-O3"],
-    )
+    ffi.set_source("kernels", (HERE / "kernels.c").read_text(), **OPTIONS)
     spec = importlib.util.spec_from_file_location("kernels", ffi.compile(str(directory)))
     assert spec is not None
     assert spec.loader is not None

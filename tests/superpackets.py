@@ -1,4 +1,4 @@
-"""The C segmenter and coalescer, called on bytes; shared by their tests."""
+"""The C segmenter and coalescer, called on bytes, and packets for them; shared by their tests."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-from flannel_udp.backends.pump._pump import ffi, lib
+from csrc_parts import ffi, lib
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.packet import Raw
 
 GSO_NONE, GSO_TCPV4, GSO_UDP_L4, GSO_ECN = 0, 1, 5, 0x80  # linux/virtio_net.h
-NEEDS_CSUM, DATA_VALID = 1, 2
+NEEDS_CSUM = 1
 EINVAL = 22
+
+OPTIONS = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))]
+
+
+def tcp(payload: bytes, **fields: Any) -> bytes:
+    """A TCP packet; fields of its IP header start with ``ip_``."""
+    ip: dict[str, Any] = {"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7}
+    ip |= {name[3:]: value for name, value in fields.items() if name.startswith("ip_")}
+    head: dict[str, Any] = {"sport": 1000, "dport": 2000, "seq": 5, "ack": 9, "flags": "A"}
+    head |= {name: value for name, value in fields.items() if not name.startswith("ip_")}
+    return bytes(IP(**ip) / TCP(**head) / Raw(payload))
+
+
+def udp(payload: bytes, **fields: Any) -> bytes:
+    """A UDP packet; fields are those of its IP header."""
+    ip: dict[str, Any] = {"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7} | fields
+    return bytes(IP(**ip) / UDP(sport=1, dport=2) / Raw(payload))
 
 
 @dataclass(frozen=True)

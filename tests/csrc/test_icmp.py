@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
-from flannel_udp.backends.pump._pump import ffi, lib
+from csrc_parts import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
-from flannel_udp.backends.pump._pump import ffi, lib
+from csrc_parts import ffi, lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

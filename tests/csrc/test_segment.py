@@ -14,27 +14,13 @@ from superpackets import (
     GSO_TCPV4,
     GSO_UDP_L4,
     NEEDS_CSUM,
+    OPTIONS,
     Vnet,
     complete_checksum,
     segments,
+    tcp,
+    udp,
 )
-
-OPTIONS = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))]
-
-
-def tcp(payload: bytes, **fields: Any) -> bytes:
-    """A TCP packet; fields of its IP header start with ``ip_``."""
-    ip: dict[str, Any] = {"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7}
-    ip |= {name[3:]: value for name, value in fields.items() if name.startswith("ip_")}
-    head: dict[str, Any] = {"sport": 1000, "dport": 2000, "seq": 5, "ack": 9, "flags": "A"}
-    head |= {name: value for name, value in fields.items() if not name.startswith("ip_")}
-    return bytes(IP(**ip) / TCP(**head) / Raw(payload))
-
-
-def udp(payload: bytes, **fields: Any) -> bytes:
-    """A UDP packet; fields are those of its IP header."""
-    ip: dict[str, Any] = {"src": "10.1.5.2", "dst": "10.1.6.2", "id": 7} | fields
-    return bytes(IP(**ip) / UDP(sport=1, dport=2) / Raw(payload))
 
 
 @given(
