@@ -2,10 +2,11 @@
 
 #if defined(__x86_64__)
 
-/* Four 64-bit lanes; gcc and clang make one AVX2 register of it. */
+/* Four 64-bit lanes: one AVX2 register. */
 typedef uint64_t lanes __attribute__((vector_size(32)));
 
-/* Halves of each lane are summed apart, so no carry is lost below 2^32 additions. `length` is a multiple of 64. */
+/* The halves of each lane are summed separately, so no carry is lost below 2^32 additions. `length` is a multiple of
+ * 64. */
 __attribute__((target("avx2"))) static uint64_t add_blocks_avx2(uint64_t sum, const uint8_t *at, size_t length)
 {
     const lanes low = {0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff};

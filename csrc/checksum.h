@@ -1,7 +1,7 @@
 /* checksum.h - the internet checksum (RFC 1071).
  *
- * Sums are kept in native byte order: one's complement addition commutes with a byte swap, so a sum over
- * packet bytes as they lie in memory folds to a value that can be stored as it is.
+ * Sums are kept in native byte order: one's complement addition commutes with a byte swap, so the sum of bytes in
+ * memory order folds to a value that can be stored without swapping.
  */
 #ifndef FLANNEL_UDP_CHECKSUM_H
 #define FLANNEL_UDP_CHECKSUM_H
@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Adds the bytes to a running sum. Every call but the last of one checksum takes an even length. */
+/* Adds the bytes to a running sum. Of the calls for one checksum, only the last may have an odd length. */
 static inline uint64_t checksum_add(uint64_t sum, const void *bytes, size_t length)
 {
     const uint8_t *at = bytes;
@@ -37,7 +37,7 @@ static inline uint64_t checksum_add(uint64_t sum, const void *bytes, size_t leng
     return sum;
 }
 
-/* The same for payload: three times as fast on long buffers where the processor has wide registers. */
+/* The same for payload: three times as fast on long buffers where the processor has AVX2. */
 uint64_t checksum_add_payload(uint64_t sum, const void *bytes, size_t length);
 
 /* Folds a running sum to 16 bits without complementing it. */

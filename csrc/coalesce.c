@@ -13,7 +13,7 @@ void coalesce_reset(struct coalescer *coalescer)
     memset(coalescer->open, 0, sizeof coalescer->open);
 }
 
-/* Whether header and payload are as they were sent; a merged packet gets new checksums, which would hide it. */
+/* Whether both checksums are right. A merged packet gets new ones, which would hide damage. */
 static bool checksums_are_good(const struct packet *packet)
 {
     if (checksum_of(packet->bytes, packet->header_length) != 0)
@@ -29,7 +29,7 @@ static bool udp_may_merge(const uint8_t *udp, size_t length)
     return read_u16(udp + UDP_LENGTH) == length && read_u16(udp + UDP_CHECKSUM) != 0;
 }
 
-/* Data with ACK and perhaps PSH: everything else (SYN, FIN, RST, URG, CWR, ECE, AccECN) means something by itself. */
+/* Flags exactly ACK, or ACK and PSH. SYN, FIN, RST, URG, CWR, ECE and AccECN mean something in their own packet. */
 static bool tcp_may_merge(const uint8_t *tcp)
 {
     return (tcp[TCP_OFFSET] & TCP_OFFSET_RESERVED) == 0 &&
@@ -41,7 +41,7 @@ static bool may_merge(const struct coalescer *coalescer, const struct packet *pa
 {
     const uint8_t *transport = packet->bytes + packet->header_length;
     size_t length = packet->length - packet->header_length;
-    /* The kernel's GRO leaves alone what has any flag but DF, the reserved one included. */
+    /* No flag but DF, not even the reserved one, as in the kernel's GRO; no fragment. */
     bool is_plain = (read_u16(packet->bytes + IPV4_FRAGMENT) & ~(unsigned)IPV4_DONT_FRAGMENT) == 0;
     if (packet->bytes[0] != NO_OPTIONS || !is_plain || header == length)
         return false;
@@ -67,21 +67,21 @@ static bool same_flow(const struct coalescer *coalescer, const struct bundle *bu
            memcmp(first + IPV4_MIN_HEADER, packet->bytes + packet->header_length, 4) == 0; /* ports */
 }
 
-/* Takes the entry at `way` out of its set; the places behind it move up. */
+/* Removes the entry at `way` from its set; those behind it move up. */
 static void set_remove(uint16_t set[COALESCE_WAYS], size_t way)
 {
     memmove(&set[way], &set[way + 1], (COALESCE_WAYS - way - 1) * sizeof *set);
     set[COALESCE_WAYS - 1] = 0;
 }
 
-/* Opens a bundle; the set's oldest is pushed out, which closes it. */
+/* Adds an open bundle to its set; the oldest one of a full set is closed. */
 static void set_push(uint16_t set[COALESCE_WAYS], size_t bundle)
 {
     memmove(&set[1], &set[0], (COALESCE_WAYS - 1) * sizeof *set);
     set[0] = (uint16_t)(bundle + 1);
 }
 
-/* The way of the flow's open bundle, COALESCE_WAYS if it has none. */
+/* The place of the flow's open bundle in its set, COALESCE_WAYS if it has none. */
 static size_t find_open(const struct coalescer *coalescer, const uint16_t set[COALESCE_WAYS],
                         const struct packet *packet)
 {
@@ -94,7 +94,7 @@ static size_t find_open(const struct coalescer *coalescer, const uint16_t set[CO
 
 /* ---- merging ---- */
 
-/* Whether the IP headers differ only where cutting would put the difference back. */
+/* Whether the IP headers differ only in what cutting restores. */
 static bool ip_continues(const struct bundle *bundle, const uint8_t *first, const uint8_t *next)
 {
     bool dont_fragment = (read_u16(first + IPV4_FRAGMENT) & IPV4_DONT_FRAGMENT) != 0;
@@ -128,7 +128,7 @@ static bool continues(const struct coalescer *coalescer, const struct bundle *bu
                          headers - IPV4_MIN_HEADER);
 }
 
-/* Notes what the packet, now the bundle's last, asks of the one after it. */
+/* Notes what may follow the packet, which is now the bundle's last. */
 static void note_last(struct bundle *bundle, const struct packet *packet, size_t headers)
 {
     size_t payload = packet->length - headers;
@@ -179,7 +179,7 @@ bool coalesce_add(struct coalescer *coalescer, const struct packet *packet)
                         : transport_header_length(packet->protocol, packet->bytes + packet->header_length,
                                                   packet->length - packet->header_length);
     if (header == 0) {
-        /* Its flow cannot be told: it closes all flows between the two addresses. */
+        /* Its flow is not known: it closes all flows between the two addresses. */
         memset(set, 0, COALESCE_WAYS * sizeof *set);
         start_bundle(coalescer, index, packet, 0);
         return true;
@@ -202,7 +202,7 @@ bool coalesce_add(struct coalescer *coalescer, const struct packet *packet)
 
 /* ---- writing ---- */
 
-/* The headers of a superpacket: the first packet's, with lengths and flags of the whole and a partial checksum. */
+/* The headers of a superpacket: the first packet's, with the lengths and flags of the whole and a partial checksum. */
 static void merge_headers(const struct coalescer *coalescer, const struct bundle *bundle,
                           struct virtio_net_hdr *vnet, uint8_t header[SEGMENT_HEADER_MAX])
 {
@@ -217,7 +217,7 @@ static void merge_headers(const struct coalescer *coalescer, const struct bundle
         write_u16(transport + UDP_LENGTH, (uint16_t)transport_length);
     else if (bundle->pushed)
         transport[TCP_FLAGS] |= TCP_PSH;
-    /* The kernel completes the checksum of every segment from the pseudo header's sum, not complemented. */
+    /* NEEDS_CSUM: the field holds the sum of the pseudo header, and the kernel computes the rest for every segment. */
     uint16_t partial = checksum_fold(transport_pseudo_sum(header, bundle->protocol, transport_length));
     memcpy(transport + transport_checksum_offset(bundle->protocol), &partial, sizeof partial);
 
@@ -231,7 +231,7 @@ static void merge_headers(const struct coalescer *coalescer, const struct bundle
     };
 }
 
-/* An iovec that writev only reads. */
+/* An iovec over bytes that are only read. */
 static struct iovec iovec_of(const uint8_t *bytes, size_t length)
 {
     return (struct iovec){(void *)(uintptr_t)bytes, length};

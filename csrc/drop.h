@@ -2,15 +2,15 @@
 #ifndef FLANNEL_UDP_DROP_H
 #define FLANNEL_UDP_DROP_H
 
-/* In the order they are shown. tun_*: on its way out of this host, udp_*: in. */
+/* In the order in which they are shown. tun_*: packets that leave this host, udp_*: packets that arrive. */
 #define DROP_REASONS(X)                                                                                      \
     X(TUN_READ_FAILED, tun_read_failed)             /* the kernel lost the packet while we read it */        \
-    X(TUN_IPV6, tun_ipv6)                           /* IPv6 noise from our own kernel */                     \
+    X(TUN_IPV6, tun_ipv6)                           /* IPv6 from our own kernel: the overlay carries IPv4 */    \
     X(TUN_MALFORMED, tun_malformed)                 /* not a whole IPv4 packet */                            \
     X(TUN_NOT_UNICAST, tun_not_unicast)             /* to a multicast, broadcast or loopback address */      \
     X(TUN_NO_ROUTE, tun_no_route)                   /* no lease holds the destination */                     \
     X(TUN_SEND_FIREWALL, tun_send_firewall)         /* EPERM, EACCES: a local firewall refused the datagram */ \
-    X(TUN_SEND_UNREACHABLE, tun_send_unreachable)   /* ENETUNREACH, EHOSTUNREACH, ...: no way to the peer */ \
+    X(TUN_SEND_UNREACHABLE, tun_send_unreachable)   /* ENETUNREACH, EHOSTUNREACH, ...: no route to the peer */ \
     X(TUN_SEND_TOO_LARGE, tun_send_too_large)       /* EMSGSIZE */                                           \
     X(TUN_SEND_FAILED, tun_send_failed)             /* any other errno */                                    \
     X(UDP_TRUNCATED, udp_truncated)                 /* the datagram did not fit the buffer */                \
@@ -22,7 +22,7 @@
     X(UDP_SPOOFED_SOURCE, udp_spoofed_source)       /* inner source leased by another host, or by none */    \
     X(UDP_MARTIAN_SOURCE, udp_martian_source)       /* inner source loopback, multicast, ours, ... */        \
     X(UDP_WRONG_DESTINATION, udp_wrong_destination) /* inner destination outside our subnet */               \
-    X(UDP_TUN_REFUSED, udp_tun_refused)             /* the TUN device took no packet (down, no memory) */
+    X(UDP_TUN_REFUSED, udp_tun_refused)             /* the TUN device refused the packet (down, no memory) */
 
 enum drop_reason {
 #define DROP_ENUM(upper, lower) DROP_##upper,

@@ -16,7 +16,7 @@ enum drop_reason filter_outbound(const struct filter_identity *own, const struct
 {
     if (!address_is_unicast(packet->destination))
         return DROP_TUN_NOT_UNICAST;
-    /* Our own subnet never goes out, whatever a wider lease says: it would come straight back. */
+    /* A packet for our own subnet never leaves, even if a wider lease covers it: its host would send it back. */
     if (in_own_subnet(own, packet->destination))
         return DROP_TUN_NO_ROUTE;
     uint32_t slot = route_table_lookup(routes, packet->destination);
@@ -38,7 +38,7 @@ static enum drop_reason check_source(const struct filter_identity *own, const st
 {
     if (!address_is_unicast(source) || is_ours(own, source))
         return DROP_UDP_MARTIAN_SOURCE;
-    /* A source outside Network passes: a host may forward for its LAN. */
+    /* A source outside Network passes: a host may forward packets of its LAN. */
     if (!own->check_source || !in_network(own, source))
         return DROP_NONE;
     uint32_t slot = route_table_lookup(routes, source);
@@ -62,17 +62,12 @@ enum drop_reason filter_inbound(const struct filter_identity *own, const struct 
 
 enum drop_reason filter_inbound_fault(enum packet_fault fault)
 {
-    switch (fault) {
-    case PACKET_OK:
-        return DROP_NONE;
-    case PACKET_NOT_IP:
-        return DROP_UDP_NOT_IP;
-    case PACKET_IPV6:
-        return DROP_UDP_IPV6;
-    case PACKET_BAD_HEADER:
-        return DROP_UDP_BAD_HEADER;
-    case PACKET_BAD_LENGTH:
-        return DROP_UDP_BAD_LENGTH;
-    }
-    return DROP_UDP_NOT_IP;
+    static const enum drop_reason drops[] = {
+        [PACKET_OK] = DROP_NONE,
+        [PACKET_NOT_IP] = DROP_UDP_NOT_IP,
+        [PACKET_IPV6] = DROP_UDP_IPV6,
+        [PACKET_BAD_HEADER] = DROP_UDP_BAD_HEADER,
+        [PACKET_BAD_LENGTH] = DROP_UDP_BAD_LENGTH,
+    };
+    return drops[fault];
 }

@@ -9,19 +9,11 @@ enum {
     TYPE_UNREACHABLE = 3, CODE_NETWORK = 0,
 };
 
-/* The types that report an error; of all others, and of unknown ones, an error may be sent (RFC 1122 3.2.2). */
+/* The types that report an error. Any other type, also an unknown one, may be answered by one (RFC 1122 3.2.2). */
 static bool is_error_type(uint8_t type)
 {
-    switch (type) {
-    case 3:  /* destination unreachable */
-    case 4:  /* source quench */
-    case 5:  /* redirect */
-    case 11: /* time exceeded */
-    case 12: /* parameter problem */
-        return true;
-    default:
-        return false;
-    }
+    /* destination unreachable, source quench, redirect; time exceeded, parameter problem */
+    return (type >= 3 && type <= 5) || type == 11 || type == 12;
 }
 
 bool icmp_may_answer(const struct packet *packet)
@@ -31,7 +23,7 @@ bool icmp_may_answer(const struct packet *packet)
         return false;
     if (packet->protocol != PROTOCOL_ICMP)
         return true;
-    /* Cut off before its type: it might be an error, so it gets no answer. */
+    /* A packet that ends before its ICMP type might be an error, so it gets no answer. */
     return packet->length > packet->header_length && !is_error_type(packet->bytes[packet->header_length]);
 }
 

@@ -7,10 +7,10 @@
 #include "transport.h"
 
 
-/* The TUN refused a superpacket: it is asked again after this long. */
+/* After the TUN refused a superpacket, none is tried for this long. */
 #define SUPERPACKET_RETRY_NS UINT64_C(10000000000)
 
-/* Decides about one datagram's packet. Whether it goes to the TUN. */
+/* Decides about the packet of one datagram. Returns whether it is to be written to the TUN. */
 static bool admit(struct tunnel *tunnel, const uint8_t *bytes, size_t length, uint32_t outer_source,
                   struct packet *packet)
 {
@@ -19,7 +19,8 @@ static bool admit(struct tunnel *tunnel, const uint8_t *bytes, size_t length, ui
     enum packet_fault fault = packet_parse(packet, bytes, length);
     enum drop_reason drop = filter_inbound_fault(fault);
     if (fault == PACKET_OK) {
-        drop = filter_inbound(tunnel->own, tunnel->tables->routes, tunnel->tables->peers, packet, outer_source, &sender);
+        drop = filter_inbound(tunnel->own, tunnel->tables->routes, tunnel->tables->peers, packet, outer_source,
+                              &sender);
         refusal.inner_source = packet->source;
         refusal.inner_destination = packet->destination;
     }
@@ -64,11 +65,11 @@ static int write_singly(struct tunnel *tunnel, const struct bundle *bundle)
     return 0;
 }
 
-/* The TUN took a superpacket of this protocol, or refused it. */
+/* Notes whether the TUN took or refused a superpacket of this protocol. */
 static void note_superpacket(struct tunnel *tunnel, uint8_t protocol, bool refused)
 {
     unsigned offload = protocol == PROTOCOL_TCP ? OFFLOAD_TSO : OFFLOAD_USO;
-    /* relaxed, both: only this thread writes it; tunnel_note_offload_change orders it for the readers */
+    /* relaxed, both: only this thread writes it; tunnel_note_offload_change makes it visible to readers */
     unsigned before = atomic_load_explicit(&tunnel->refused_offloads, memory_order_relaxed);
     unsigned after = refused ? before | offload : before & ~offload;
     if (after == before)
@@ -77,7 +78,7 @@ static void note_superpacket(struct tunnel *tunnel, uint8_t protocol, bool refus
     tunnel_note_offload_change(tunnel);
 }
 
-/* The TUN refused this superpacket: what it holds is written, and the next ones are not merged for a while. */
+/* The TUN refused this superpacket: writes its packets, and has no more of the protocol merged for a while. */
 static int fall_back_to_singles(struct tunnel *tunnel, const struct bundle *bundle)
 {
     note_superpacket(tunnel, bundle->protocol, true);
@@ -113,7 +114,7 @@ static int write_bundle(struct tunnel *tunnel, size_t index)
     return 0;
 }
 
-/* Hands the batch to the TUN and starts an empty one. 0 or -errno. */
+/* Writes the batch to the TUN and starts an empty one. 0 or -errno. */
 static int write_batch(struct tunnel *tunnel)
 {
     struct coalescer *coalescer = &tunnel->buffers->coalescer;
@@ -124,7 +125,7 @@ static int write_batch(struct tunnel *tunnel)
     return error;
 }
 
-/* Takes what one receive brought: one datagram, or several of one size one after another. 0 or -errno. */
+/* Takes one received message: one datagram, or several of one size one after another. 0 or -errno. */
 static int take_inbound(struct tunnel *tunnel, const struct mmsghdr *message, const uint8_t *bytes,
                         const struct sockaddr_in *from)
 {
@@ -137,7 +138,7 @@ static int take_inbound(struct tunnel *tunnel, const struct mmsghdr *message, co
     }
     if (size < left)
         counter_add(&tunnel->counters.udp_merged_receives, 1);
-    do { /* an empty datagram counts, too */
+    do { /* at least once: an empty datagram is counted, too */
         struct packet packet;
         size_t length = left < size ? left : size;
         counter_add(&tunnel->counters.udp_received_packets, 1);
@@ -147,7 +148,7 @@ static int take_inbound(struct tunnel *tunnel, const struct mmsghdr *message, co
             int error = write_batch(tunnel);
             if (error < 0)
                 return error;
-            (void)coalesce_add(&tunnel->buffers->coalescer, &packet); /* there is room: it is empty */
+            (void)coalesce_add(&tunnel->buffers->coalescer, &packet); /* it is empty now, so there is room */
         }
         bytes += length;
         left -= length;
@@ -155,17 +156,17 @@ static int take_inbound(struct tunnel *tunnel, const struct mmsghdr *message, co
     return 0;
 }
 
-int inbound_serve(struct tunnel *tunnel, size_t most)
+int inbound_serve(struct tunnel *tunnel, size_t limit)
 {
     struct inbox *box = &tunnel->buffers->inbox;
     struct coalescer *coalescer = &tunnel->buffers->coalescer;
-    if (most > box->size)
-        most = box->size;
-    for (size_t i = 0; i < most; i++) { /* the kernel writes these: set them anew */
+    if (limit > box->size)
+        limit = box->size;
+    for (size_t i = 0; i < limit; i++) { /* the last receive has overwritten these */
         box->headers[i].msg_hdr.msg_namelen = sizeof box->from[i];
         box->headers[i].msg_hdr.msg_controllen = sizeof box->control[i];
     }
-    int n = udp_socket_receive_batch(tunnel->ends.udp_fd, box->headers, most);
+    int n = udp_socket_receive_batch(tunnel->ends.udp_fd, box->headers, limit);
     if (n < 0) {
         if (udp_socket_is_dead(n))
             return n;

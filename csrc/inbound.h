@@ -4,8 +4,8 @@
 
 #include "tunnel.h"
 
-/* One turn: receives at most `most` datagrams, or as many receives of merged ones, and writes them to the TUN. 0, or
+/* One turn: receives at most `limit` datagrams, or as many receives of merged ones, and writes them to the TUN. 0, or
  * -errno when the worker cannot continue. */
-int inbound_serve(struct tunnel *tunnel, size_t most);
+int inbound_serve(struct tunnel *tunnel, size_t limit);
 
 #endif

@@ -1,4 +1,4 @@
-/* limiter.h - a token bucket: so many a second, after a burst (pure). */
+/* limiter.h - a token bucket (pure). */
 #ifndef FLANNEL_UDP_LIMITER_H
 #define FLANNEL_UDP_LIMITER_H
 
@@ -6,11 +6,11 @@
 #include <stdint.h>
 
 struct limiter {
-    uint64_t tokens;     /* in nanoseconds of waiting */
+    uint64_t tokens;     /* saved up, in nanoseconds: one event costs a second divided by the rate */
     uint64_t updated_ns; /* CLOCK_MONOTONIC; 0 before the first use */
 };
 
-/* Whether one more may pass now: at most `rate` a second after a burst of `burst`. */
+/* Whether one more event is allowed now: `rate` a second, after a burst of `burst`. */
 bool limiter_allow(struct limiter *limiter, uint32_t rate, uint32_t burst, uint64_t now_ns);
 
 #endif

@@ -1,7 +1,7 @@
-/* offload.h - the four capabilities that make packets cheap, each used only where the kernel has it.
+/* offload.h - the four kernel capabilities that move many packets in one system call, used where the kernel has them.
  *
- * With none of them a packet costs one system call on the TUN side; with all of them a system call moves up to
- * 64 KiB on either side. Every combination carries the same packets.
+ * Without them a packet costs one system call on the TUN side; with all of them one system call moves up to 64 KiB on
+ * either side. Every combination carries the same packets.
  */
 #ifndef FLANNEL_UDP_OFFLOAD_H
 #define FLANNEL_UDP_OFFLOAD_H

@@ -9,7 +9,7 @@
 static int answer_unroutable(struct tunnel *tunnel, const struct packet *packet)
 {
     uint8_t reply[ICMP_REPLY_MAX];
-    if (!icmp_may_answer(packet) || !icmp_limiter_allow(&tunnel->limiter, tunnel->now_ns)) {
+    if (!icmp_may_answer(packet) || !limiter_allow(&tunnel->limiter, ICMP_RATE, ICMP_BURST, tunnel->now_ns)) {
         counter_add(&tunnel->counters.icmp_suppressed, 1);
         return 0;
     }
@@ -21,7 +21,7 @@ static int answer_unroutable(struct tunnel *tunnel, const struct packet *packet)
     return tun_device_is_gone(error) ? error : 0;
 }
 
-/* Puts a packet's segments into the outbox. 0 or -EINVAL. */
+/* Adds the segments of a superpacket to the outbox. 0 or -EINVAL. */
 static int add_segments(struct outbox *outbox, const struct packet *packet,
                         const struct virtio_net_hdr *vnet, struct peer *peer)
 {
@@ -38,7 +38,7 @@ static int add_segments(struct outbox *outbox, const struct packet *packet,
     return 0;
 }
 
-/* Puts one packet or superpacket into the outbox, its checksums complete. 0 or -EINVAL. */
+/* Adds one packet or superpacket to the outbox, with complete checksums. 0 or -EINVAL. */
 static int add_outbound(struct tunnel *tunnel, uint8_t *bytes, const struct packet *packet,
                         const struct virtio_net_hdr *vnet, struct peer *peer)
 {
@@ -57,7 +57,7 @@ static int add_outbound(struct tunnel *tunnel, uint8_t *bytes, const struct pack
     return 0;
 }
 
-/* Decides about one packet read from the TUN: into the outbox, or dropped and counted. 0 or -errno. */
+/* Adds one packet read from the TUN to the outbox, or drops and counts it. 0 or -errno. */
 static int take_outbound(struct tunnel *tunnel, uint8_t *bytes, size_t length,
                          const struct virtio_net_hdr *vnet)
 {
@@ -77,13 +77,13 @@ static int take_outbound(struct tunnel *tunnel, uint8_t *bytes, size_t length,
     return drop == DROP_TUN_NO_ROUTE ? answer_unroutable(tunnel, &packet) : 0;
 }
 
-/* Reads at most `most` packets into the empty outbox. 0 or -errno. */
-static int fill_outbox(struct tunnel *tunnel, size_t most)
+/* Reads at most `limit` packets into the empty outbox. 0 or -errno. */
+static int fill_outbox(struct tunnel *tunnel, size_t limit)
 {
     struct outbox *outbox = &tunnel->buffers->outbox;
     outbox_reset(outbox);
     size_t used = 0;
-    for (size_t count = 0; count < most && used < TURN_BYTES && outbox_has_room(outbox); count++) {
+    for (size_t count = 0; count < limit && used < TURN_BYTES && outbox_has_room(outbox); count++) {
         struct virtio_net_hdr vnet;
         uint8_t *slot = tunnel->buffers->outbound + used;
         ssize_t n = tun_device_read(&tunnel->ends.tun, &vnet, slot, SLOT_SIZE);
@@ -116,10 +116,10 @@ int outbound_flush(struct tunnel *tunnel)
     return status;
 }
 
-int outbound_serve(struct tunnel *tunnel, size_t most)
+int outbound_serve(struct tunnel *tunnel, size_t limit)
 {
-    int error = fill_outbox(tunnel, most);
-    /* What was read before an error still leaves. */
+    int error = fill_outbox(tunnel, limit);
+    /* What was read before an error is still sent. */
     int flushed = outbound_flush(tunnel);
     return error < 0 ? error : flushed;
 }

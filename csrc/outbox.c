@@ -1,6 +1,6 @@
 #include "outbox.h"
 
-/* A way out that refused segments is asked again after this long: a route or a device may have changed. */
+/* A path that refused segments is tried again after this long: a route or a device may have changed. */
 #define GSO_RETRY_NS UINT64_C(10000000000)
 
 void outbox_reset(struct outbox *outbox)
@@ -22,11 +22,11 @@ uint8_t *outbox_new_header(struct outbox *outbox)
 
 /* ---- gathering ---- */
 
-/* The latest message of this peer, if it takes one more packet. */
+/* The latest message for this peer, if one more packet fits into it. */
 static struct message *open_message(struct outbox *outbox, const struct peer *peer, size_t pieces,
                                     size_t length)
 {
-    /* The number is from an earlier batch, unless the peer has a message in this one. */
+    /* The number may be from an earlier batch, whose messages are gone. */
     struct message *message = &outbox->messages[peer->latest_message];
     if (peer->latest_message >= outbox->count || message->peer != peer)
         return NULL;
@@ -81,7 +81,7 @@ static bool leaves_segmented(const struct outbox *outbox, const struct message *
            now_ns >= counter_read(&message->peer->plain_until_ns);
 }
 
-/* Fills place `at` of the window with `packets` packets of the message from `index` on. */
+/* Makes send `at` of the window from `packets` packets of the message, the first of which is `index`. */
 static void window_set(struct outbox *outbox, size_t at, struct message *message, size_t index,
                        size_t packets)
 {
@@ -100,7 +100,7 @@ static void window_set(struct outbox *outbox, size_t at, struct message *message
     udp_socket_set_segment_size(header, outbox->control[at], packets > 1 ? message->packet_size : 0);
 }
 
-/* Makes the next system call's sends from the front of the outbox. How many. */
+/* Makes the sends of the next system call from the front of the outbox. Returns their number. */
 static size_t window_fill(struct outbox *outbox, uint64_t now_ns)
 {
     size_t at = 0;
@@ -131,7 +131,7 @@ static void count_lost(const struct outbox *outbox, struct peer *peer, enum drop
     counter_add(&peer->dropped_packets, packets);
 }
 
-/* The peer's way out refuses segments until then; 0: it took some. */
+/* The path to the peer refuses segments and is not tried before then; 0: it took some. */
 static void set_plain_until(struct outbox *outbox, struct peer *peer, uint64_t until_ns)
 {
     uint64_t before = counter_read(&peer->plain_until_ns);
@@ -142,7 +142,7 @@ static void set_plain_until(struct outbox *outbox, struct peer *peer, uint64_t u
     outbox->offload_changed |= before == 0 || until_ns == 0;
 }
 
-/* One send is done with, well or not: what it held leaves the outbox. */
+/* The front send is done, successfully or not. */
 static void advance(struct outbox *outbox, const struct message *message)
 {
     if (message->segmented || message->sent == message->packets)
@@ -150,7 +150,7 @@ static void advance(struct outbox *outbox, const struct message *message)
 }
 
 /* The kernel took the front send. */
-static void take_sent(struct outbox *outbox, uint64_t now_ns)
+static void note_sent(struct outbox *outbox, uint64_t now_ns)
 {
     struct message *message = &outbox->messages[outbox->first];
     if (message->segmented) {
@@ -159,7 +159,7 @@ static void take_sent(struct outbox *outbox, uint64_t now_ns)
         set_plain_until(outbox, message->peer, 0);
     } else {
         count_sent(outbox, message->peer, 1, packet_length(message, message->sent));
-        /* Only now it is known that the segments were the trouble, not the peer. */
+        /* A single packet passes: the segments were refused, not the peer. */
         if (message->refused && message->sent == 0) {
             set_plain_until(outbox, message->peer, now_ns + GSO_RETRY_NS);
             counter_add(&outbox->counters->send_fallbacks, 1);
@@ -169,9 +169,9 @@ static void take_sent(struct outbox *outbox, uint64_t now_ns)
     advance(outbox, message);
 }
 
-/* The kernel refused the front send with an error that is not about waiting. Whether it leaves the outbox; else its
- * packets are to be sent one by one. */
-static bool take_refused(struct outbox *outbox, int error, enum drop_reason drop)
+/* The kernel refused the front send for good. Returns whether it leaves the outbox; if not, its packets are to be sent
+ * one by one. */
+static bool note_refused(struct outbox *outbox, int error, enum drop_reason drop)
 {
     struct message *message = &outbox->messages[outbox->first];
     if (message->segmented && udp_socket_refused_segments(error)) {
@@ -185,23 +185,22 @@ static bool take_refused(struct outbox *outbox, int error, enum drop_reason drop
     return true;
 }
 
-/* Sends the window, whose sends are those at the front of the outbox. 0 when it is to be filled anew, 1 or -errno as
- * outbox_flush. */
+/* Sends the window, the front of the outbox. 0 when it must be filled again; 1 or -errno as outbox_flush. */
 static int window_send(struct outbox *outbox, size_t sends, int fd, uint64_t now_ns)
 {
     size_t done = 0;
     while (done < sends) {
         int n = udp_socket_send_batch(fd, &outbox->window[done], sends - done);
         for (int i = 0; i < n; i++, done++)
-            take_sent(outbox, now_ns);
+            note_sent(outbox, now_ns);
         if (n >= 0)
             continue;
         enum drop_reason drop;
         switch (udp_socket_judge_send(n, &drop)) {
         case SEND_WAIT:
             return 1;
-        case SEND_DROP: /* it speaks of the first send only: the others go on without it */
-            if (!take_refused(outbox, n, drop))
+        case SEND_DROP: /* the error is about the first send only: continue with the next */
+            if (!note_refused(outbox, n, drop))
                 return 0;
             done++;
             break;

@@ -1,4 +1,4 @@
-/* packet.h - one inner IPv4 packet, read byte by byte from a buffer of known length (RFC 791). */
+/* packet.h - one inner IPv4 packet (RFC 791), read byte by byte from a buffer of known length. */
 #ifndef FLANNEL_UDP_PACKET_H
 #define FLANNEL_UDP_PACKET_H
 
@@ -9,7 +9,7 @@
 enum {
     IPV4_MIN_HEADER = 20, PACKET_MAX = 65535,
 
-    /* where the header's fields lie */
+    /* offsets of the header fields */
     IPV4_TOS = 1, IPV4_TOTAL_LENGTH = 2, IPV4_ID = 4, IPV4_FRAGMENT = 6, IPV4_TTL = 8, IPV4_PROTOCOL = 9,
     IPV4_CHECKSUM = 10, IPV4_SOURCE = 12, IPV4_DESTINATION = 16,
     IPV4_DONT_FRAGMENT = 0x4000, IPV4_MORE_FRAGMENTS = 0x2000, IPV4_OFFSET_MASK = 0x1fff,
@@ -32,8 +32,8 @@ struct packet {
     uint32_t source;      /* host byte order, like destination */
     uint32_t destination;
     uint8_t protocol;
-    bool is_fragment;    /* the first of several, or a later one */
-    bool later_fragment; /* not the first: it carries no transport header */
+    bool is_fragment;    /* the first fragment or a later one */
+    bool later_fragment; /* not the first: it has no transport header */
 };
 
 static inline uint16_t read_u16(const uint8_t *at)
@@ -58,7 +58,7 @@ static inline void write_u32(uint8_t *at, uint32_t value)
     write_u16(at + 2, (uint16_t)value);
 }
 
-/* Fills *packet from a buffer that must hold exactly one packet. On a fault *packet is not to be used. */
+/* Fills *packet from a buffer that must hold exactly one packet. After a fault *packet is undefined. */
 enum packet_fault packet_parse(struct packet *packet, const uint8_t *bytes, size_t length);
 
 static inline bool address_is_multicast(uint32_t address)
@@ -71,13 +71,13 @@ static inline bool address_is_loopback(uint32_t address)
     return address >> 24 == 127;
 }
 
-/* Class E, 240.0.0.0/4. Some use it as unicast addresses, which Linux allows; RFC 1122 does not. */
+/* Class E, 240.0.0.0/4. Linux allows its use as unicast addresses; RFC 1122 does not. */
 static inline bool address_is_reserved(uint32_t address)
 {
     return address >> 28 == 0xf;
 }
 
-/* An address one host may answer to (RFC 1122 3.2.1.3): not this-network, loopback, multicast or broadcast. */
+/* An address that one host may have (RFC 1122 3.2.1.3): not this-network, loopback, multicast or broadcast. */
 static inline bool address_is_unicast(uint32_t address)
 {
     return address >> 24 != 0 && !address_is_loopback(address) && !address_is_multicast(address) &&

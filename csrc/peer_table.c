@@ -28,7 +28,7 @@ void peer_table_free(struct peer_table *table)
     free(table);
 }
 
-/* A slot nobody uses, its counters at zero. */
+/* An unused slot, its counters at zero. */
 static int take_slot(struct peer_table *table, uint32_t *slot)
 {
     if (table->free != ROUTE_NONE) {
@@ -90,7 +90,7 @@ void peer_table_release(struct peer_table *table, uint32_t slot)
     if (--peer->references != 0)
         return;
     uint32_t previous;
-    (void)route_table_remove(table->by_address, peer->address, 32, &previous); /* it is there: acquire put it */
+    (void)route_table_remove(table->by_address, peer->address, 32, &previous); /* it is there: acquire has added it */
     put_slot(table, &table->retired, slot);
 }
 

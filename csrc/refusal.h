@@ -1,9 +1,9 @@
-/* refusal.h - which refused datagrams are worth a word to Python, and the ring that carries them there.
+/* refusal.h - reports of refused datagrams, which Python may log.
  *
- * The first of an outer source and reason is, and again after a minute: Python decides what the log says. A flood
- * from forged sources must cost neither side much, so few a second are reported; the counters have them all.
+ * The first refusal of an outer source and reason is reported, and again after a minute. A flood from forged sources
+ * must not cost much, so only a few a second are reported; the counters count all.
  *
- * One thread adds (the worker), one at a time takes; neither waits for the other.
+ * The worker adds reports to a ring, one thread at a time takes them; neither waits for the other.
  */
 #ifndef FLANNEL_UDP_REFUSAL_H
 #define FLANNEL_UDP_REFUSAL_H
@@ -15,17 +15,17 @@
 #include "limiter.h"
 
 struct refusal {
-    uint32_t outer_source, inner_source, inner_destination; /* host byte order; inner ones 0 if not parsed */
+    uint32_t outer_source, inner_source, inner_destination; /* host byte order; inner ones 0 without a valid packet */
     uint32_t reason;                                        /* enum drop_reason */
 };
 
 enum {
     REFUSAL_RING = 64,
     REFUSAL_SEEN = 256,
-    REFUSAL_RATE = 50, /* reports a second, after a burst of a full ring */
+    REFUSAL_RATE = 50, /* reports a second, after a burst that fills the ring */
 };
 
-/* A source and reason that was reported is reported again after this long. */
+/* The same source and reason is not reported again for this long. */
 #define REFUSAL_QUIET_NS UINT64_C(60000000000)
 
 struct refusal_queue {
@@ -34,17 +34,17 @@ struct refusal_queue {
     struct {
         uint32_t outer_source, reason;
         uint64_t until_ns; /* CLOCK_MONOTONIC */
-    } seen[REFUSAL_SEEN];  /* by hash: a collision costs a repeat, which the limiter bounds */
+    } seen[REFUSAL_SEEN];  /* by hash; after a collision a source is reported again, at the limited rate */
 
     /* shared */
     struct refusal ring[REFUSAL_RING];
     atomic_uint written, read;
 };
 
-/* Reports the refusal, if it is worth it. Whether the taking thread may sleep and must be woken. */
+/* Reports the refusal, or not, as above. Returns whether the taking thread must be woken. */
 bool refusal_add(struct refusal_queue *queue, const struct refusal *refusal, uint64_t now_ns);
 
-/* Takes the oldest one not yet taken. Whether there was one. */
+/* Takes the oldest report. Returns whether there was one. */
 bool refusal_take(struct refusal_queue *queue, struct refusal *refusal);
 
 #endif

@@ -14,7 +14,7 @@ static size_t home_of(const struct route_set *set, uint32_t prefix, uint8_t leng
     return (size_t)(key >> 32) & (set->capacity - 1);
 }
 
-/* The item, or the free place where it belongs. The load stays below 3/4, so a free place exists. */
+/* The item, or the free place for it. At most 3/4 of the places are taken, so there is one. */
 static struct route_item *probe(const struct route_set *set, uint32_t prefix, uint8_t length)
 {
     for (size_t i = home_of(set, prefix, length);; i = (i + 1) & (set->capacity - 1)) {
@@ -22,22 +22,6 @@ static struct route_item *probe(const struct route_set *set, uint32_t prefix, ui
         if (!item->used || (item->prefix == prefix && item->length == length))
             return item;
     }
-}
-
-static int grow(struct route_set *set)
-{
-    struct route_set bigger = *set;
-    bigger.capacity = set->capacity * 2;
-    bigger.items = calloc(bigger.capacity, sizeof *bigger.items);
-    if (bigger.items == NULL)
-        return -ENOMEM;
-    for (size_t i = 0; i < set->capacity; i++) {
-        if (set->items[i].used)
-            *probe(&bigger, set->items[i].prefix, set->items[i].length) = set->items[i];
-    }
-    free(set->items);
-    *set = bigger;
-    return 0;
 }
 
 int route_set_init(struct route_set *set)
@@ -59,18 +43,31 @@ struct route_item *route_set_find(const struct route_set *set, uint32_t prefix, 
     return item->used ? item : NULL;
 }
 
-int route_set_add(struct route_set *set, struct route_item item)
+int route_set_reserve(struct route_set *set)
 {
-    if ((set->count + 1) * 4 > set->capacity * 3) {
-        int error = grow(set);
-        if (error < 0)
-            return error;
+    if ((set->count + 1) * 4 <= set->capacity * 3)
+        return 0;
+    struct route_set bigger = *set;
+    bigger.capacity = set->capacity * 2;
+    bigger.items = calloc(bigger.capacity, sizeof *bigger.items);
+    if (bigger.items == NULL)
+        return -ENOMEM;
+    for (size_t i = 0; i < set->capacity; i++) {
+        if (set->items[i].used)
+            *probe(&bigger, set->items[i].prefix, set->items[i].length) = set->items[i];
     }
-    item.used = 1;
-    *probe(set, item.prefix, item.length) = item;
-    set->count++;
-    set->count_by_length[item.length]++;
+    free(set->items);
+    *set = bigger;
     return 0;
+}
+
+struct route_item *route_set_add(struct route_set *set, uint32_t prefix, uint8_t length)
+{
+    struct route_item *item = probe(set, prefix, length);
+    *item = (struct route_item){.prefix = prefix, .length = length, .used = 1};
+    set->count++;
+    set->count_by_length[length]++;
+    return item;
 }
 
 void route_set_remove(struct route_set *set, struct route_item *item)
@@ -79,7 +76,7 @@ void route_set_remove(struct route_set *set, struct route_item *item)
     size_t hole = (size_t)(item - set->items);
     set->count--;
     set->count_by_length[item->length]--;
-    /* Backward shift: whatever probing would no longer reach across the hole moves into it. */
+    /* Backward shift: an item that probing would no longer reach across the hole moves into it. */
     for (size_t i = (hole + 1) & mask; set->items[i].used; i = (i + 1) & mask) {
         size_t home = home_of(set, set->items[i].prefix, set->items[i].length);
         if (((i - home) & mask) >= ((i - hole) & mask)) {

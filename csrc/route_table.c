@@ -7,6 +7,20 @@
 
 #define NO_ROUTE_ENTRY ((uint64_t)ROUTE_NONE << 32)
 
+enum { LEVELS = 3 };
+
+/* How many bits of an address select a slot below this many nodes. */
+static unsigned depth_below(size_t nodes)
+{
+    return 16 + 8 * (unsigned)nodes;
+}
+
+/* How many slots below this many nodes a prefix spans. */
+static size_t span_of(size_t nodes, uint8_t length)
+{
+    return (size_t)1 << (depth_below(nodes) - length);
+}
+
 /* A leaf: next hop in the high half, prefix length above the child bit. */
 static uint64_t leaf_entry(uint32_t next_hop, uint8_t length)
 {
@@ -26,44 +40,23 @@ static uint64_t writer_load(_Atomic uint64_t *slot)
 
 static void publish(_Atomic uint64_t *slot, uint64_t entry)
 {
-    /* release: what the entry leads to (a filled node, a peer's address) is visible before the entry is */
+    /* release: whoever sees the entry sees what it leads to (a filled node, a peer's address) */
     atomic_store_explicit(slot, entry, memory_order_release);
 }
 
-/* Gives `leaf` to every address below the slot that belongs to no longer route than `length`. */
-static void paint(_Atomic uint64_t *slot, uint8_t length, uint64_t leaf)
+/* Stores `leaf` in every entry at and below these slots that does not belong to a longer route. */
+static void paint(_Atomic uint64_t *slots, size_t count, uint8_t length, uint64_t leaf)
 {
-    uint64_t entry = writer_load(slot);
-    if (entry & ROUTE_CHILD_BIT) {
-        struct route_node *node = route_entry_child(entry);
-        for (size_t i = 0; i < ROUTE_NODE_ENTRIES; i++)
-            paint(&node->entries[i], length, leaf);
-    } else if (leaf_length(entry) <= length) {
-        publish(slot, leaf);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t entry = writer_load(&slots[i]);
+        if (entry & ROUTE_CHILD_BIT)
+            paint(route_entry_child(entry)->entries, ROUTE_NODE_ENTRIES, length, leaf);
+        else if (leaf_length(entry) <= length)
+            publish(&slots[i], leaf);
     }
 }
 
-static void paint_range(_Atomic uint64_t *first, size_t count, uint8_t length, uint64_t leaf)
-{
-    for (size_t i = 0; i < count; i++)
-        paint(&first[i], length, leaf);
-}
-
-/* The slot whose subtree is exactly the route's last stride, and how many slots the route spans from there.
- * Every node on the way must exist. */
-static _Atomic uint64_t *locate(struct route_table *table, uint32_t prefix, uint8_t length, size_t *span)
-{
-    _Atomic uint64_t *slot = &table->root[prefix >> 16];
-    unsigned depth = 16;
-    for (; depth < length; depth += 8) {
-        struct route_node *node = route_entry_child(writer_load(slot));
-        slot = &node->entries[(prefix >> (24 - depth)) & 0xff];
-    }
-    *span = (size_t)1 << (depth - length);
-    return slot;
-}
-
-/* The child below the slot, made from the leaf that stands there if need be. NULL when out of memory. */
+/* The node below the slot; a new one repeats the leaf that it replaces. NULL when out of memory. */
 static struct route_node *ensure_child(_Atomic uint64_t *slot)
 {
     uint64_t entry = writer_load(slot);
@@ -80,43 +73,43 @@ static struct route_node *ensure_child(_Atomic uint64_t *slot)
     return node;
 }
 
-/* Counts a route in (or out of) every node on its way. */
-static void count_on_path(struct route_table *table, uint32_t prefix, uint8_t length, int change)
+/* Makes the nodes on the path to a prefix where they are missing. slots[] receives the slot that holds the prefix, or
+ * its first address, in the root and in each node. Returns the number of nodes; fewer than needed: out of memory. */
+static size_t ensure_path(struct route_table *table, uint32_t prefix, uint8_t length, _Atomic uint64_t *slots[LEVELS])
 {
+    size_t nodes = 0;
     _Atomic uint64_t *slot = &table->root[prefix >> 16];
+    slots[0] = slot;
     for (unsigned depth = 16; depth < length; depth += 8) {
-        struct route_node *node = route_entry_child(writer_load(slot));
-        node->routes = change > 0 ? node->routes + 1 : node->routes - 1;
-        slot = &node->entries[(prefix >> (24 - depth)) & 0xff];
-    }
-}
-
-static void retire(struct route_table *table, struct route_node *node)
-{
-    node->next = table->retired;
-    table->retired = node;
-}
-
-/* Takes out the nodes on the path that hold no route any more, lowest first; `cover` shows through. */
-static void prune(struct route_table *table, uint32_t prefix, uint8_t length, uint64_t cover)
-{
-    _Atomic uint64_t *slots[2];
-    size_t levels = 0;
-    _Atomic uint64_t *slot = &table->root[prefix >> 16];
-    for (unsigned depth = 16; depth < length; depth += 8) {
-        uint64_t entry = writer_load(slot);
-        if (!(entry & ROUTE_CHILD_BIT))
+        struct route_node *node = ensure_child(slot);
+        if (node == NULL)
             break;
-        slots[levels++] = slot;
-        slot = &route_entry_child(entry)->entries[(prefix >> (24 - depth)) & 0xff];
+        slot = &node->entries[(prefix >> (24 - depth)) & 0xff];
+        slots[++nodes] = slot;
     }
-    while (levels-- > 0) {
-        struct route_node *node = route_entry_child(writer_load(slots[levels]));
+    return nodes;
+}
+
+/* Adds a route to the count of every node on its path, or takes it away. */
+static void count_route(_Atomic uint64_t *const *slots, size_t nodes, int change)
+{
+    for (size_t i = 0; i < nodes; i++) {
+        struct route_node *node = route_entry_child(writer_load(slots[i]));
+        node->routes = change > 0 ? node->routes + 1 : node->routes - 1;
+    }
+}
+
+/* Retires those of the nodes below these slots that hold no route any more, lowest first; `cover` takes their place. */
+static void prune(struct route_table *table, _Atomic uint64_t *const *slots, size_t nodes, uint64_t cover)
+{
+    while (nodes-- > 0) {
+        struct route_node *node = route_entry_child(writer_load(slots[nodes]));
         if (node->routes != 0)
             return;
-        /* A node without routes of its own holds nothing but what its slot would hold, in every entry. */
-        publish(slots[levels], cover);
-        retire(table, node);
+        /* Every entry of a node without routes of its own is a copy of the cover. */
+        publish(slots[nodes], cover);
+        node->next = table->retired;
+        table->retired = node;
     }
 }
 
@@ -167,54 +160,31 @@ void route_table_free(struct route_table *table)
     free(table);
 }
 
-/* Makes the nodes a new route needs. What was made before an -ENOMEM is pruned again. */
-static int ensure_path(struct route_table *table, uint32_t prefix, uint8_t length)
-{
-    _Atomic uint64_t *slot = &table->root[prefix >> 16];
-    for (unsigned depth = 16; depth < length; depth += 8) {
-        uint64_t below = writer_load(slot);
-        struct route_node *node = ensure_child(slot);
-        if (node == NULL) {
-            prune(table, prefix, length, below);
-            return -ENOMEM;
-        }
-        slot = &node->entries[(prefix >> (24 - depth)) & 0xff];
-    }
-    return 0;
-}
-
 int route_table_insert(struct route_table *table, uint32_t prefix, uint8_t length, uint32_t next_hop,
                        uint32_t *previous)
 {
     if (!prefix_is_valid(prefix, length) || next_hop == ROUTE_NONE)
         return -EINVAL;
     struct route_item *item = route_set_find(&table->set, prefix, length);
-    if (item != NULL) {
-        *previous = item->next_hop;
-        item->generation = table->generation;
-        if (item->next_hop == next_hop)
-            return 0;
-        item->next_hop = next_hop;
-    } else {
-        *previous = ROUTE_NONE;
-        int error = ensure_path(table, prefix, length);
-        if (error < 0)
-            return error;
-        error = route_set_add(&table->set, (struct route_item){.prefix = prefix,
-                                                               .length = length,
-                                                               .next_hop = next_hop,
-                                                               .generation = table->generation});
-        if (error < 0) {
-            const struct route_item *cover = route_set_cover(&table->set, prefix, length);
-            prune(table, prefix, length,
-                  cover == NULL ? NO_ROUTE_ENTRY : leaf_entry(cover->next_hop, cover->length));
-            return error;
-        }
-        count_on_path(table, prefix, length, +1);
+    if (item == NULL && route_set_reserve(&table->set) < 0)
+        return -ENOMEM;
+    _Atomic uint64_t *slots[LEVELS];
+    size_t nodes = ensure_path(table, prefix, length, slots);
+    if (depth_below(nodes) < length) {
+        prune(table, slots, nodes, writer_load(slots[nodes]));
+        return -ENOMEM;
     }
-    size_t span;
-    _Atomic uint64_t *slot = locate(table, prefix, length, &span);
-    paint_range(slot, span, length, leaf_entry(next_hop, length));
+    if (item == NULL) {
+        *previous = ROUTE_NONE;
+        item = route_set_add(&table->set, prefix, length);
+        count_route(slots, nodes, +1);
+    } else {
+        *previous = item->next_hop;
+    }
+    item->generation = table->generation;
+    item->next_hop = next_hop;
+    if (*previous != next_hop)
+        paint(slots[nodes], span_of(nodes, length), length, leaf_entry(next_hop, length));
     return 0;
 }
 
@@ -229,11 +199,11 @@ int route_table_remove(struct route_table *table, uint32_t prefix, uint8_t lengt
     route_set_remove(&table->set, item);
     const struct route_item *cover = route_set_cover(&table->set, prefix, length);
     uint64_t leaf = cover == NULL ? NO_ROUTE_ENTRY : leaf_entry(cover->next_hop, cover->length);
-    size_t span;
-    _Atomic uint64_t *slot = locate(table, prefix, length, &span);
-    paint_range(slot, span, length, leaf);
-    count_on_path(table, prefix, length, -1);
-    prune(table, prefix, length, leaf);
+    _Atomic uint64_t *slots[LEVELS];
+    size_t nodes = ensure_path(table, prefix, length, slots); /* it exists, for the route does */
+    paint(slots[nodes], span_of(nodes, length), length, leaf);
+    count_route(slots, nodes, -1);
+    prune(table, slots, nodes, leaf);
     return 0;
 }
 

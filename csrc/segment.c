@@ -6,7 +6,7 @@
 #include "transport.h"
 #include "tun_device.h"
 
-/* The protocol a superpacket's vnet header speaks of, 0 for one we do not cut. */
+/* The protocol that the vnet header of a superpacket names, 0 for one that we do not cut. */
 static uint8_t gso_protocol(const struct virtio_net_hdr *vnet)
 {
     switch (vnet->gso_type & ~VIRTIO_NET_HDR_GSO_ECN) {
@@ -25,7 +25,7 @@ int segment_begin(struct segmenter *segmenter, const struct packet *packet,
     uint8_t protocol = gso_protocol(vnet);
     if (protocol == 0 || protocol != packet->protocol || vnet->gso_size == 0 || packet->is_fragment)
         return -EINVAL;
-    /* The vnet header's hdr_len is only a hint: the packet itself tells where its headers end. */
+    /* The vnet header's hdr_len is only a hint; the packet itself says where its headers end. */
     size_t transport = transport_header_length(protocol, packet->bytes + packet->header_length,
                                                packet->length - packet->header_length);
     if (transport == 0)
@@ -59,7 +59,7 @@ void segment_make(const struct segmenter *segmenter, size_t index, uint8_t heade
     bool last = index + 1 == segmenter->count;
     size_t length = last ? segmenter->payload - offset : segmenter->payload_size;
     size_t transport_length = segmenter->headers - segmenter->ip_header + length;
-    /* The kernel only reads what an iovec of a send points at, whatever the type of iov_base. */
+    /* A send only reads what its iovecs point to, whatever the type of iov_base. */
     payload->iov_base = (void *)(uintptr_t)(segmenter->bytes + segmenter->headers + offset);
     payload->iov_len = length;
 
@@ -87,7 +87,7 @@ int segment_complete_checksum(uint8_t *bytes, size_t length, uint8_t protocol,
     size_t start = vnet->csum_start, field = start + vnet->csum_offset;
     if (start > length || field + 2 > length)
         return -EINVAL;
-    /* The field holds the pseudo header's sum, which thereby takes part. */
+    /* The field holds the sum of the pseudo header, so adding it up with the rest completes the sum. */
     transport_store_checksum(bytes + field, protocol, checksum_add_payload(0, bytes + start, length - start));
     return 0;
 }

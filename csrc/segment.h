@@ -1,8 +1,8 @@
-/* segment.h - a superpacket becomes packets of the size its sender asked for (pure: buffers in, buffers out).
+/* segment.h - cuts a superpacket into packets of the size that its sender asked for (pure: buffers in, buffers out).
  *
- * The kernel hands over up to 64 KiB of one flow as one packet whose vnet header tells the payload size to cut
- * it into (Linux Documentation/networking/segmentation-offloads.rst; virtio 1.2, 5.1.6). Each segment gets a
- * copy of the headers, corrected, and points at its part of the payload, which is not copied.
+ * The kernel hands over up to 64 KiB of one flow as one packet, whose vnet header gives the payload size of the
+ * segments (Linux Documentation/networking/segmentation-offloads.rst; virtio 1.2, 5.1.6). Each segment gets a
+ * corrected copy of the headers and points to its part of the payload, which is not copied.
  */
 #ifndef FLANNEL_UDP_SEGMENT_H
 #define FLANNEL_UDP_SEGMENT_H
@@ -16,30 +16,33 @@
 
 enum {
     SEGMENT_HEADER_MAX = 120, /* IPv4 and TCP, both with all options */
-    SEGMENT_COUNT_MAX = 2048, /* 64 KiB cut for the smallest segment size Linux uses (48 bytes), and some */
+    /* Linux sends TCP segments of at least 48 bytes (net.ipv4.tcp_min_snd_mss), of which options take up to 40. With
+     * timestamps, 12 bytes, 64 KiB make 1821 segments. A superpacket with more options and such small segments could
+     * be cut into more than this; it is refused. */
+    SEGMENT_COUNT_MAX = 2048,
 };
 
 struct segmenter {
     const uint8_t *bytes;
     size_t ip_header;    /* bytes */
     size_t headers;      /* IP and transport header, bytes */
-    size_t payload;      /* all of it, bytes */
-    size_t payload_size; /* of every segment but the last */
+    size_t payload;      /* of all segments, bytes */
+    size_t payload_size; /* of every segment but the last, bytes */
     size_t count;        /* segments, 1..SEGMENT_COUNT_MAX */
     uint8_t protocol;    /* TCP or UDP */
 };
 
-/* Prepares to cut a packet that came with this vnet header. 0; -EINVAL if the header asks for what is not in
- * the packet, for another protocol, or for more than SEGMENT_COUNT_MAX segments. */
+/* Prepares to cut a packet that came with this vnet header. 0; -EINVAL if the header does not fit the packet, for a
+ * protocol other than TCP and UDP, or for more than SEGMENT_COUNT_MAX segments. */
 int segment_begin(struct segmenter *segmenter, const struct packet *packet,
                   const struct virtio_net_hdr *vnet);
 
-/* Makes segment `index`: its headers, segmenter->headers bytes long, and where its payload lies. */
+/* Makes segment `index`: writes its headers, segmenter->headers bytes, and points *payload to its payload. */
 void segment_make(const struct segmenter *segmenter, size_t index, uint8_t header[SEGMENT_HEADER_MAX],
                   struct iovec *payload);
 
-/* Completes a checksum that the kernel left to us (VIRTIO_NET_HDR_F_NEEDS_CSUM), in place. 0, or -EINVAL if
- * its position is not in the packet. */
+/* Completes, in place, a checksum that the kernel left to us (VIRTIO_NET_HDR_F_NEEDS_CSUM). 0, or -EINVAL if its
+ * position is outside the packet. */
 int segment_complete_checksum(uint8_t *bytes, size_t length, uint8_t protocol,
                               const struct virtio_net_hdr *vnet);
 

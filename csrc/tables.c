@@ -96,7 +96,7 @@ static int apply(struct tables *tables, const struct pump_route *sorted, size_t 
     return 0;
 }
 
-/* The routes of a table that have not its current generation, as withdrawals in *stale, to be freed. Their number or
+/* The routes that have not the current generation of the table, in *stale, to be freed. Returns their number or
  * -ENOMEM. */
 static ssize_t list_stale(const struct route_table *table, struct pump_route **stale)
 {
@@ -124,18 +124,11 @@ static int withdraw_stale(struct tables *tables)
     return error;
 }
 
-int tables_update(struct tables *tables, const struct pump_route *sorted, size_t count)
+int tables_apply(struct tables *tables, const struct pump_route *sorted, size_t count, bool replace)
 {
+    tables->routes->generation += replace;
     int error = apply(tables, sorted, count);
-    reclaim(tables);
-    return error;
-}
-
-int tables_replace(struct tables *tables, const struct pump_route *sorted, size_t count)
-{
-    tables->routes->generation++;
-    int error = apply(tables, sorted, count);
-    if (error == 0)
+    if (error == 0 && replace)
         error = withdraw_stale(tables);
     reclaim(tables);
     return error;

@@ -37,11 +37,9 @@ void tables_clear(struct tables *tables);
  * invalid prefix or, unless the routes may be withdrawn, a public_ip of 0. */
 int tables_sort(const struct pump_route *routes, size_t count, bool may_withdraw, struct pump_route **sorted);
 
-/* Adds, changes and withdraws sorted routes. 0; -ENOMEM or -ENOSPC: part of it is done. */
-int tables_update(struct tables *tables, const struct pump_route *sorted, size_t count);
-
-/* Makes these sorted routes the only ones. Errors as above. */
-int tables_replace(struct tables *tables, const struct pump_route *sorted, size_t count);
+/* Adds, changes and withdraws sorted routes; with `replace` every other route is withdrawn, too. 0; -ENOMEM or -ENOSPC:
+ * part of it is done. */
+int tables_apply(struct tables *tables, const struct pump_route *sorted, size_t count, bool replace);
 
 /* Makes these the addresses of this host; one that stays is in the table throughout. 0; -ENOMEM: part of it is done. */
 int tables_set_addresses(struct tables *tables, const uint32_t *addresses, size_t count);

@@ -1,4 +1,4 @@
-/* transport.h - where the fields of TCP (RFC 9293) and UDP (RFC 768) headers lie, and their checksum. */
+/* transport.h - the headers of TCP (RFC 9293) and UDP (RFC 768): offsets of their fields, checksum. */
 #ifndef FLANNEL_UDP_TRANSPORT_H
 #define FLANNEL_UDP_TRANSPORT_H
 
@@ -25,7 +25,7 @@ static inline uint64_t transport_pseudo_sum(const uint8_t *ip, uint8_t protocol,
     return checksum_add(checksum_add(0, ip + IPV4_SOURCE, 8), tail, sizeof tail);
 }
 
-/* The transport header's length at `at` with `room` bytes left, 0 if it is not whole. */
+/* The length of the transport header at `at`, of which `room` bytes exist; 0 if it is not complete. */
 static inline size_t transport_header_length(uint8_t protocol, const uint8_t *at, size_t room)
 {
     if (protocol == PROTOCOL_UDP)
@@ -41,7 +41,7 @@ static inline size_t transport_checksum_offset(uint8_t protocol)
     return protocol == PROTOCOL_TCP ? TCP_CHECKSUM : UDP_CHECKSUM;
 }
 
-/* Stores a finished sum as a checksum. A UDP checksum of zero means "none", so it is sent as all ones. */
+/* Stores a complete sum as a checksum. A UDP checksum of zero means "none", so all ones are sent instead. */
 static inline void transport_store_checksum(uint8_t *at, uint8_t protocol, uint64_t sum)
 {
     uint16_t checksum = (uint16_t)~checksum_fold(sum);
@@ -50,7 +50,7 @@ static inline void transport_store_checksum(uint8_t *at, uint8_t protocol, uint6
     memcpy(at, &checksum, sizeof checksum);
 }
 
-/* Sets the IPv4 header's checksum anew. */
+/* Recomputes the checksum of an IPv4 header. */
 static inline void transport_finish_ip(uint8_t *ip, size_t header_length)
 {
     write_u16(ip + IPV4_CHECKSUM, 0);

@@ -49,7 +49,7 @@ int tun_device_identify(int fd, char name[TUN_NAME_SIZE], bool *vnet_header)
     return 0;
 }
 
-/* Asks the kernel for these offloads at once; it takes all or none. */
+/* Asks the kernel for these offloads; it accepts all or none. */
 static bool set_offloads(int fd, unsigned offloads)
 {
     unsigned flags = 0;
@@ -71,7 +71,7 @@ int tun_device_attach(struct tun_device *tun, int fd, unsigned wanted)
     int size = sizeof(struct virtio_net_hdr);
     if (ioctl(fd, TUNSETVNETHDRSZ, &size) < 0)
         return -errno;
-    /* USO needs TSO, and what an older kernel has is asked for with less and less. */
+    /* USO needs TSO. An older kernel refuses what it does not have, so try without USO, then without any. */
     tun->offloads = wanted & OFFLOAD_TSO ? wanted & (OFFLOAD_TSO | OFFLOAD_USO) : 0;
     while (!set_offloads(fd, tun->offloads)) {
         if (tun->offloads == 0)
@@ -109,19 +109,19 @@ int tun_device_write(const struct tun_device *tun, const struct iovec *iov, size
 
 bool tun_device_lost_packet(int error)
 {
-    /* EINVAL: the kernel took the packet off its queue, could not tell us its offloads, and dropped it. */
+    /* EINVAL: the kernel took the packet off its queue, could not express its offloads, and dropped it. */
     return error == -EINVAL;
 }
 
 bool tun_device_is_gone(int error)
 {
     /* EBADFD: the device was deleted under the descriptor. EBADF, ENODEV: there is none.
-     * Everything else speaks of one packet: EIO (set down), EAGAIN, ENOMEM, ENOBUFS, EINVAL. */
+     * All others are about one packet: EIO (set down), EAGAIN, ENOMEM, ENOBUFS, EINVAL. */
     return error == -EBADFD || error == -EBADF || error == -ENODEV;
 }
 
 bool tun_device_refused_superpacket(int error)
 {
-    /* EINVAL: the kernel does not like the vnet header (seen with some 6.6 kernels); E2BIG, EMSGSIZE: its size. */
+    /* EINVAL: the kernel refuses the vnet header (seen with some 6.6 kernels); E2BIG, EMSGSIZE: the size. */
     return error == -EINVAL || error == -E2BIG || error == -EMSGSIZE;
 }

@@ -19,19 +19,20 @@
 #include "udp_socket.h"
 
 enum {
-    /* One turn of one direction serves at most this much, so the other one, a stop or a table change waits no
-     * longer than that. Four superpackets: their runs join, where one alone leaves in a long send and a short one. */
+    /* One turn of one direction carries at most this much, so that the other one and a stop wait no longer than that.
+     * Four superpackets, because their runs join: a single one leaves in a long send and a short one. */
     TURN_PACKETS = 64,
     TURN_BYTES = 256 << 10,
-    /* A superpacket leaves its sender in two sends: a batch of several receives joins its halves again. */
+    /* Receives in a batch with UDP_GRO: a superpacket leaves its sender in two sends, whose packets are joined again
+     * only within one batch. */
     TURN_MERGED_RECEIVES = 16,
 
-    SLOT_SIZE = PACKET_MAX + 1,           /* one byte more than any packet, so a longer datagram shows as truncated */
+    SLOT_SIZE = PACKET_MAX + 1,           /* a longer datagram than any packet is seen, not cut to fit */
     INBOUND_STRIDE = SLOT_SIZE + 17 * 64, /* an odd number of cache lines: slots do not share cache sets */
 };
 
 struct inbox {
-    size_t size; /* messages one receive asks for */
+    size_t size; /* messages that one receive asks for */
     struct mmsghdr headers[TURN_PACKETS];
     struct iovec iov[TURN_PACKETS];
     struct sockaddr_in from[TURN_PACKETS];
@@ -65,7 +66,7 @@ struct tunnel {
 
     /* shared with the controlling thread */
     struct refusal_queue refusals;
-    atomic_uint refused_offloads;         /* OFFLOAD_TSO, OFFLOAD_USO: superpackets that the TUN refuses at the moment */
+    atomic_uint refused_offloads;         /* OFFLOAD_TSO, OFFLOAD_USO: superpackets that the TUN refuses just now */
     atomic_uint_fast64_t offload_changes; /* of these, and of peers whose path refuses segments */
     struct worker_counters counters;
 

@@ -1,49 +1,44 @@
-/* tunpump.c - the packet pump: life cycle, routes, counters.
+/* tunpump.c - the packet pump: life cycle, routes, statistics.
  *
  * THEORY OF OPERATION
  *
- * A pump joins a TUN device and a UDP socket. Packets that our kernel routes into the TUN are looked up in the
- * route table and leave as one datagram each to the public address of the host that leases their destination
- * (no overlay header). Datagrams that arrive are checked and their packets written to the TUN, where our kernel
- * routes them on. The filter decides about every packet before anything else is done with it.
+ * A pump joins a TUN device and a UDP socket. A packet that our kernel routes into the TUN is looked up in the
+ * route table and leaves as one datagram to the PublicIP of the host that leases its destination; there is no
+ * overlay header. A datagram that arrives is checked, and its packet is written to the TUN, where our kernel
+ * routes it on. The filter decides about every packet before anything else is done with it.
  *
- * What makes a packet cheap is that most system calls move many. Outbound, the TUN hands over superpackets;
- * segment.c cuts them, without copying payload, and outbox.c gathers what goes to one peer into runs, each of
- * which leaves in one send. Inbound, the socket hands over many datagrams of one size at once, and coalesce.c
- * joins what belongs to one flow into superpackets, each of which is written at once. Every one of these
- * offloads can be missing, and every superpacket or run that the kernel refuses is carried packet by packet.
+ * Packets are cheap because most system calls move many. Outbound, one read from the TUN returns a superpacket;
+ * segment.c cuts it without copying payload, and outbox.c gathers the packets for one peer into runs, each of
+ * which leaves in one send. Inbound, one receive returns many datagrams of one size; coalesce.c joins the packets
+ * of one flow into superpackets, each of which is written at once. Each of these offloads may be missing, and a
+ * superpacket or run that the kernel refuses is carried packet by packet.
  *
- * One native thread, the worker, does all of it: worker.c says when, outbound.c and inbound.c do one turn of
+ * One native thread, the worker, does all of this: worker.c decides when, outbound.c and inbound.c do one turn of
  * either direction. It sleeps in epoll_wait on the TUN, the socket and an eventfd; while small packets come and
- * go, it reads both ends again and again instead (busy polling). A turn is bounded, so neither direction, nor a
- * stop, starves. A full socket pauses TUN reads: the unsent rest of the batch stays in the outbox until the
- * socket is writable.
+ * go, it reads both ends again and again instead (busy polling). A turn is bounded, so that neither direction,
+ * nor a stop, starves. When the socket is full, TUN reads pause: the unsent rest of the batch stays in the outbox
+ * until the socket is writable.
  *
- * The controlling thread (Python) changes routes while packets flow. It is the only writer, under `lock`; the
- * worker takes no lock. The route table changes entry by entry, each with one atomic store (route_table.h).
- * The order of a batch of changes keeps every address on its old or its new next hop throughout: first the new
- * routes, longest first, so a short one never shows where a longer new one is about to stand; then the
- * withdrawn ones, shortest first, so nothing older shows through.
- *
- * What a change takes out (trie nodes, peer slots) may still be in the worker's hands. The worker counts its
- * passes: odd while it may hold such pointers, even while it sleeps. Memory is freed one grace period later:
- * once the worker was seen asleep, or its count has moved, after the change was published. Nobody waits for
- * that; the next change looks whether it has come.
+ * The controlling thread (Python) changes routes while packets flow, one call at a time under `lock`; the worker
+ * takes no lock. The route table is changed entry by entry, each with one atomic store (route_table.h), and the
+ * changes of a batch are ordered so that every address has its old or its new next hop throughout (tables.c).
+ * What a change takes out (trie nodes, peer slots) is freed one grace period later (epoch.h).
  *
  * Nothing here prints, exits or is global. Errors are -errno. A pump whose device or socket is lost stops,
- * keeps the reason in `failure` and makes the event descriptor readable; it never spins. pump_restart gives it
- * other ends: routes, peers and counters go on.
+ * keeps the reason in `failure` and makes the event descriptor readable. pump_restart gives it new ends and keeps
+ * routes, peers and counters.
  *
  * GLOSSARY (smallest to largest)
  *   packet       one inner IPv4 packet, as a container sent it
- *   datagram     one outer UDP payload: exactly one packet
- *   segment      one of the packets that a superpacket stands for
- *   superpacket  up to 64 KiB of one flow with the headers of one packet, as the kernel's offloads take and give it
- *   run          packets for one peer, all of one size but the last, that may leave in one send
- *   message      a run on its way to the socket, in the outbox
- *   bundle       packets of one flow on their way to the TUN, as one superpacket if there are several
+ *   datagram     the payload of one outer UDP datagram: exactly one packet
+ *   segment      one of the packets that a superpacket is cut into
+ *   superpacket  up to 64 KiB of one flow behind the headers of one packet: what the kernel's offloads exchange
+ *   run          packets for one peer, all of one size except a shorter last, that may leave in one send
+ *   message      a run in the outbox, on its way to the socket
+ *   bundle       packets of one flow on their way to the TUN; written as a superpacket if there are several
  *   batch        what one turn of one direction reads and sends
- *   turn         one batch of one direction; a look is a turn of either that may find nothing
+ *   turn         one batch of one direction
+ *   look         an attempt at a turn of both directions while busy polling; it may find nothing
  *   peer         a host that holds a lease, known by its PublicIP
  *   route        a leased subnet and its peer (the next hop)
  *   own          our lease, our PublicIP, our Network
@@ -128,7 +123,8 @@ int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
 {
     pthread_mutex_lock(&pump->lock);
     worker_stop(&pump->worker);
-    (void)udp_socket_overflows(pump->worker.tunnel.ends.udp_fd, &pump->overflows); /* the last ones, if it is still there */
+    /* the last ones, if the socket still exists */
+    (void)udp_socket_overflows(pump->worker.tunnel.ends.udp_fd, &pump->overflows);
     int error = worker_rejoin(&pump->worker, tun_fd, udp_fd);
     if (error == 0)
         error = worker_start(&pump->worker);
@@ -163,7 +159,7 @@ static int change_routes(struct pump *pump, const struct pump_route *routes, siz
     if (error < 0)
         return error;
     pthread_mutex_lock(&pump->lock);
-    error = replace ? tables_replace(&pump->tables, sorted, count) : tables_update(&pump->tables, sorted, count);
+    error = tables_apply(&pump->tables, sorted, count, replace);
     pthread_mutex_unlock(&pump->lock);
     free(sorted);
     return error;
@@ -254,7 +250,7 @@ size_t pump_read_peers(struct pump *pump, struct pump_peer_stats *peers, size_t 
 
 unsigned pump_offloads(struct pump *pump)
 {
-    pthread_mutex_lock(&pump->lock); /* a restart probes them anew */
+    pthread_mutex_lock(&pump->lock); /* a restart probes them again */
     unsigned offloads = pump->worker.tunnel.ends.offloads;
     pthread_mutex_unlock(&pump->lock);
     return offloads;
@@ -267,7 +263,7 @@ unsigned pump_refused_offloads(const struct pump *pump)
 
 uint64_t pump_offload_changes(const struct pump *pump)
 {
-    /* acquire: pairs with the release in worker_note_offload_change */
+    /* acquire: pairs with the release in tunnel_note_offload_change */
     return atomic_load_explicit(&pump->worker.tunnel.offload_changes, memory_order_acquire);
 }
 
@@ -279,7 +275,7 @@ int pump_event_fd(const struct pump *pump)
 int pump_next_refusal(struct pump *pump, struct refusal *refusal)
 {
     pthread_mutex_lock(&pump->lock);
-    bool taken = refusal_take(&pump->worker.tunnel.refusals, refusal); /* one at a time takes */
+    bool taken = refusal_take(&pump->worker.tunnel.refusals, refusal); /* only one thread at a time may take */
     pthread_mutex_unlock(&pump->lock);
     return taken ? 1 : 0;
 }

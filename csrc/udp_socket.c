@@ -18,8 +18,9 @@
 enum {
     /* Room for a burst while the worker is descheduled: about 20 ms at 1.5 Gbit/s. */
     RECEIVE_BUFFER = 4 << 20,
-    /* What waits for a neighbour that does not answer is on our account until the kernel gives up, 208 KiB of each
-     * (unres_qlen_bytes). A full account pauses everybody; the kernel doubles this, so it takes 150 of them. */
+    /* Packets for a neighbour that does not answer count against this until the kernel drops them, up to 208 KiB each
+     * (unres_qlen_bytes). When it is full, sending pauses for all peers; the kernel doubles it, so that takes 150 of
+     * them. */
     SEND_BUFFER = 16 << 20,
 };
 
@@ -28,7 +29,7 @@ static int set_int(int fd, int level, int option, int value)
     return setsockopt(fd, level, option, &value, sizeof value) < 0 ? -errno : 0;
 }
 
-/* FORCE passes net.core.*mem_max but takes CAP_NET_ADMIN; without it the plain option gets what it may. */
+/* The FORCE options may exceed net.core.*mem_max but need CAP_NET_ADMIN; the plain ones are limited to that. */
 static void enlarge_buffers(int fd)
 {
     if (set_int(fd, SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER) < 0)
@@ -48,7 +49,7 @@ int udp_socket_open(uint32_t address, uint16_t port)
         .sin_port = htons(port),
         .sin_addr.s_addr = htonl(address),
     };
-    /* WANT: a datagram above the path MTU the kernel has learned is fragmented, not refused. */
+    /* WANT: a datagram above the path MTU that the kernel has learned is fragmented, not refused. */
     int error = set_int(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT);
     if (error == 0 && bind(fd, (const struct sockaddr *)&local, sizeof local) < 0)
         error = -errno;
@@ -59,12 +60,12 @@ int udp_socket_open(uint32_t address, uint16_t port)
     return fd;
 }
 
-/* ---- what the kernel has ---- */
+/* ---- probing the offloads ---- */
 
 enum { TRIAL_SIZE = 64, TRIAL_BYTES = 2 * TRIAL_SIZE, TRIAL_PATIENCE_MS = 100 };
 
-/* Receives what a trial sent: two datagrams of TRIAL_SIZE bytes. Whether they came in one receive, in *merged. 0, or
- * -EBADMSG for other ones, -EAGAIN if nothing comes. */
+/* Receives the two datagrams of TRIAL_SIZE bytes that a trial sent; *merged says whether in one receive. 0, -EBADMSG
+ * for any other content, -EAGAIN if nothing comes. */
 static int receive_trial(int fd, const uint8_t sent[TRIAL_BYTES], bool *merged)
 {
     *merged = false;
@@ -87,8 +88,8 @@ static int receive_trial(int fd, const uint8_t sent[TRIAL_BYTES], bool *merged)
     return 0;
 }
 
-/* Sends two datagrams from one socket to the other in one go. Of `promised`, which of OFFLOAD_UDP_* work: all if it
- * cannot be tried. */
+/* Sends two datagrams from one socket to the other in one send. Returns which of `promised` work: all if it cannot be
+ * tried. */
 static unsigned try_between(int from, int to, unsigned promised)
 {
     struct sockaddr_in source, target;
@@ -99,7 +100,7 @@ static unsigned try_between(int from, int to, unsigned promised)
         .msg_hdr = {.msg_name = &target, .msg_namelen = sizeof target, .msg_iov = &iov, .msg_iovlen = 1}};
     if (getsockname(from, (struct sockaddr *)&source, &size) < 0 ||
         getsockname(to, (struct sockaddr *)&target, &size) < 0 ||
-        connect(to, (const struct sockaddr *)&source, size) < 0) /* nobody else's datagrams are taken for ours */
+        connect(to, (const struct sockaddr *)&source, size) < 0) /* receive no other sender's datagrams */
         return promised;
     for (size_t i = 0; i < sizeof bytes; i++)
         bytes[i] = (uint8_t)i;
@@ -118,11 +119,11 @@ static unsigned try_between(int from, int to, unsigned promised)
     }
 }
 
-/* Tries over loopback what setsockopt has promised. Which of it works: all where lo is down, or no socket left. */
+/* Tries over loopback what setsockopt has promised. Returns what works: all where lo is down or no socket is left. */
 static unsigned try_segments(unsigned promised)
 {
     if (!(promised & OFFLOAD_UDP_GSO))
-        return promised; /* there is nothing to try UDP_GRO with */
+        return promised; /* UDP_GRO cannot be tried without it */
     unsigned works = promised;
     int from = udp_socket_open(INADDR_LOOPBACK, 0), to = udp_socket_open(INADDR_LOOPBACK, 0);
     bool merges = promised & OFFLOAD_UDP_GRO;
@@ -138,14 +139,14 @@ static unsigned try_segments(unsigned promised)
 unsigned udp_socket_attach(int fd, unsigned wanted)
 {
     unsigned promised = 0;
-    /* A size of 0 switches nothing on: it only asks whether the kernel knows the option. */
+    /* A size of 0 changes nothing: it only shows whether the kernel has the option. */
     if (wanted & OFFLOAD_UDP_GSO && set_int(fd, IPPROTO_UDP, UDP_SEGMENT, 0) == 0)
         promised |= OFFLOAD_UDP_GSO;
     if (wanted & OFFLOAD_UDP_GRO && set_int(fd, IPPROTO_UDP, UDP_GRO, 1) == 0)
         promised |= OFFLOAD_UDP_GRO;
     unsigned on = try_segments(promised);
     if (!(on & OFFLOAD_UDP_GRO))
-        (void)set_int(fd, IPPROTO_UDP, UDP_GRO, 0); /* a kernel without it has it off */
+        (void)set_int(fd, IPPROTO_UDP, UDP_GRO, 0); /* may fail: the kernel does not have it */
     return on;
 }
 
@@ -213,7 +214,7 @@ enum send_verdict udp_socket_judge_send(int error, enum drop_reason *drop)
     case EMSGSIZE:
         *drop = DROP_TUN_SEND_TOO_LARGE;
         return SEND_DROP;
-    default: /* ENOBUFS, ENOMEM, and what no kernel is known to answer here */
+    default: /* ENOBUFS, ENOMEM, and errors that no kernel is known to return here */
         *drop = DROP_TUN_SEND_FAILED;
         return SEND_DROP;
     }
@@ -221,7 +222,7 @@ enum send_verdict udp_socket_judge_send(int error, enum drop_reason *drop)
 
 bool udp_socket_refused_segments(int error)
 {
-    /* EIO: the way out has no checksum offload (kernels up to 6.10), or an xfrm policy holds.
+    /* EIO: the egress device has no checksum offload (kernels up to 6.10), or an xfrm policy applies.
      * EINVAL, EMSGSIZE: a segment is larger than the path MTU, which a single datagram may be. */
     return error == -EIO || error == -EINVAL || error == -EMSGSIZE;
 }
@@ -261,7 +262,7 @@ uint64_t udp_socket_overflows(int fd, struct udp_overflows *overflows)
         overflows->socket = cookie;
         overflows->seen = 0;
     }
-    overflows->total += (uint32_t)(info[SK_MEMINFO_DROPS] - overflows->seen); /* also when it has wrapped */
+    overflows->total += (uint32_t)(info[SK_MEMINFO_DROPS] - overflows->seen); /* correct also after a wrap */
     overflows->seen = info[SK_MEMINFO_DROPS];
     return overflows->total;
 }

@@ -12,60 +12,60 @@
 #include "drop.h"
 
 enum {
-    UDP_SEND_MAX = 65507,   /* bytes of payload one send takes, all segments together */
-    UDP_SEGMENTS_MAX = 63,  /* segments one send takes: 64 equal ones fail on older kernels */
+    UDP_SEND_MAX = 65507,   /* bytes of payload in one send, all segments together */
+    UDP_SEGMENTS_MAX = 63,  /* segments in one send: 64 equal ones fail on older kernels */
     UDP_CONTROL_SIZE = 64,  /* room for a control message of ours */
 };
 
 /* Opens a non-blocking, close-on-exec socket bound to address:port (host byte order) with large buffers.
- * The descriptor or -errno: -EADDRINUSE (port taken), -EADDRNOTAVAIL (not our address), -EACCES. */
+ * Returns the descriptor or -errno: -EADDRINUSE (port taken), -EADDRNOTAVAIL (not our address), -EACCES. */
 int udp_socket_open(uint32_t address, uint16_t port);
 
-/* Switches on those of the wanted OFFLOAD_UDP_* that the kernel has, and the others off. Which are on. They are tried
- * over loopback in the caller's network namespace; where lo is down, what setsockopt says is believed. */
+/* Switches on those of the wanted OFFLOAD_UDP_* that work, and the others off. Returns those that are on. They are
+ * tried over loopback in the caller's network namespace; where lo is down, the result of setsockopt counts. */
 unsigned udp_socket_attach(int fd, unsigned wanted);
 
-/* Makes a message's control buffer ask for segments of `size` bytes; 0 asks for nothing. */
+/* Makes a message ask for segments of `size` bytes, in its control buffer; 0: for none. */
 void udp_socket_set_segment_size(struct msghdr *message, uint8_t control[UDP_CONTROL_SIZE], size_t size);
 
-/* The size of the datagrams that a received message holds one after another: its own if there is but one. */
+/* The size of the datagrams that a received message holds one after another; the last may be shorter. */
 size_t udp_socket_datagram_size(const struct mmsghdr *message);
 
-/* Sends messages from the front of the batch; count must not be 0. How many the kernel took, at least one;
- * or -errno, which speaks of the first message only. */
+/* Sends messages from the front of the batch; count must not be 0. Returns how many the kernel took, at least one, or
+ * -errno, which is about the first message only. */
 int udp_socket_send_batch(int fd, struct mmsghdr *batch, size_t count);
 
-/* What to do about a message that could not be sent. */
+/* What to do with a message that could not be sent. */
 enum send_verdict {
     SEND_WAIT, /* the socket is full: keep the message until it is writable */
-    SEND_DROP, /* this message is lost, the next may pass */
+    SEND_DROP, /* this message is lost; try the next */
     SEND_DEAD, /* the socket itself is unusable */
 };
 
-/* Judges an error of udp_socket_send_batch; for SEND_DROP *drop names the counter. */
+/* Decides about an error of udp_socket_send_batch; for SEND_DROP *drop is the reason. */
 enum send_verdict udp_socket_judge_send(int error, enum drop_reason *drop);
 
-/* Whether a segmented send that failed so may pass as single datagrams. */
+/* Whether a segmented send that failed with this error may pass as single datagrams. */
 bool udp_socket_refused_segments(int error);
 
-/* Receives up to count messages. How many; -EAGAIN when there is none; any other -errno. */
+/* Receives up to count messages. Returns their number; -EAGAIN when there is none; any other -errno. */
 int udp_socket_receive_batch(int fd, struct mmsghdr *batch, size_t count);
 
-/* Whether this receive error means the socket is unusable, not that one datagram was lost. */
+/* Whether this receive error means that the socket is unusable, not that one datagram was lost. */
 bool udp_socket_is_dead(int error);
 
-/* Takes the pending error off the socket, so that it stops waking us. That error as -errno, or 0. */
+/* Clears the pending error of the socket, so that it stops waking us. Returns it as -errno, or 0. */
 int udp_socket_clear_error(int fd);
 
-/* Datagrams the kernel dropped because the receive buffer was full. It counts them for each socket and in 32 bits. */
+/* Datagrams that the kernel dropped because the receive buffer was full. It counts them per socket, in 32 bits. */
 struct udp_overflows {
     uint64_t socket; /* its cookie */
-    uint32_t seen;   /* of that socket's, already counted */
+    uint32_t seen;   /* of that socket, already in total */
     uint64_t total;  /* of all sockets */
 };
 
-/* Counts those of the socket that are not counted yet. The total; unchanged if the kernel does not tell (before 4.12)
- * or there is no socket. */
+/* Adds those of the socket that were not counted yet. Returns the total; it stays where the kernel has no count (before
+ * 4.12) or there is no socket. */
 uint64_t udp_socket_overflows(int fd, struct udp_overflows *overflows);
 
 #endif

@@ -12,15 +12,16 @@
 #include "outbound.h"
 
 enum {
-    POLL_STREAK = 8,      /* wake-ups that make busy polling worth while */
-    POLL_BYTES = 4 << 10, /* a wake-up that moves more is bulk */
+    POLL_STREAK = 8,      /* busy polling starts after this many small turns in close succession */
+    POLL_BYTES = 4 << 10, /* a wake-up that moves more is bulk traffic */
 };
 
 enum wake_source { WAKE_TUN, WAKE_UDP, WAKE_CONTROL };
 
-/* ---- what a wake-up asks for ---- */
+/* ---- serving a wake-up ---- */
 
-/* While the socket is full the TUN is left alone; its queue fills and the loss shows there, at no cost to us. */
+/* While the socket is full, the TUN is not read: its queue fills, and the kernel drops there what does not fit, before
+ * it has cost us anything. */
 static int set_paused(struct worker *worker, bool paused)
 {
     if (worker->paused == paused)
@@ -61,7 +62,7 @@ static int handle_wake(struct worker *worker, const struct epoll_event *event)
         }
         return event->events & EPOLLIN ? inbound_serve(&worker->tunnel, TURN_PACKETS) : 0;
     case WAKE_CONTROL:
-        return 0; /* stop is looked at after every wake-up; the eventfd stays readable, and nobody waits again */
+        return 0; /* the loop checks for a stop after every wake-up, so the eventfd need not be read */
     }
     return 0;
 }
@@ -83,18 +84,13 @@ static uint64_t clock_ns(clockid_t clock)
     return nanoseconds(&now);
 }
 
-static uint64_t monotonic_ns(void)
-{
-    return clock_ns(CLOCK_MONOTONIC);
-}
-
 static bool must_stop(const struct worker *worker)
 {
-    /* acquire: whatever the stopping thread did before it asked is visible */
+    /* acquire: what the stopping thread did before it set the flag is visible */
     return atomic_load_explicit(&worker->stop, memory_order_acquire);
 }
 
-/* What passed so far, in either direction. */
+/* What has been carried so far, in both directions. */
 struct moved {
     uint64_t tun_packets, udp_packets, bytes;
 };
@@ -109,16 +105,16 @@ static struct moved moved_so_far(const struct worker *worker)
     };
 }
 
-/* ---- busy polling: to look again for a moment is cheaper than to sleep and be woken ---- */
+/* ---- busy polling: reading again for a short time is cheaper than sleeping and being woken ---- */
 
-static bool polls(const struct worker *worker)
+static bool should_poll(const struct worker *worker)
 {
     return worker->poll_streak >= POLL_STREAK && !worker->paused && !must_stop(worker);
 }
 
-/* Notes that packets came. Polling starts after a streak of small turns that came soon one after another, and pauses
- * at the first that comes late: sparse traffic costs no processor time. Bulk ends it, too: a batch that gathers while
- * the worker sleeps is cheaper than the packets that polling would pick up. */
+/* Notes that packets came. Polling starts after a streak of small turns in close succession and pauses at the first
+ * late one, so sparse traffic costs no processor time. Bulk traffic ends it, too: packets that gather while the worker
+ * sleeps are carried as one batch, which costs less than many small turns. */
 static void note_moved(struct worker *worker, uint64_t bytes)
 {
     uint64_t gap_ns = worker->tunnel.now_ns - worker->moved_ns;
@@ -132,59 +128,59 @@ static void note_moved(struct worker *worker, uint64_t bytes)
         worker->poll_streak++;
 }
 
-/* How many packets the next look takes: one, which is then on its way before the next is looked for, but twice as
- * many each time that more were waiting. */
-static size_t next_most(size_t most, uint64_t taken)
+/* How many packets the next look takes: one, so that it leaves before the next is looked for, and twice as many each
+ * time that more were waiting. */
+static size_t next_limit(size_t limit, uint64_t taken)
 {
-    if (taken < most)
+    if (taken < limit)
         return 1;
-    return most < TURN_PACKETS ? most * 2 : most;
+    return limit < TURN_PACKETS ? limit * 2 : limit;
 }
 
-/* Reads both ends instead of asking epoll about them. What a packet causes as soon as it is written to the TUN, an
- * answer or an ACK, is taken in the same look. 0 or -errno. */
-static int look(struct worker *worker, size_t *tun_most, size_t *udp_most)
+/* Reads both ends instead of asking epoll about them. The socket comes first: a packet written to the TUN may cause an
+ * answer at once (an ACK), which the same look then reads. 0 or -errno. */
+static int look(struct worker *worker, size_t *tun_limit, size_t *udp_limit)
 {
     struct moved before = moved_so_far(worker);
-    int error = inbound_serve(&worker->tunnel, *udp_most);
+    int error = inbound_serve(&worker->tunnel, *udp_limit);
     if (error == 0)
-        error = pause_while_full(worker, outbound_serve(&worker->tunnel, *tun_most));
+        error = pause_while_full(worker, outbound_serve(&worker->tunnel, *tun_limit));
     if (error < 0)
         return error;
     struct moved after = moved_so_far(worker);
-    *tun_most = next_most(*tun_most, after.tun_packets - before.tun_packets);
-    *udp_most = next_most(*udp_most, after.udp_packets - before.udp_packets);
+    *tun_limit = next_limit(*tun_limit, after.tun_packets - before.tun_packets);
+    *udp_limit = next_limit(*udp_limit, after.udp_packets - before.udp_packets);
     if (after.bytes != before.bytes)
         note_moved(worker, after.bytes - before.bytes);
     return 0;
 }
 
-/* Looks until nothing came for busy_poll_ns, or polling does not pay any more. 0 or -errno. */
+/* Looks until nothing has come for busy_poll_ns or the streak has ended. 0 or -errno. */
 static int busy_poll(struct worker *worker)
 {
-    size_t tun_most = 1, udp_most = 1;
-    while (polls(worker)) {
+    size_t tun_limit = 1, udp_limit = 1;
+    while (should_poll(worker)) {
         epoch_pass(worker_epoch(worker));
-        worker->tunnel.now_ns = monotonic_ns();
-        int error = look(worker, &tun_most, &udp_most);
+        worker->tunnel.now_ns = clock_ns(CLOCK_MONOTONIC);
+        int error = look(worker, &tun_limit, &udp_limit);
         if (error < 0)
             return error;
         if (worker->moved_ns == worker->tunnel.now_ns)
             continue;
         if (worker->tunnel.now_ns - worker->moved_ns > worker->busy_poll_ns)
             return 0;
-        (void)sched_yield(); /* who sends or receives the next packet may be waiting for this processor */
+        (void)sched_yield(); /* the program with the next packet may be waiting for this processor */
     }
     return 0;
 }
 
 /* ---- the loop ---- */
 
-/* Sleeps until there is something to do, and does a turn of it. 0 or -errno. */
+/* Sleeps until an end or the stop wakes it, and serves each of them for one turn. 0 or -errno. */
 static int sleep_and_serve(struct worker *worker)
 {
     struct epoll_event events[3];
-    /* The outbox keeps peers over a pause; a peer it points to must not be freed meanwhile. */
+    /* During a pause the outbox points to peers, which must not be freed meanwhile. */
     bool holds_peers = worker->paused;
     if (!holds_peers)
         epoch_toggle_active(worker_epoch(worker));
@@ -193,7 +189,7 @@ static int sleep_and_serve(struct worker *worker)
         epoch_toggle_active(worker_epoch(worker));
     if (n < 0)
         return errno == EINTR ? 0 : -errno;
-    worker->tunnel.now_ns = monotonic_ns();
+    worker->tunnel.now_ns = clock_ns(CLOCK_MONOTONIC);
     uint64_t before = moved_so_far(worker).bytes;
     for (int i = 0; i < n; i++) {
         int error = handle_wake(worker, &events[i]);
@@ -204,7 +200,7 @@ static int sleep_and_serve(struct worker *worker)
     return 0;
 }
 
-/* Moves packets until it is told to stop (0) or cannot go on (-errno). */
+/* Carries packets until a stop (0) or until it cannot continue (-errno). */
 static int worker_loop(struct worker *worker)
 {
     int error = 0;
@@ -225,7 +221,7 @@ static void *worker_main(void *argument)
     epoch_toggle_active(worker_epoch(worker));
     counter_add(&worker->ended_cpu_ns, clock_ns(CLOCK_THREAD_CPUTIME_ID));
     if (error < 0) {
-        /* release: the counters of the last turn are visible to who sees the failure */
+        /* release: whoever sees the failure sees the counters of the last turn */
         atomic_store_explicit(&worker->failure, error, memory_order_release);
         tunnel_signal_event(&worker->tunnel);
     }
@@ -264,7 +260,7 @@ static int watch_ends(const struct worker *worker, int tun_fd, int udp_fd)
     return error;
 }
 
-/* Probes the ends and makes them the worker's, which is not running. 0 or -errno, and then it has its old ones. */
+/* Joins the worker, which is not running, to these ends. 0 or -errno, and then it has its old ones. */
 static int join_ends(struct worker *worker, int tun_fd, int udp_fd)
 {
     struct tunnel_ends ends;
@@ -299,7 +295,7 @@ int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd)
         return error;
     uint64_t wakes;
     ssize_t n = read(worker->wake_fd, &wakes, sizeof wakes);
-    (void)n; /* EAGAIN: nobody has woken it */
+    (void)n; /* EAGAIN: there was no stop */
     /* relaxed: the thread that will read them is made after this */
     atomic_store_explicit(&worker->failure, 0, memory_order_relaxed);
     atomic_store_explicit(&worker->stop, false, memory_order_relaxed);
@@ -308,8 +304,8 @@ int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd)
 
 int worker_start(struct worker *worker)
 {
-    /* Signals are Python's: the thread inherits a mask with all of them blocked, but those that tell of a fault
-     * of its own, which would end the process without a word from faulthandler or a sanitizer. */
+    /* Python handles the signals, so the thread blocks them, except those of its own faults: were these blocked, the
+     * process would end without the report of faulthandler or a sanitizer. */
     static const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
     sigset_t blocked, before;
     sigfillset(&blocked);
@@ -321,11 +317,11 @@ int worker_start(struct worker *worker)
     worker->past_cpu_ns += counter_read(&worker->ended_cpu_ns);
     atomic_store_explicit(&worker->ended_cpu_ns, 0, memory_order_relaxed); /* the thread is made after this */
     error = pthread_create(&worker->thread, NULL, worker_main, worker);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL); /* it succeeded a moment ago with the same arguments */
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL); /* cannot fail: the mask is the one it has just returned */
     if (error != 0)
         return -error;
     worker->started = true;
-    (void)pthread_setname_np(worker->thread, "flannel-pump"); /* a name for top; nothing depends on it */
+    (void)pthread_setname_np(worker->thread, "flannel-pump"); /* for top; nothing depends on it */
     return 0;
 }
 
@@ -338,7 +334,7 @@ void worker_stop(struct worker *worker)
     uint64_t one = 1;
     ssize_t n = write(worker->wake_fd, &one, sizeof one);
     (void)n; /* cannot fail: the counter is 0 and the descriptor ours */
-    (void)pthread_join(worker->thread, NULL); /* the thread exists and nobody else joins it */
+    (void)pthread_join(worker->thread, NULL); /* cannot fail: the thread exists and only this function joins it */
     worker->started = false;
 }
 

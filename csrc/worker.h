@@ -16,7 +16,7 @@ struct worker {
     struct tunnel tunnel;
 
     /* fixed before the thread starts */
-    uint64_t busy_poll_ns; /* looks for packets this long, at most, before it sleeps */
+    uint64_t busy_poll_ns; /* polls this long, at most, before it sleeps */
     unsigned wanted;       /* enum offload: those to use where the ends have them */
     int epoll_fd;
     int wake_fd; /* eventfd: a stop */
@@ -25,9 +25,9 @@ struct worker {
 
     /* shared with the controlling thread */
     atomic_bool stop;
-    atomic_int failure;   /* -errno that ended the worker, 0 while it is well */
-    counter ended_cpu_ns; /* of this thread, once it has nothing more to do; 0 until then */
-    uint64_t past_cpu_ns; /* of those before it (the controlling thread's own) */
+    atomic_int failure;   /* the -errno that ended the worker, else 0 */
+    counter ended_cpu_ns; /* CPU time of the thread when it ended, 0 until then */
+    uint64_t past_cpu_ns; /* of the threads before it (the controlling thread's own) */
 
     /* the worker's own */
     uint64_t moved_ns;    /* CLOCK_MONOTONIC at the last turn that moved packets */
@@ -38,14 +38,14 @@ struct worker {
 /* Probes the offloads, sets up the epoll set, the eventfds and the buffers. 0 or -errno, and then worker_destroy. */
 int worker_init(struct worker *worker, int tun_fd, int udp_fd);
 
-/* Joins a worker whose thread is stopped or has ended to other ends, as worker_init does: ready to start. What
- * waited for the old socket is lost; counters go on. 0 or -errno; after an error it has its old ends. */
+/* Joins a worker whose thread is stopped or has ended to other ends, ready to start. What waited for the old socket is
+ * lost; the counters stay. 0 or -errno; after an error it has its old ends. */
 int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd);
 
 /* Starts the thread, with all signals blocked. 0 or -errno. */
 int worker_start(struct worker *worker);
 
-/* Stops the thread and waits for it. Fine on a worker that was never started or has failed. */
+/* Stops the thread and waits for it, if there is one. */
 void worker_stop(struct worker *worker);
 
 /* Frees what worker_init made; the thread must be stopped. */

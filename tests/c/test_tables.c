@@ -60,8 +60,8 @@ static void without_memory_an_address_that_stays_is_still_there(void)
 static void change_twice(void)
 {
     static const struct pump_route added = {0x0a010203, 32, 7}, withdrawn = {0x0a010203, 32, 0};
-    CHECK_EQ(tables_update(&tables, &added, 1), 0);
-    CHECK_EQ(tables_update(&tables, &withdrawn, 1), 0);
+    CHECK_EQ(tables_apply(&tables, &added, 1, false), 0);
+    CHECK_EQ(tables_apply(&tables, &withdrawn, 1, false), 0);
 }
 
 static void nothing_is_freed_while_the_worker_stays_in_one_epoch(void)
