@@ -14,15 +14,14 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import pyroute2.netns
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+
+from flannel_udp.host.netlink import index_of, netlink
 
 RUN_DIR = Path("/run/netns")
 
@@ -35,6 +34,8 @@ _worker = ThreadPoolExecutor(1, thread_name_prefix="netns")
 def _inside(method: Callable[P, T]) -> Callable[P, T]:
     """The method of Namespace runs inside it, together with its netlink socket: a pyroute2 socket
     used from another thread silently opens a second one in that thread's namespace.
+
+    Raises DeviceError for what the kernel refuses.
     """
 
     @functools.wraps(method)
@@ -120,14 +121,14 @@ class Namespace:
 
     @_inside
     def add_bridge(self, name: str) -> None:
-        with _netlink() as ip:
+        with netlink(f"add the bridge {name}") as ip:
             ip.link("add", ifname=name, kind="bridge")
-            ip.link("set", index=_index(ip, name), state="up")
+            ip.link("set", index=index_of(ip, name), state="up")
 
     @_inside
     def add_veth(self, name: str, peer: Namespace, peer_name: str, mtu: int = 1500) -> None:
         """A cable from here to the peer namespace, both ends up."""
-        with _netlink() as ip, open(peer.path, "rb") as peer_file:
+        with netlink(f"add the veth {name}") as ip, open(peer.path, "rb") as peer_file:
             end = {"ifname": peer_name, "net_ns_fd": peer_file.fileno(), "mtu": mtu}
             ip.link("add", ifname=name, kind="veth", mtu=mtu, peer=end)
         self.set_link(name, state="up")
@@ -136,22 +137,22 @@ class Namespace:
     @_inside
     def set_link(self, name: str, *, master: str | None = None, **attributes: Any) -> None:
         """``master`` is the bridge to join; attributes as for ``ip link set``: state, mtu."""
-        with _netlink() as ip:
+        with netlink(f"set up {name}") as ip:
             if master is not None:
-                attributes["master"] = _index(ip, master)
-            ip.link("set", index=_index(ip, name), **attributes)
+                attributes["master"] = index_of(ip, master)
+            ip.link("set", index=index_of(ip, name), **attributes)
 
     @_inside
     def delete_link(self, name: str) -> None:
-        with _netlink() as ip:
-            ip.link("del", index=_index(ip, name))
+        with netlink(f"delete {name}") as ip:
+            ip.link("del", index=index_of(ip, name))
 
     @_inside
     def add_address(self, name: str, address: IPv4Interface) -> None:
-        with _netlink() as ip:
+        with netlink(f"add {address} to {name}") as ip:
             ip.addr(
                 "add",
-                index=_index(ip, name),
+                index=index_of(ip, name),
                 address=str(address.ip),
                 prefixlen=address.network.prefixlen,
                 broadcast=str(address.network.broadcast_address),
@@ -166,11 +167,11 @@ class Namespace:
         **attributes: Any,
     ) -> None:
         """Through a gateway or straight into a device; 0.0.0.0/0 is the default route."""
-        with _netlink() as ip:
+        with netlink(f"add the route to {network}") as ip:
             if via is not None:
                 attributes["gateway"] = str(via)
             if device is not None:
-                attributes["oif"] = _index(ip, device)
+                attributes["oif"] = index_of(ip, device)
             ip.route("add", dst=str(network), **attributes)
 
     def sysctl(self, key: str, value: object) -> None:
@@ -208,19 +209,3 @@ def named(prefix: str) -> list[Namespace]:
     """The namespaces whose name starts with the prefix."""
     names = os.listdir(RUN_DIR) if RUN_DIR.is_dir() else []
     return [Namespace(name) for name in sorted(names) if name.startswith(prefix)]
-
-
-@contextmanager
-def _netlink() -> Iterator[IPRoute]:
-    """A netlink socket; what the kernel refuses inside the block is an OSError, as from a file."""
-    try:
-        with IPRoute(groups=0, ext_ack=True) as ip:
-            yield ip
-    except NetlinkError as error:
-        raise OSError(error.code, error.args[1]) from None
-
-
-def _index(ip: IPRoute, name: str) -> int:
-    for index in ip.link_lookup(ifname=name):
-        return int(index)
-    raise FileNotFoundError(f"no network device {name}")

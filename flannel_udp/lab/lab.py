@@ -24,7 +24,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Literal, Self
 
-from flannel_udp.errors import LabError
+from flannel_udp.errors import DeviceError, LabError
 from flannel_udp.host.netns import Namespace, settle, uninterrupted
 from flannel_udp.lab import record as lab_record
 from flannel_udp.lab.etcd import PORT, EtcdServer, find_program
@@ -96,7 +96,7 @@ class Lab:
         try:
             self._claim()
             self._build()
-        except OSError as error:
+        except (OSError, DeviceError) as error:
             self.close()
             raise LabError(
                 f"the lab could not be built ({error.args[-1]}): run it as root on a machine"
