@@ -36,8 +36,8 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody takes before its server does: it is below those that the kernel gives to
-    whoever asks for any, and not given twice."""
+    """A free port that nobody else takes before its server binds it: it is below the kernel's
+    range of ephemeral ports, and is never returned twice."""
     any_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(any_from // 2, any_from)

@@ -74,7 +74,7 @@ def test_failures_that_alternate_for_ten_minutes_fill_no_log(
 def test_ten_minutes_without_etcd_are_ten_lines_and_one_a_minute_of_the_whole_daemon(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Four who try again and again meet another failure each time, and say what they found."""
+    """Four retry loops meet a different failure each time, and all of them log."""
     caplog.set_level(logging.INFO)
     chance = random.Random(seed)
     monkeypatch.setattr("flannel_udp.retry.random", chance)

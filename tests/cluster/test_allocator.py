@@ -67,7 +67,7 @@ def test_hosts_that_start_together_are_spread() -> None:
     assert chosen == set(ALL[:100])
 
 
-def test_a_full_network_is_a_sentence() -> None:
+def test_a_full_network_raises_one_sentence() -> None:
     with pytest.raises(NetworkExhaustedError, match=r"10\.1\.4\.0 to 10\.1\.200\.0"):
         choose(CONFIG, ALL, random.Random(1))
 
@@ -77,7 +77,7 @@ def test_the_last_free_subnet_is_found() -> None:
     assert choose(CONFIG, ALL[1:], random.Random(1)) == ALL[0]
 
 
-def test_the_end_of_the_address_space_is_no_trap() -> None:
+def test_a_range_at_the_end_of_the_address_space_works() -> None:
     config = NetworkConfig.parse('{"Network":"255.255.0.0/16"}')
     taken = [IPv4Network("255.255.0.0/17"), IPv4Network("255.255.128.0/18")]
     assert choose(config, taken, random.Random(1)) in list(

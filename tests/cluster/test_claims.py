@@ -187,7 +187,7 @@ def test_a_reservation_that_does_not_fit_is_refused_and_kept(
     assert keys(server, prefix) == [key]
 
 
-def test_our_lease_that_does_not_fit_makes_way(
+def test_our_lease_that_does_not_fit_is_deleted(
     server: EtcdServer, claims: Claims, prefix: str
 ) -> None:
     misfit = key_of(prefix, "10.2.5.0/24")
@@ -198,7 +198,7 @@ def test_our_lease_that_does_not_fit_makes_way(
     assert snapshot.leases == ()
 
 
-def test_our_lease_that_does_not_fit_goes_also_beside_one_that_does(
+def test_our_misfit_is_deleted_also_beside_a_lease_that_fits(
     server: EtcdServer, claims: Claims, prefix: str
 ) -> None:
     fitting, misfit = key_of(prefix, "10.1.5.0/24"), key_of(prefix, "10.2.5.0/24")
@@ -237,7 +237,7 @@ def test_of_several_leases_the_fitting_then_previous_then_lowest_is_ours(
 
 
 class ForgetfulEtcd(Etcd):
-    """For whom every etcd lease has just run out, as between its expiry and its removal."""
+    """Every etcd lease has just run out, as between its expiry and its removal."""
 
     def keep_alive(self, lease: int) -> int:
         return 0
@@ -290,7 +290,7 @@ def test_a_rewrite_never_overwrites_what_changed(server: EtcdServer, claims: Cla
     assert server.get(own.key) == OTHER_VALUE
 
 
-def test_keep_alive_of_a_revoked_lease_says_so(server: EtcdServer, claims: Claims) -> None:
+def test_keep_alive_of_a_revoked_lease_returns_none(server: EtcdServer, claims: Claims) -> None:
     own, _ = claims.acquire(CONFIG, US, None)
     server.etcdctl("lease", "revoke", f"{own.etcd_lease:x}")
     assert claims.keep_alive(own) is None
@@ -306,14 +306,14 @@ def test_a_key_revoked_before_its_deadline_is_not_created_again(
     assert keys(server, prefix) == []
 
 
-def test_a_lease_is_said_to_be_created_again_once_it_is(
+def test_a_lease_is_logged_as_created_only_after_it_was(
     server: EtcdServer,
     etcd: Etcd,
     prefix: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where etcd can be read but not written, each try of many would say so else."""
+    """Otherwise each of many tries would log it where etcd can be read but not written."""
     now = boottime()
     claims = Claims(Registry(etcd, prefix), clock=lambda: now)
     own, _ = claims.acquire(CONFIG, US, None)

@@ -51,7 +51,7 @@ def test_defaults_follow_the_size_of_network(
     assert (config.port, config.mtu_cap, config.enable_nftables) == (DEFAULT_PORT, None, False)
 
 
-def test_all_fields_are_read_and_unknown_ones_are_not_in_the_way() -> None:
+def test_all_fields_are_read_and_unknown_ones_ignored() -> None:
     config = NetworkConfig.parse(
         b'{"Network":"10.1.0.0/16","SubnetLen":26,"SubnetMin":"10.1.0.64","SubnetMax":"10.1.9.192",'
         b'"EnableIPv4":true,"EnableIPv6":false,"IPv6Network":"fd00::/48","EnableNFTables":true,'
@@ -77,7 +77,7 @@ def test_all_fields_are_read_and_unknown_ones_are_not_in_the_way() -> None:
         b'{"Network":"10.1.0.0/16","Note":"\xff"}',
     ],
 )
-def test_what_go_reads_as_the_same_config_is_the_same(text: str | bytes) -> None:
+def test_variants_that_go_reads_as_the_same_config_are_equal(text: str | bytes) -> None:
     assert NetworkConfig.parse(text) == NetworkConfig.parse('{"Network":"10.1.0.0/16"}')
 
 

@@ -1,4 +1,4 @@
-"""A config that changes under a running daemon is told once, also after an outage."""
+"""A config that changes while a daemon runs is logged once, also after an outage."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def watch(server: EtcdServer, caplog: pytest.LogCaptureFixture) -> Iterator[Conf
     etcd.close()
 
 
-def says(watch: ConfigWatch, words: str) -> None:
+def await_difference(watch: ConfigWatch, words: str) -> None:
     wait_until(lambda: words in (watch.difference or ""), words, 20)
 
 
-def test_each_change_is_told_once_and_its_end_too(
+def test_each_change_is_logged_once_and_so_is_its_end(
     server: EtcdServer, watch: ConfigWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.put(KEY, PORT)
-    says(watch, "Backend.Port is 9000, was 8285")
+    await_difference(watch, "Backend.Port is 9000, was 8285")
     server.put(KEY, PORT)
     server.put(KEY, '{"Network":"10.1.0.0/16","SubnetLen":25,"Backend":{"Type":"udp","MTU":1400}}')
-    says(watch, "SubnetLen is 25, was 24")
+    await_difference(watch, "SubnetLen is 25, was 24")
     assert watch.difference
     assert "Backend.MTU is 1400, was unset" in watch.difference
     server.put(KEY, '{"Network":"10.1.0.0/30"}')
-    says(watch, "it must be /28 or larger")
+    await_difference(watch, "it must be /28 or larger")
     server.delete(KEY)
-    says(watch, f"there is none at {KEY} any more")
+    await_difference(watch, f"there is none at {KEY} any more")
     server.put(KEY, SAME)
     wait_until(lambda: watch.difference is None, "being as it was")
     messages = [record.getMessage() for record in caplog.records]
@@ -65,19 +65,19 @@ def test_each_change_is_told_once_and_its_end_too(
     assert messages[-1] == "the network config in etcd is again the one this daemon runs with"
 
 
-def test_other_words_for_the_same_are_no_change(
+def test_the_same_config_written_differently_is_no_change(
     server: EtcdServer, watch: ConfigWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.put(KEY, SAME)
     server.put(f"{KEY}-draft", PORT)
     server.put(KEY, PORT)
-    says(watch, "9000")
+    await_difference(watch, "9000")
     assert len(caplog.records) == 1
 
 
 def test_a_change_while_etcd_restarts_is_not_missed(server: EtcdServer, watch: ConfigWatch) -> None:
     server.put(KEY, PORT)
-    says(watch, "9000")
+    await_difference(watch, "9000")
     server.restart()
     server.put(KEY, TEXT)
     wait_until(lambda: watch.difference is None, "the change behind the restart", 20)
@@ -99,6 +99,6 @@ def test_an_error_of_our_own_is_logged_and_the_config_followed_again(
     monkeypatch.setattr("flannel_udp.threads.RESTART_AFTER", 0.1)
     server.put(KEY, PORT)
     with ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT)) as watch:
-        says(watch, "Backend.Port is 9000, was 8285")
+        await_difference(watch, "Backend.Port is 9000, was 8285")
     assert "the thread config-watch met an error of its own" in caplog.text
     etcd.close()

@@ -344,7 +344,7 @@ def backup(server: EtcdServer) -> Path:
 def test_an_old_backup_whose_revision_overtook_ours_is_read_again(
     setting: tuple[Setting, TcpProxy], is_last_change_a_deletion: bool
 ) -> None:
-    """It holds our own key as we know it: what came after it was taken is what is missing."""
+    """It has our own key as we know it, and lacks what was written after it was taken."""
     here, proxy = setting
     here.server.stop()
     copy = backup(here.server)
@@ -372,7 +372,7 @@ def test_an_old_backup_whose_revision_overtook_ours_is_read_again(
 
 
 def test_another_cluster_is_recognised_by_its_name(tmp_path: Path) -> None:
-    """Its data is a copy of ours: only the id of the cluster tells."""
+    """Its data is a copy of ours: only the id of the cluster differs."""
     with EtcdServer(tmp_path / "one") as one, TcpProxy(one.port) as proxy:
         here = Setting(one, proxy.url, "/net")
         here.begin()
@@ -418,7 +418,7 @@ def test_data_wiped_before_our_own_key_was_reported_is_read_again(
 def test_our_key_deleted_before_a_handover_is_no_lost_history(
     setting: tuple[Setting, TcpProxy],
 ) -> None:
-    """The last process had heard of it, and left the lease as it was before."""
+    """The last process knew of it, but left the lease as it was before."""
     here, _ = setting
     (lease,) = here.registry.snapshot().leases
     key = here.folder + lease.key
@@ -473,10 +473,10 @@ def test_a_value_that_is_no_lease_any_more_is_a_removal_with_one_warning(
     here.await_lease("10.1.2.0-24")
 
 
-def test_one_loss_after_the_other_is_counted_and_not_always_told(
+def test_frequent_losses_are_all_counted_but_not_all_logged(
     setting: tuple[Setting, TcpProxy], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As when the endpoints belong to two clusters, of which now one answers and now the other."""
+    """This happens when the endpoints belong to two clusters that answer in turns."""
     caplog.set_level(logging.INFO)
     here, _ = setting
     for _ in range(40):
@@ -489,7 +489,7 @@ def test_one_loss_after_the_other_is_counted_and_not_always_told(
     assert len(caplog.messages) == 2 * len(told)
 
 
-def test_an_outage_is_told_in_a_few_lines_and_tried_at_intervals(
+def test_an_outage_costs_few_lines_and_is_retried_at_intervals(
     setting: tuple[Setting, TcpProxy],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -530,7 +530,7 @@ def test_expired_tokens_and_restarts_do_not_end_an_authenticated_watch(tmp_path:
         here.end()
 
 
-def test_permission_taken_away_is_told_and_given_back_is_used(
+def test_a_revoked_permission_is_logged_and_used_when_granted_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with EtcdServer(tmp_path) as server, TcpProxy(server.port) as proxy:
@@ -548,7 +548,7 @@ def test_permission_taken_away_is_told_and_given_back_is_used(
         here.end()
 
 
-def test_a_listener_that_fails_ends_the_follower_aloud(
+def test_a_consumer_that_raises_ends_the_follower_with_on_fatal(
     setting: tuple[Setting, TcpProxy],
 ) -> None:
     here, _ = setting
@@ -564,7 +564,7 @@ def test_a_listener_that_fails_ends_the_follower_aloud(
     assert here.follower.join(5)
 
 
-def test_stop_ends_a_watch_that_has_nothing_to_tell(setting: tuple[Setting, TcpProxy]) -> None:
+def test_stop_ends_a_watch_without_changes(setting: tuple[Setting, TcpProxy]) -> None:
     here, _ = setting
     here.begin()
     here.follower.stop()

@@ -58,7 +58,7 @@ def put(held: HeldLeases, new: Lease) -> tuple[LeaseEvent, ...]:
     return change.events
 
 
-def test_what_a_lost_history_took_stays_in_the_snapshot() -> None:
+def test_leases_lost_with_the_history_stay_in_the_snapshot() -> None:
     held = nothing_held()
     held.take_in(Snapshot((A, B), 10), 0)
     change, changes = held.take_in(Snapshot((B,), 3, history_lost=True), 5)
@@ -68,7 +68,7 @@ def test_what_a_lost_history_took_stays_in_the_snapshot() -> None:
     assert held.next_end == 5 + HOLD
 
 
-def test_what_hosts_gave_up_is_not_held() -> None:
+def test_leases_that_hosts_gave_up_are_not_held() -> None:
     """A snapshot after a compaction misses only what was deleted."""
     held = nothing_held()
     held.take_in(Snapshot((A, B), 10), 0)
@@ -90,11 +90,11 @@ def test_our_own_leases_are_not_held() -> None:
     assert len(after_loss(lease("10.1.1.0/24", 1))) == 0
 
 
-def test_no_hold_means_none() -> None:
+def test_a_hold_of_zero_holds_nothing() -> None:
     assert len(after_loss(A, hold=0)) == 0
 
 
-def test_a_hold_ends_in_its_time_and_is_told_once() -> None:
+def test_a_hold_ends_at_its_time_and_is_reported_once() -> None:
     held = after_loss(A, B)
     assert held.expire(HOLD - 1) == ()
     assert [each.lease for each in held.expire(HOLD)] == [A, B]
@@ -130,7 +130,7 @@ def test_another_host_that_claims_an_overlapping_subnet_ends_the_hold(subnet: st
         assert events[0] == LeaseRemoved(A.key)
 
 
-def test_a_claim_in_the_very_snapshot_ends_the_hold() -> None:
+def test_a_claim_in_the_same_snapshot_ends_the_hold() -> None:
     claim = lease("10.1.2.0/24", 9)
     assert subnets(after_loss(A, B, left=(claim,))) == {"10.1.3.0/24"}
 
@@ -142,7 +142,7 @@ def test_a_host_that_registers_another_subnet_gives_up_the_held_one() -> None:
 
 
 def test_another_subnet_of_a_host_in_old_data_may_be_one_that_it_gave_up() -> None:
-    """Also where it gave it up before we knew of it; only what it writes now tells."""
+    """Also where it gave it up before we knew of it; only its new writes refute a hold."""
     former = replace(lease("10.1.77.0/24", 2), mod_revision=2)
     held = after_loss(A, B, left=(former,))
     assert subnets(held) == {"10.1.2.0/24", "10.1.3.0/24"}
@@ -179,7 +179,7 @@ def test_a_lease_that_gets_no_route_ends_no_hold(garbage: Lease) -> None:
     assert subnets(after_loss(A, B, left=(garbage,))) == {"10.1.2.0/24", "10.1.3.0/24"}
 
 
-def test_garbage_under_the_very_key_ends_the_hold() -> None:
+def test_garbage_under_the_same_key_ends_the_hold() -> None:
     held = after_loss(A, B)
     put(held, lease("10.1.2.0/24", GARBAGE))
     assert subnets(held) == {"10.1.3.0/24"}
@@ -193,9 +193,7 @@ def test_a_host_of_two_subnets_that_registers_one_keeps_the_other() -> None:
     assert subnets(after_loss(A, second, left=(second,))) == {"10.1.2.0/24"}
 
 
-def test_a_subnet_that_a_host_gave_up_before_says_nothing_when_an_old_backup_brings_it_back() -> (
-    None
-):
+def test_a_given_up_subnet_in_an_old_backup_ends_no_hold() -> None:
     former = lease("10.1.77.0/24", 2)
     held = nothing_held()
     held.take_in(Snapshot((former,), 10), 0)
@@ -206,9 +204,7 @@ def test_a_subnet_that_a_host_gave_up_before_says_nothing_when_an_old_backup_bri
     assert subnets(held) == set(), "it registers there, so that it is news"
 
 
-def test_a_subnet_that_was_anothers_says_nothing_about_its_host_when_old_data_gives_it_back() -> (
-    None
-):
+def test_a_former_subnet_of_a_host_in_old_data_ends_no_hold() -> None:
     claim = lease("10.1.3.0/24", 2)
     held = nothing_held()
     held.take_in(Snapshot((A, B), 10), 0)
@@ -241,7 +237,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_the_listener_always_sees_what_is_in_etcd_and_what_is_held(
+def test_the_table_is_always_etcds_leases_and_the_held_ones(
     steps: list[Snapshot | Events | int],
 ) -> None:
     held, now = nothing_held(), 0.0
@@ -281,7 +277,7 @@ def apply(table: dict[str, Lease], change: Snapshot | Events) -> None:
             table.pop(event.key, None)
 
 
-def test_the_cost_of_an_event_does_not_grow_with_what_is_held() -> None:
+def test_the_cost_of_an_event_does_not_grow_with_the_holds() -> None:
     everything = [
         Lease(encode_key(subnet), subnet, IPv4Address(int(subnet.network_address) >> 8))
         for subnet in IPv4Network("10.0.0.0/8").subnets(new_prefix=22)

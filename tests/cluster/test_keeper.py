@@ -33,7 +33,7 @@ BINARIES = {"path": find_binary("etcd"), "distro": distro_binary("etcd")}
 
 
 class Clock:
-    """CLOCK_BOOTTIME as a test wants it: ``ahead`` of the real one, or standing still at ``at``."""
+    """CLOCK_BOOTTIME that a test sets: ``ahead`` of the real one, or standing still at ``at``."""
 
     def __init__(self, at: float | None = None) -> None:
         self.ahead, self.at = 0.0, at
@@ -50,7 +50,7 @@ class Clock:
 
 
 class Host:
-    """What a daemon makes of registry, follower and keeper, behind a connection to cut."""
+    """Registry, follower and keeper of a daemon, behind a connection that can be cut."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Host:
         return self.fields()[0]
 
     def restart(self, own: OwnLease, start: Snapshot) -> None:
-        """Another process goes on where this one was at that moment."""
+        """Another process continues from the state that this one had then."""
         self._stop()
         self._run(own, start)
 
@@ -135,7 +135,7 @@ class Host:
         return str(self.lost[0])
 
     def await_settled(self) -> None:
-        """Until the keeper knows the key as etcd has it, and has looked into all it was told."""
+        """Until the keeper knows the key as etcd has it, and has settled all changes it saw."""
 
         def is_settled() -> bool:
             own, keeper = self.keeper.own, self.keeper
@@ -217,7 +217,7 @@ def server_alone(tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A keeper looks at its clock again and again, as a clock that stands still needs it."""
+    """The keeper reads its clock often, so that a test may set it while the keeper waits."""
     monkeypatch.setattr("flannel_udp.cluster.keeper._LONGEST_SLEEP", 0.02)
 
 
@@ -318,7 +318,7 @@ def test_a_key_deleted_after_a_rewrite_is_a_revoked_lease(host: Host) -> None:
 def test_a_machine_that_slept_until_the_renewal_was_due_renews_by_itself(
     host: Host, restless: None
 ) -> None:
-    """The clock of a waiting thread stands still meanwhile: the keeper looks up in between."""
+    """The clock of a waiting thread stands still meanwhile: the keeper wakes in between."""
     host.keeper.observe(Events((LeaseRemoved("10.1.5.0-24"),), 1))  # wakes it, to sleep less
     host.await_settled()
     before = host.keeper.own.deadline
@@ -341,7 +341,7 @@ def test_a_key_deleted_after_the_deadline_is_created_again(on_both: Host) -> Non
     assert host.lost == []
 
 
-def test_cut_off_past_the_deadline_we_go_on_until_etcd_answers(server: EtcdServer) -> None:
+def test_the_lease_is_kept_past_its_deadline_until_etcd_answers(server: EtcdServer) -> None:
     with host_on(server, ttl=2, margin=1) as host:
         host.cut()
         wait_until(lambda: host.value() == "", "the expiry in etcd", 15)
@@ -419,7 +419,7 @@ def test_a_value_nobody_can_read_is_repaired(host: Host) -> None:
 # Two daemons with one PublicIP. In all other tests of this file there is one: see Host.end.
 
 
-def test_two_daemons_with_one_public_ip_both_say_so_once(
+def test_two_daemons_with_one_public_ip_both_warn_once(
     on_both: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = on_both
@@ -458,7 +458,7 @@ def test_a_rival_that_is_silent_for_the_life_of_a_lease_is_gone(host: Host) -> N
     assert host.keeper.conflict is None
 
 
-def test_what_the_process_before_us_wrote_is_no_rivals(host: Host) -> None:
+def test_a_write_of_the_last_process_is_not_taken_for_a_rival(host: Host) -> None:
     """It left a state older than its last write, as after a crash."""
     start = host.registry.snapshot()
     host.rewrite()
@@ -468,7 +468,7 @@ def test_what_the_process_before_us_wrote_is_no_rivals(host: Host) -> None:
     assert host.keeper.conflict is None
 
 
-def test_our_write_whose_answer_was_lost_is_no_rivals(
+def test_our_write_without_an_answer_is_not_taken_for_a_rival(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.rewrite()
@@ -488,7 +488,7 @@ def test_our_write_whose_answer_was_lost_is_no_rivals(
     assert host.keeper.conflict is None
 
 
-def test_a_reservation_made_of_our_lease_is_no_rivals(host: Host) -> None:
+def test_a_reservation_of_our_lease_is_not_taken_for_a_rival(host: Host) -> None:
     host.rewrite()
     host.server.put(host.key, VALUE)
     wait_until(lambda: host.keeper.own.etcd_lease == 0, "the keeper following")
@@ -542,7 +542,7 @@ def test_wiped_data_is_no_revocation_and_our_key_comes_back(alone: Host, revisio
 
 
 def test_a_claim_in_replaced_data_that_is_withdrawn_is_no_theft(alone: Host) -> None:
-    """An old backup gives our subnet to the host that had it before; that host sees to it."""
+    """An old backup gives our subnet to the host that had it before; that host withdraws it."""
     host = alone
     replace_data(host, {host.key: OTHER_VALUE})
     host.await_watching()
@@ -597,8 +597,10 @@ def test_a_contest_does_not_read_all_leases_at_every_try(
 
 
 @pytest.mark.parametrize("follows", [True, False])
-def test_our_key_in_replaced_data_is_no_rivals(server_alone: Host, follows: bool) -> None:
-    """Without the follower, the keeper meets it first."""
+def test_our_key_in_replaced_data_is_not_taken_for_a_rival(
+    server_alone: Host, follows: bool
+) -> None:
+    """Without the follower, the keeper finds it first."""
     host = server_alone
     host.rewrite()
     if not follows:
@@ -679,7 +681,7 @@ def test_wiped_and_compacted_data_is_neither_revocation_nor_theft(
     tmp_path: Path, claim: str | None
 ) -> None:
     """Nothing is left to compare with: it is known by its raft term, also before the follower
-    has told of it."""
+    has reported it."""
     with EtcdServer(tmp_path) as server:
         server.restart()  # each start is another election
         with host_on(server) as host:
@@ -696,7 +698,7 @@ def test_wiped_and_compacted_data_is_neither_revocation_nor_theft(
             assert host.lost == []
 
 
-def test_failing_renewals_are_told_once_and_made_up_for(
+def test_failing_renewals_are_logged_once_and_retried(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.cut()
@@ -711,7 +713,7 @@ def test_failing_renewals_are_told_once_and_made_up_for(
     host.await_settled()
 
 
-def test_changes_of_other_keys_are_not_looked_into(host: Host) -> None:
+def test_changes_of_other_keys_cost_no_recheck(host: Host) -> None:
     for number in range(6, 9):
         host.server.put(f"{host.folder}10.1.{number}.0-24", OTHER_VALUE)
     revision = host.fields()[0]
@@ -727,7 +729,7 @@ def test_stop_ends_the_thread_and_leaves_the_lease(host: Host) -> None:
     assert host.value() == VALUE
 
 
-def test_a_fault_of_our_own_is_told_to_the_daemon(server: EtcdServer) -> None:
+def test_an_error_of_our_own_reaches_on_fatal(server: EtcdServer) -> None:
     with TcpProxy(server.port) as proxy:
         host = Host(server, proxy)
         fault = RuntimeError("a bug")

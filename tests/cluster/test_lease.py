@@ -60,7 +60,7 @@ def test_another_backends_lease_is_read_with_its_type() -> None:
         b'{"PublicIP":"172.30.0.1","BackendData":{"x":%b}}' % (b"9" * 5000),
     ],
 )
-def test_what_go_reads_as_the_same_lease_is_the_same(value: bytes) -> None:
+def test_variants_that_go_reads_as_the_same_lease_are_equal(value: bytes) -> None:
     assert decode("10.1.5.0-24", value) == decode("10.1.5.0-24", encode_value(_ADDRESS))
 
 

@@ -1,4 +1,4 @@
-"""What an operator changes in etcd, by the words of the command line and against a real etcd."""
+"""What an operator changes in etcd, by the command line and against a real etcd."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
 
 
 class Operator:
-    """Types commands for a prefix of its own."""
+    """Runs commands with a prefix of its own."""
 
     def __init__(self, server: EtcdServer) -> None:
         self.server = server
@@ -115,7 +115,7 @@ def test_a_config_is_created_only_where_none_is(operator: Operator) -> None:
     etcd.close()
 
 
-def test_all_leases_are_listed_and_what_is_none_too(
+def test_all_leases_and_unreadable_keys_are_listed(
     operator: Operator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     operator.put("subnets/10.1.50.0-24", VALUE, lease=operator.server.grant(600))

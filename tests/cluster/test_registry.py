@@ -32,7 +32,7 @@ def key_of(prefix: str, subnet: str) -> str:
 # Config
 
 
-def test_a_missing_config_says_how_to_write_one(
+def test_the_error_about_a_missing_config_has_a_command_that_works(
     server: EtcdServer, registry: Registry, prefix: str
 ) -> None:
     with pytest.raises(NetworkConfigError) as caught:
@@ -43,7 +43,7 @@ def test_a_missing_config_says_how_to_write_one(
     assert registry.network_config().network == net("10.1.0.0/16")
 
 
-def test_a_bad_config_raises_what_the_parser_says(
+def test_a_bad_config_raises_the_error_of_the_parser(
     server: EtcdServer, registry: Registry, prefix: str
 ) -> None:
     server.put(f"{prefix}/config", "not json")
@@ -112,7 +112,9 @@ def test_ten_thousand_leases_are_read_in_one_go(
 # History
 
 
-def test_history_tells_a_deleted_key_from_lost_data(server: EtcdServer, registry: Registry) -> None:
+def test_a_deleted_key_is_distinguished_from_lost_data(
+    server: EtcdServer, registry: Registry
+) -> None:
     own, _ = Claims(registry).acquire(CONFIG, US, None)
     at = own.mod_revision
     server.delete(own.key)
