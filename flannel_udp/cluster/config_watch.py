@@ -22,18 +22,14 @@ _NAMES = {"mtu_cap": "Backend.MTU", "port": "Backend.Port", "enable_nftables": "
 
 
 class ConfigWatch(WatchService):
-    """Its thread alone writes ``difference``."""
+    """Its thread alone writes ``difference``: how the config in etcd differs from this daemon's, as
+    a clause; None if it does not."""
 
     def __init__(self, registry: Registry, config: NetworkConfig) -> None:
         super().__init__("config-watch", on_fatal=None)
         self._registry, self._config = registry, config
-        self._difference: str | None = None
+        self.difference: str | None = None
         self._backoff = Backoff()
-
-    @property
-    def difference(self) -> str | None:
-        """How the config in etcd differs from this daemon's, as a clause; None if it does not."""
-        return self._difference
 
     def _serve(self) -> None:
         while not self._stopping.is_set():
@@ -55,7 +51,7 @@ class ConfigWatch(WatchService):
 
     def _compare(self, text: bytes | None) -> None:
         difference = self._differs(text)
-        if difference == self._difference:
+        if difference == self.difference:
             return
         if difference is None:
             log.info("the network config in etcd is again the one this daemon runs with")
@@ -64,7 +60,7 @@ class ConfigWatch(WatchService):
                 "the network config in etcd changed: %s; this daemon goes on as it was started",
                 difference,
             )
-        self._difference = difference
+        self.difference = difference
 
     def _differs(self, text: bytes | None) -> str | None:
         if text is None:

@@ -34,7 +34,11 @@ Consumer = Callable[[Snapshot | Events], None]
 
 
 class Follower(WatchService):
-    """Its thread alone writes the state below and calls the consumers."""
+    """Its thread alone calls the consumers and writes the state, which other threads may read:
+
+    ``state``; ``resyncs``, how often all leases were read again because the history was gone;
+    ``history_losses``, how often etcd came back with other data than it had.
+    """
 
     def __init__(
         self,
@@ -53,10 +57,10 @@ class Follower(WatchService):
         super().__init__("follower", on_fatal)
         self._registry, self._consumers = registry, consumers
         self._history = History(own, start)
-        self._state = FollowState.CONNECTING
+        self.state = FollowState.CONNECTING
         self._last_contact = boottime()
-        self._resyncs = 0
-        self._history_losses = 0
+        self.resyncs = 0
+        self.history_losses = 0
         self._must_resync = False
         self._history_lost = False  # the next snapshot does not continue the known history
         self._just_resynced = False
@@ -67,29 +71,15 @@ class Follower(WatchService):
         self._backoff, self._faults = Backoff(), ChangeLog(log, registry.lines)
 
     @property
-    def state(self) -> FollowState:
-        return self._state
-
-    @property
     def revision(self) -> int:
         """etcd's revision up to which every change was delivered."""
         return self._history.revision
 
     @property
-    def resyncs(self) -> int:
-        """How often all leases were read again because the history was gone."""
-        return self._resyncs
-
-    @property
-    def history_losses(self) -> int:
-        """How often etcd came back with other data than it had."""
-        return self._history_losses
-
-    @property
     def last_contact(self) -> float:
         """CLOCK_BOOTTIME seconds of etcd's last answer. While watching it is now: a silent
         connection is given up within 13 s."""
-        return boottime() if self._state is FollowState.WATCHING else self._last_contact
+        return boottime() if self.state is FollowState.WATCHING else self._last_contact
 
     def staleness(self) -> str | None:
         """How old the known leases are, as a clause; None while etcd reports every change."""
@@ -125,8 +115,8 @@ class Follower(WatchService):
         self._history.restart(identity, snapshot)
         self._must_resync, self._history_lost, self._just_resynced = False, False, True
         self._following_logged = not self._loss_logged
-        self._resyncs += 1
-        self._state = FollowState.CONNECTING
+        self.resyncs += 1
+        self.state = FollowState.CONNECTING
         self._deliver(snapshot)
 
     def _follow(self) -> None:
@@ -151,7 +141,7 @@ class Follower(WatchService):
             consume(change)
 
     def _report_watching(self, first: int) -> None:
-        self._state = FollowState.WATCHING
+        self.state = FollowState.WATCHING
         self._backoff.reset()
         returned = self._faults.works("etcd answers again")
         if returned or not self._following_logged:
@@ -162,14 +152,14 @@ class Follower(WatchService):
         self._loss_logged = self._loss_lines.allows()
         level = logging.WARNING if self._loss_logged else logging.DEBUG
         log.log(level, "%s: reading all leases again", error)
-        self._state, self._must_resync = FollowState.RESYNC, True
+        self.state, self._must_resync = FollowState.RESYNC, True
         if not error.compacted and not self._history_lost:
             self._history_lost = True
-            self._history_losses += 1
+            self.history_losses += 1
 
     def _disconnect(self, error: EtcdError) -> None:
-        if self._state is FollowState.WATCHING:
+        if self.state is FollowState.WATCHING:
             self._last_contact = boottime()
         if not self._must_resync:
-            self._state = FollowState.CONNECTING
+            self.state = FollowState.CONNECTING
         self._faults.failed(f"the leases cannot be followed, known routes stay: {error}")

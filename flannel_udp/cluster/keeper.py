@@ -66,14 +66,13 @@ class LeaseKeeper(Service):
         *,
         clock: Callable[[], float] = boottime,
         rewrite_after: float = REWRITE_AFTER_READY,
-        contest_grace: float = CONTEST_GRACE,
     ) -> None:
         """``margin`` in seconds before the deadline. The thread calls ``on_lost`` and ends when
         the lease was revoked or taken over."""
         super().__init__("lease-keeper", on_fatal)
         self._claims, self._margin, self._clock = claims, margin, clock
         self._on_lost = on_lost
-        self._rewrite_after, self._contest_grace = rewrite_after, contest_grace
+        self._rewrite_after = rewrite_after
         self._condition = threading.Condition()
         self._own = own
         self._renew_at = self._renewal_of(own)
@@ -85,7 +84,7 @@ class LeaseKeeper(Service):
         self._losses_settled = 0
         self._losses_swept = 0  # after which our stale keys were removed
         self._contested_since: float | None = None
-        self._stale_removed = 0
+        self.stale_removed = 0  # old keys of our PublicIP that replaced data had brought back
         # The key may hold a write of ours, or of the process before us, that was not confirmed.
         self._own_write_unconfirmed = True
         self._rival_seen_at: float | None = None  # another daemon with our PublicIP
@@ -111,13 +110,8 @@ class LeaseKeeper(Service):
             return None
         return (
             f"etcd's data was replaced and another host claims {self._own.subnet} in it: going on"
-            f" for {self._contest_grace:.0f} s, in which it may withdraw"
+            f" for {CONTEST_GRACE:.0f} s, in which it may withdraw"
         )
-
-    @property
-    def stale_removed(self) -> int:
-        """How many old keys of our PublicIP were removed that replaced data had brought back."""
-        return self._stale_removed
 
     def mark_ready(self) -> None:
         """This host forwards now: the key is written once more a little later."""
@@ -222,7 +216,7 @@ class LeaseKeeper(Service):
             if self._losses_swept != before.losses:
                 # Before our own key: two hosts may hold each other's subnet in old data. Once,
                 # because it reads all leases, and a contest takes many tries.
-                self._stale_removed += self._claims.remove_stale(own)
+                self.stale_removed += self._claims.remove_stale(own)
                 self._losses_swept = before.losses
             return self._claims.recheck(own, before.known_at, history_lost=before.history_lost)
         renews = task is _Task.RENEW
@@ -281,7 +275,7 @@ class LeaseKeeper(Service):
             with self._condition:
                 if self._losses_seen == self._losses_settled:
                     self._losses_seen += 1  # the follower reports it later
-        if now - self._contested_since >= self._contest_grace:
+        if now - self._contested_since >= CONTEST_GRACE:
             raise LeaseLostError(str(error)) from None
         if sentence := self.contest:
             self._faults.failed(sentence)
