@@ -53,7 +53,7 @@ from flannel_udp.observe.status import StatusReport
 from flannel_udp.observe.status_socket import serve_status, status_path
 from flannel_udp.options import Options
 from flannel_udp.retry import retry_until
-from flannel_udp.routing.reachability import judge_ways
+from flannel_udp.routing.reachability import flaw_by_routes
 from flannel_udp.routing.reconciler import Reconciler
 from flannel_udp.routing.routes import Knowledge, RouteSet
 
@@ -233,7 +233,7 @@ class Daemon:
 
     def _reconciler(self, settings: Settings, pump: Pump, known: Knowledge) -> Reconciler:
         """Made with the routes of all known leases, which the pump gets."""
-        flaw_of_way = judge_ways(settings.tunnel.device)
+        flaw_of_way = flaw_by_routes(settings.tunnel.device)
         routes = RouteSet(settings.config, settings.own.subnet, settings.public_ip, flaw_of_way)
         held = HeldLeases(settings.public_ip, self.options.stale_hold, routes.is_sound)
         reconciler = Reconciler(routes, pump, held, self.shutdown.fail)

@@ -77,7 +77,7 @@ def release() -> None:
     if systemd.keeps_descriptors():
         for name in state.NAMES:
             systemd.forget_descriptor(name)
-        systemd.wait_until_heard()
+        systemd.wait_until_processed()
 
 
 def here() -> Place:

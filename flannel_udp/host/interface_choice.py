@@ -16,7 +16,7 @@ _GO_CLASS = re.compile(r"\[:\^?\w+:\]")
 
 @dataclass(frozen=True, slots=True)
 class ExternalInterface:
-    """The interface that carries the outer packets; ``address`` is the one they leave from."""
+    """The interface that carries the outer packets; ``address`` is their source."""
 
     name: str
     index: int
@@ -82,7 +82,7 @@ def choose(
     passed_over: list[str] = []
     for tried, result in _candidates(options, links, reach, default_route):
         if isinstance(result, ExternalInterface):
-            # That the public IP is on no interface says only that this host is behind NAT.
+            # Behind NAT the public IP is on no interface: that is not reported.
             asked_for = (each for each in passed_over if not each.startswith("--public-ip "))
             return Choice(result, tuple(asked_for))
         passed_over.append(f"{tried}: {result}")
@@ -158,11 +158,11 @@ def compile_regex(pattern: str) -> re.Pattern[str]:
 
 
 def _by_hop(hop: Hop, links: Sequence[Link]) -> _Result:
-    on_way = [link for link in links if link.index == hop.index]
-    for link in on_way:
+    named = [link for link in links if link.index == hop.index]
+    for link in named:
         if hop.source in link.addresses:
             return link.at(hop.source)
-    return _first_address(on_way)
+    return _first_address(named)
 
 
 def _first_address(links: Sequence[Link]) -> _Result:

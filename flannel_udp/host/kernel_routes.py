@@ -100,9 +100,9 @@ def is_served(network: IPv4Network) -> bool:
 def gateway_route_covering(subnet: IPv4Network, network: IPv4Network | None = None) -> str | None:
     """The text of a route through a gateway that covers the subnet, as ``ip route`` shows it.
 
-    Such a route, often left by another backend, fights with the bridge for the subnet; flannel's
+    Such a route, often left by another backend, conflicts with the bridge's own; flannel's
     mk-docker-opts.sh refuses it. A route wider than ``network`` (the default route, a company's
-    10.0.0.0/8) does no harm, because the tunnel's own route to ``network`` is the longer prefix;
+    10.0.0.0/8) does no harm, because the tunnel's own route to ``network`` has the longer prefix;
     without ``network``, only the default route is known to be harmless.
     """
     narrowest = network.prefixlen if network else 1

@@ -1,7 +1,7 @@
 """One daemon per network namespace and port, and per network of a cluster.
 
-The locks are files of root's that the kernel frees with the process, however it ends (flock(2)).
-Their names tell network namespaces apart, which may share /run.
+The locks are files owned by root. The kernel releases them when the process ends in any way
+(flock(2)). Their names contain the network namespace, because namespaces may share /run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flannel_udp.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
-# Where subnet.env lies: flannel in a container shares this folder with its host.
+# The folder of subnet.env: flannel in a container shares this folder with its host.
 _FOLDER = Path("/run/flannel")
 
 
@@ -56,7 +56,7 @@ def is_held(port: int) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:
-        return True  # only root can tell
+        return True  # only root may look: assume that one runs
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -67,7 +67,7 @@ def is_held(port: int) -> bool:
 
 
 def remove_left(namespace: int) -> None:
-    """Remove what killed daemons left of a network namespace that is about to go, by its inode."""
+    """Remove the locks that killed daemons left in a network namespace, given by its inode."""
     for path in _FOLDER.glob(f"net-{namespace}-*.lock"):
         path.unlink(missing_ok=True)
 
@@ -82,7 +82,7 @@ def _locked(path: Path, taken: str) -> Iterator[None]:
     try:
         descriptor = _acquire(path)
     except OSError as error:
-        # The UDP port tells two daemons apart, too, only later and in other words.
+        # A second daemon still fails, later, when it binds the same UDP port.
         log.warning("cannot lock %s: %s; going on without", path, error.strerror)
         yield
         return
@@ -97,7 +97,7 @@ def _locked(path: Path, taken: str) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int | None:
-    """The locked file; None if another process has it. Raises OSError."""
+    """The locked file; None if another process holds the lock. Raises OSError."""
     if not path.parent.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o755)
@@ -106,15 +106,15 @@ def _acquire(path: Path) -> int | None:
         descriptor = os.open(path, flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_there(path, descriptor):
+            if _is_still(path, descriptor):
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
             return None
-        os.close(descriptor)  # its last owner has removed it meanwhile
+        os.close(descriptor)  # its last owner has removed the file meanwhile
 
 
-def _is_there(path: Path, descriptor: int) -> bool:
+def _is_still(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Network namespaces for the lab: made, wired and entered while this process stays where it is.
+"""Network namespaces for the lab: created, wired and entered; this process stays in its own.
 
 A namespace is entered by a short-lived thread, because setns(2) moves only the calling thread.
 Child processes and namespaces are made by one thread that lives as long as the process: the death
 signal that children ask for is sent when the thread that started them ends (prctl(2)), and Ctrl-C,
-which interrupts only the main thread, leaves neither half made (see settle).
+which interrupts only the main thread, does not stop it half-way (see settle).
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Namespace:
 
     @_inside
     def add_veth(self, name: str, peer: Namespace, peer_name: str, mtu: int = 1500) -> None:
-        """A cable from here to the peer namespace, both ends up."""
+        """A pair of devices, one here and one in the peer namespace, both up."""
         with netlink(f"add the veth {name}") as ip, open(peer.path, "rb") as peer_file:
             end = {"ifname": peer_name, "net_ns_fd": peer_file.fileno(), "mtu": mtu}
             ip.link("add", ifname=name, kind="veth", mtu=mtu, peer=end)
@@ -201,7 +201,8 @@ def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 
 
 def settle() -> None:
-    """Returns when everything that an interrupted caller asked of ``uninterrupted`` is done."""
+    """Returns when all functions passed to ``uninterrupted`` have ended, even if their callers were
+    interrupted."""
     uninterrupted(lambda: None)
 
 

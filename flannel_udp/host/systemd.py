@@ -1,8 +1,8 @@
-"""The service manager: how the daemon is (sd_notify(3)), and descriptors that outlive it.
+"""The service manager: the daemon's state (sd_notify(3)), and descriptors that outlive it.
 
 systemd keeps copies of descriptors for a service and passes them to its next process, however the
-last one ended (https://systemd.io/FILE_DESCRIPTOR_STORE/). They arrive as sd_listen_fds(3) says,
-which is also how a process hands them to the program it executes in its own place.
+last one ended (https://systemd.io/FILE_DESCRIPTOR_STORE/). They arrive as in sd_listen_fds(3), and
+a process passes them in the same way to a program that it executes in its own place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BARRIER_PATIENCE = 5.0  # seconds
 
 
 def notify(*assignments: str, descriptor: int | None = None) -> None:
-    """Send ``READY=1`` and the like to ``$NOTIFY_SOCKET``; does nothing where nobody listens.
+    """Send ``READY=1`` and the like to ``$NOTIFY_SOCKET``; does nothing without a manager.
 
     The message carries a copy of ``descriptor``.
     """
@@ -46,23 +46,25 @@ def notify(*assignments: str, descriptor: int | None = None) -> None:
 
 
 def keeps_descriptors() -> bool:
-    """Whether the manager stores descriptors for us: it, or an older one's unit, sets $FDSTORE."""
+    """Whether the manager stores descriptors for us. The manager sets $FDSTORE, or the unit does
+    where the manager is too old."""
     count = os.environ.get("FDSTORE", "")
     return bool(os.environ.get("NOTIFY_SOCKET")) and count.isdecimal() and int(count) > 0
 
 
 def store_descriptor(name: str, descriptor: int) -> None:
-    """Have a copy kept for the next process. FDPOLL: also if it reports an error meanwhile."""
+    """Ask the manager to keep a copy for the next process, even after the descriptor reports an
+    error (FDPOLL=0)."""
     notify("FDSTORE=1", "FDPOLL=0", f"FDNAME={name}", descriptor=descriptor)
 
 
 def forget_descriptor(name: str) -> None:
-    """Have the copies of this name closed, soon."""
+    """Ask the manager to close its copies of this name; it does so a little later."""
     notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
-def wait_until_heard() -> None:
-    """Return when the manager has done what earlier notices ask for, or after five seconds."""
+def wait_until_processed() -> None:
+    """Return when the manager has processed all earlier notices, or after five seconds."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         notify("BARRIER=1", descriptor=writer)
@@ -78,9 +80,10 @@ def wait_until_heard() -> None:
 def inherited_descriptors(
     environ: MutableMapping[str, str] = os.environ, pid: int | None = None
 ) -> dict[str, int]:
-    """Those handed to this process, by name; the variables that announce them are removed.
+    """The descriptors passed to this process, by name; removes the variables that announce them.
 
-    None of them passes on to a child. Of several with one name the last counts, the others close.
+    Child processes do not inherit them. Of several with one name the last is returned, and the
+    others are closed.
     """
     values = {name: environ.pop(name, "") for name in _LISTEN}
     count = values["LISTEN_FDS"]
@@ -92,7 +95,7 @@ def inherited_descriptors(
         try:
             os.set_inheritable(descriptor, False)
         except OSError:
-            continue  # not there, whatever the variables say
+            continue  # it is not open, although the variables announce it
         name = names[number] if number < len(names) else "unknown"
         if name in found:
             os.close(found[name])
@@ -108,7 +111,7 @@ def execute(program: str, arguments: list[str], descriptors: Mapping[str, int]) 
         environ["LISTEN_FDS"] = str(len(descriptors))
         environ["LISTEN_FDNAMES"] = ":".join(descriptors)
     above = _FIRST_DESCRIPTOR + len(descriptors)
-    # First out of the way of each other, then to where they belong.
+    # Copied above all targets first, so that no target overwrites a source.
     copies = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, above) for each in descriptors.values()]
     for target, copy in enumerate(copies, _FIRST_DESCRIPTOR):
         os.dup2(copy, target, inheritable=True)

@@ -1,4 +1,4 @@
-"""The TUN device in the kernel: its address, MTU, route and mark, what is wrong with it, its end.
+"""The TUN device in the kernel: its address, MTU, route and mark, its faults, its removal.
 
 ``backends/pump/ends.py`` opens the device; here is what rtnetlink sets up on it afterwards.
 """
@@ -152,7 +152,7 @@ def marked() -> dict[str, int]:
 
 
 def delete(name: str) -> None:
-    """With it go its address and its routes; fine if it is gone."""
+    """Delete the device with its address and routes; nothing to do if it is gone."""
     with netlink(f"delete {name}") as ip, tolerate_gone():
         for index in ip.link_lookup(ifname=name):
             ip.link("del", index=index)

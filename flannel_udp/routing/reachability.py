@@ -1,4 +1,4 @@
-"""Which addresses this host can send outer packets to: what its routing tables say of each."""
+"""Which addresses this host cannot send outer packets to, by its routing tables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from flannel_udp.host.kernel_routes import (
 from flannel_udp.host.netlink import index_of, netlink
 
 
-def judge_ways(tunnel: str) -> Callable[[IPv4Address], str]:
-    """A function that says what is wrong with an address as another host's PublicIP, or "".
+def flaw_by_routes(tunnel: str) -> Callable[[IPv4Address], str]:
+    """A function that returns what is wrong with an address as another host's PublicIP, or "".
 
-    The flaw is a clause: "its PublicIP is an address of this host too". It judges by the routes of
-    this moment (tables local and main, longest prefix, lowest metric), so that tens of thousands
-    of addresses cost one route dump. Raises DeviceError if there is no such tunnel device.
+    The flaw is a clause: "its PublicIP is an address of this host too". The function uses the
+    routes of this moment (tables local and main, longest prefix, lowest metric), so that tens of
+    thousands of addresses cost one route dump. Raises DeviceError if there is no such device.
     """
     with netlink(f"read the routes through {tunnel}") as ip:
         index = index_of(ip, tunnel)
@@ -34,10 +34,10 @@ def judge_ways(tunnel: str) -> Callable[[IPv4Address], str]:
     def flaw(address: IPv4Address) -> str:
         number = int(address)
         for table in tables:
-            for shift, answers in table:
-                answer = answers.get(number >> shift)
-                if answer is not None:
-                    return answer
+            for shift, flaws in table:
+                found = flaws.get(number >> shift)
+                if found is not None:
+                    return found
         return ""
 
     return flaw
@@ -48,8 +48,8 @@ def _longest_prefix_table(routes: list[Route], tunnel: int) -> list[tuple[int, d
     by_shift: dict[int, dict[int, str]] = {}
     for route in sorted(routes, key=lambda route: route.metric):
         shift = 32 - route.dst.prefixlen
-        answers = by_shift.setdefault(shift, {})
-        answers.setdefault(int(route.dst.network_address) >> shift, _flaw(route, tunnel))
+        flaws = by_shift.setdefault(shift, {})
+        flaws.setdefault(int(route.dst.network_address) >> shift, _flaw(route, tunnel))
     return sorted(by_shift.items())
 
 

@@ -29,12 +29,12 @@ def policy(number: int) -> Policy:
     return Policy(IPv4Network(network), IPv4Network(subnet), masquerade=True, forward=True)
 
 
-def test_cleanup_removes_what_is_left_and_nothing_of_a_running_daemon(namespace: Namespace) -> None:
+def test_cleanup_removes_only_what_no_running_daemon_uses(namespace: Namespace) -> None:
     for number, nftables in ((1, False), (2, True), (3, False), (4, True)):
         wall = Firewall(policy(number), 8280 + number, never, nftables=nftables, resync=3600)
         namespace.call(wall.__enter__)
         namespace.call(kernel_routes.add_blackhole, policy(number).subnet)
-    # The daemons of the networks 3 and 4 live: they have their device, their route and their lock.
+    # The daemons of the networks 3 and 4 run: they have a device, a route and a lock.
     for number in (3, 4):
         namespace.add_bridge(f"flannel{number}")
         namespace.add_route(policy(number).network, device=f"flannel{number}")
@@ -55,10 +55,8 @@ def test_cleanup_removes_what_is_left_and_nothing_of_a_running_daemon(namespace:
     lock.__exit__(None, None, None)
 
 
-def test_rules_that_a_flanneld_without_a_device_may_need_stay(
-    namespace: Namespace, tmp_path: Path
-) -> None:
-    """Its backend host-gw routes through eth0: only the process tells that it lives."""
+def test_rules_that_a_running_flanneld_may_need_stay(namespace: Namespace, tmp_path: Path) -> None:
+    """Its backend host-gw routes through eth0: only the process shows that it runs."""
     namespace.call(Firewall(policy(1), 8285, never, nftables=False, resync=3600).__enter__)
     namespace.call(kernel_routes.add_blackhole, policy(1).subnet)
     rules, routes = namespace.run(["iptables-save"]).stdout, namespace.run(["ip", "route"]).stdout

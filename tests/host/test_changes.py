@@ -29,8 +29,8 @@ def ip(namespace: Namespace, words: str) -> None:
     namespace.run(["ip", *words.split()], check=True)
 
 
-def rings(changes: HostChanges) -> bool:
-    """Whether what has happened so far is a reason to look."""
+def is_reported(changes: HostChanges) -> bool:
+    """Whether a change so far is reported as one that matters."""
     return bool(select.select([changes], [], [], 0)[0]) and changes.drain()
 
 
@@ -44,17 +44,17 @@ def rings(changes: HostChanges) -> bool:
         "route add 10.1.7.0/24 via 172.30.0.7",
     ],
 )
-def test_what_may_concern_the_tunnel_rings(
+def test_changes_that_may_concern_the_tunnel_are_reported(
     tunnel_host: Namespace, changes: HostChanges, change: str
 ) -> None:
     ip(tunnel_host, change)
-    assert rings(changes)
+    assert is_reported(changes)
 
 
 @pytest.mark.parametrize(
     "change", ["route add 192.0.0.0/8 dev lo", "route add 10.1.7.0/24 dev lo table 7"]
 )
-def test_routes_elsewhere_do_not_ring(
+def test_routes_outside_the_network_are_not_reported(
     namespace: Namespace, changes: HostChanges, change: str
 ) -> None:
     ip(namespace, change)
@@ -62,7 +62,7 @@ def test_routes_elsewhere_do_not_ring(
     assert not changes.drain()
 
 
-def test_messages_that_were_lost_ring(namespace: Namespace, changes: HostChanges) -> None:
+def test_lost_notices_are_reported_as_a_change(namespace: Namespace, changes: HostChanges) -> None:
     with socket.socket(fileno=os.dup(changes.fileno())) as kernel:
         kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     lines = "".join(f"route add 192.0.{n}.0/24 dev lo table 7\n" for n in range(200))

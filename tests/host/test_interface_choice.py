@@ -72,7 +72,7 @@ def test_no_match_says_what_was_tried_and_what_exists(options: Options, reason: 
     assert "\n" not in str(caught.value)
 
 
-def test_everything_that_was_passed_over_is_kept_for_the_log() -> None:
+def test_candidates_that_do_not_fit_are_kept_for_the_log() -> None:
     choice = choose(Options(iface=("wlan0", "eth2", "eth0")), LINKS, None, None)
     assert choice.passed_over == (
         "--iface wlan0: no such interface",
@@ -80,7 +80,7 @@ def test_everything_that_was_passed_over_is_kept_for_the_log() -> None:
     )
 
 
-def test_a_public_ip_behind_nat_is_nothing_to_speak_of() -> None:
+def test_a_public_ip_behind_nat_is_not_reported() -> None:
     options = Options(public_ip=Ip("203.0.113.5"))
     assert choose(options, LINKS, None, default_route=Hop(3)).passed_over == ()
 

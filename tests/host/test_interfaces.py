@@ -39,7 +39,7 @@ def test_default_route_with_the_lowest_metric_decides(host: Namespace) -> None:
     assert chosen_address(host, Options()) == "172.31.0.1"
 
 
-def test_the_owner_of_the_public_ip_is_before_the_default_route(
+def test_the_owner_of_the_public_ip_precedes_the_default_route(
     host: Namespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -98,7 +98,7 @@ def test_loopback_is_no_external_interface(host: Namespace) -> None:
         chosen_address(host, Options(iface=("lo",)))
 
 
-def test_interface_that_is_down_is_taken_with_a_warning(
+def test_interface_that_is_down_is_chosen_with_a_warning(
     host: Namespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.set_link("eth0", state="down")
@@ -115,14 +115,14 @@ def test_an_interface_that_is_up_with_its_address_has_no_fault(host: Namespace) 
     assert fault_of(host) is None
 
 
-def test_down_and_without_its_address_are_told_apart(host: Namespace) -> None:
+def test_a_lost_address_differs_from_an_interface_that_is_down(host: Namespace) -> None:
     host.set_link("eth0", state="down")
     assert fault_of(host) == ExternalFault("eth0 is down", lost_address=False)
     ip(host, "address", "del", "172.30.0.1/24", "dev", "eth0")
     assert fault_of(host) == ExternalFault("172.30.0.1 is gone from eth0", lost_address=True)
 
 
-def test_an_address_that_moved_to_a_bridge_still_serves(host: Namespace) -> None:
+def test_an_address_that_moved_to_a_bridge_is_no_fault(host: Namespace) -> None:
     ip(host, "address", "del", "172.30.0.1/24", "dev", "eth0")
     host.add_bridge("br0")
     host.set_link("eth0", master="br0")
@@ -130,7 +130,7 @@ def test_an_address_that_moved_to_a_bridge_still_serves(host: Namespace) -> None
     assert fault_of(host) is None
 
 
-def test_bridges_are_told_with_the_largest_mtu_plugged_in(namespace: Namespace) -> None:
+def test_bridges_have_the_largest_mtu_of_their_ports(namespace: Namespace) -> None:
     assert namespace.call(interfaces.bridges) == []
     namespace.add_bridge("docker0")
     namespace.add_address("docker0", IPv4Interface("10.1.5.1/24"))

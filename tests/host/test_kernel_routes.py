@@ -16,7 +16,7 @@ def ip(namespace: Namespace, *words: str) -> str:
     return namespace.run(["ip", *words]).stdout
 
 
-def test_blackholes_of_earlier_runs_are_told_from_the_operators(host: Namespace) -> None:
+def test_blackholes_of_the_operator_are_not_ours(host: Namespace) -> None:
     ip(host, "route", "add", "blackhole", "10.1.6.0/24")
     host.call(kernel_routes.add_blackhole, SUBNET)
     assert host.call(kernel_routes.blackholes) == [SUBNET]
@@ -33,10 +33,10 @@ def test_a_network_is_served_by_flannels_devices_only(
     assert not host.call(kernel_routes.is_served, IPv4Network("10.2.0.0/16"))
 
 
-def test_blackhole_yields_to_the_bridge_and_stops_the_rest(host: Namespace) -> None:
+def test_blackhole_drops_only_what_the_bridge_does_not_carry(host: Namespace) -> None:
     host.add_route(IPv4Network("0.0.0.0/0"), via=IPv4Address("172.30.0.254"))
     host.call(kernel_routes.add_blackhole, SUBNET)
-    host.call(kernel_routes.add_blackhole, SUBNET)  # left over by a killed run
+    host.call(kernel_routes.add_blackhole, SUBNET)  # left by a killed run
     assert host.run(["ip", "route", "get", "10.1.5.9"]).returncode != 0
     host.add_bridge("docker0")
     host.add_address("docker0", IPv4Interface("10.1.5.1/24"))

@@ -42,7 +42,7 @@ def test_a_second_daemon_is_refused_with_a_sentence(namespace: Namespace) -> Non
     assert not taken(namespace)
 
 
-def test_asking_whether_a_daemon_runs_does_not_disturb_it(namespace: Namespace) -> None:
+def test_whether_a_lock_is_held_can_be_asked(namespace: Namespace) -> None:
     assert namespace.call(locks.is_held, PORT) is False
     lock = held(namespace)
     assert namespace.call(locks.is_held, PORT) is True
@@ -76,7 +76,7 @@ def test_a_killed_daemon_leaves_no_lock(namespace: Namespace) -> None:
         assert namespace.call(locks.is_held, PORT) is False
 
 
-def test_a_true_double_is_known_by_its_network_in_etcd(namespace: Namespace) -> None:
+def test_a_second_daemon_is_recognized_by_its_network_in_etcd(namespace: Namespace) -> None:
     one, other = "http://10.0.0.1:2379", "http://10.0.0.2:2379"
     lock = locks.hold_network("/net", [one, other])
     namespace.call(lock.__enter__)
@@ -88,7 +88,7 @@ def test_a_true_double_is_known_by_its_network_in_etcd(namespace: Namespace) -> 
     lock.__exit__(None, None, None)
 
 
-def test_no_other_user_can_keep_a_daemon_away(namespace: Namespace) -> None:
+def test_no_other_user_can_take_the_lock(namespace: Namespace) -> None:
     lock = held(namespace)
     (path,) = Path("/run/flannel").glob(f"net-{namespace.path.stat().st_ino}-*")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -105,7 +105,7 @@ def test_no_other_user_can_keep_a_daemon_away(namespace: Namespace) -> None:
         assert not taken(namespace)
 
 
-def test_nothing_is_left_of_a_lock_or_of_its_namespace(namespace: Namespace) -> None:
+def test_lock_files_are_removed_with_the_lock_or_the_namespace(namespace: Namespace) -> None:
     inode = namespace.path.stat().st_ino
     lock = held(namespace)
     locks.remove_left(inode + 1)
@@ -117,21 +117,21 @@ def test_nothing_is_left_of_a_lock_or_of_its_namespace(namespace: Namespace) -> 
     assert not list(Path("/run/flannel").glob(f"net-{inode}-*"))
 
 
-def test_one_at_a_time_though_the_file_comes_and_goes(
+def test_only_one_holds_the_lock_while_its_file_is_recreated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(locks, "_FOLDER", tmp_path / "new")
     inside: list[int] = []
     seen: list[int] = []
 
-    def come_and_go() -> None:
+    def lock_and_release() -> None:
         for _ in range(300):
             with suppress(DeviceError), locks.hold(PORT):
                 inside.append(1)
                 seen.append(len(inside))
                 inside.pop()
 
-    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    threads = [threading.Thread(target=lock_and_release) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -140,7 +140,7 @@ def test_one_at_a_time_though_the_file_comes_and_goes(
     assert os.listdir(tmp_path / "new") == []
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning(
+def test_an_unwritable_folder_is_only_a_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()

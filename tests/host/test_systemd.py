@@ -37,7 +37,7 @@ def test_nothing_happens_outside_of_systemd(
     assert not caplog.records
 
 
-def test_a_service_manager_that_is_gone_costs_a_warning(
+def test_a_missing_service_manager_is_only_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/nobody")
@@ -46,7 +46,7 @@ def test_a_service_manager_that_is_gone_costs_a_warning(
 
 
 class Manager:
-    """Hears one notice at a time."""
+    """Receives one notice at a time."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -54,7 +54,7 @@ class Manager:
         self._socket.bind(f"{folder}/notify")
         monkeypatch.setenv("NOTIFY_SOCKET", f"{folder}/notify")
 
-    def hear(self) -> tuple[bytes, list[int]]:
+    def receive(self) -> tuple[bytes, list[int]]:
         text, descriptors, *_ = socket.recv_fds(self._socket, 4096, 4)
         return text, list(descriptors)
 
@@ -67,18 +67,18 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manager:
 def test_a_stored_descriptor_arrives_with_its_name(manager: Manager, tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         systemd.store_descriptor("tun", file.fileno())
-        text, (copy,) = manager.hear()
+        text, (copy,) = manager.receive()
         assert text == b"FDSTORE=1\nFDPOLL=0\nFDNAME=tun"
         assert os.path.sameopenfile(copy, file.fileno())
     os.close(copy)
     systemd.forget_descriptor("tun")
-    assert manager.hear() == (b"FDSTOREREMOVE=1\nFDNAME=tun", [])
+    assert manager.receive() == (b"FDSTOREREMOVE=1\nFDNAME=tun", [])
 
 
-def test_waiting_ends_when_the_manager_has_come_to_the_barrier(manager: Manager) -> None:
-    waiting = threading.Thread(target=systemd.wait_until_heard)
+def test_waiting_ends_when_the_manager_closes_the_barrier(manager: Manager) -> None:
+    waiting = threading.Thread(target=systemd.wait_until_processed)
     waiting.start()
-    text, (barrier,) = manager.hear()
+    text, (barrier,) = manager.receive()
     assert text == b"BARRIER=1"
     assert waiting.is_alive()
     os.close(barrier)
@@ -113,7 +113,7 @@ def pipe(text):
     reader, writer = os.pipe()
     os.write(writer, text)
     return reader
-first, second = pipe(b"one"), pipe(b"two")  # 3 and 5: in each other's way
+first, second = pipe(b"one"), pipe(b"two")  # 3 and 5: each is the other's target
 systemd.execute(sys.executable, [sys.executable, "-c", sys.argv[1]], {"b": second, "a": first})
 """
 
@@ -135,6 +135,6 @@ def test_an_executed_program_inherits_descriptors_by_name() -> None:
     ],
     ids=["nothing", "for another process", "no number"],
 )
-def test_what_is_not_for_us_is_not_inherited(announced: dict[str, str]) -> None:
+def test_descriptors_for_another_process_are_not_inherited(announced: dict[str, str]) -> None:
     assert systemd.inherited_descriptors(announced, pid=7) == {}
     assert announced == {}

@@ -67,7 +67,7 @@ def test_tunnel_has_address_mtu_queue_and_one_route(namespace: Namespace, tun: B
     assert [line.strip() for line in ip(namespace, "route").splitlines()] == [route]
 
 
-def test_host_speaks_to_remote_containers_as_the_tunnel_address(
+def test_host_sends_to_remote_containers_from_the_tunnel_address(
     host: Namespace, tun: BinaryIO
 ) -> None:
     configure(host)
@@ -86,10 +86,10 @@ def test_configuring_again_replaces_address_and_keeps_one_route(
     assert [route.split()[-1] for route in routes] == ["10.1.8.0"]
 
 
-def test_container_receives_what_the_pump_sends_as_the_tunnel_address(
+def test_container_receives_packets_from_the_tunnel_address(
     namespace: Namespace, tun: BinaryIO
 ) -> None:
-    """The kernel drops packets from one of its own addresses as martian, unless told otherwise."""
+    """The kernel drops packets from one of its own addresses as martian, unless configured."""
     configure(namespace)
     container = Namespace(f"{namespace.name}-c")
     container.create()
@@ -120,7 +120,7 @@ def test_equal_route_through_another_device_is_refused_and_kept(
     assert ip(host, "-4", "address", "show", "dev", "flannel0") == ""
 
 
-def test_equal_route_gives_way_where_it_may_be_displaced(host: Namespace, tun: BinaryIO) -> None:
+def test_equal_route_is_displaced_on_request(host: Namespace, tun: BinaryIO) -> None:
     ip(host, "route", "add", "10.1.0.0/16", "via", "172.30.0.9")
     host.call(tunnel_device.configure, "flannel0", ADDRESS, 1472, NETWORK, displace=True)
     assert ip(host, "route", "show", "10.1.0.0/16").split()[:3] == [
@@ -165,7 +165,7 @@ def test_a_tunnel_as_it_was_configured_has_no_fault(tunnel_host: Namespace) -> N
         ),
     ],
 )
-def test_every_fault_is_a_clause_and_configuring_cures_it(
+def test_every_fault_is_a_clause_and_configuring_repairs_it(
     tunnel_host: Namespace, change: str, fault: str
 ) -> None:
     ip(tunnel_host, *change.split())
@@ -175,7 +175,7 @@ def test_every_fault_is_a_clause_and_configuring_cures_it(
     assert state(tunnel_host) == TunnelState((), ())
 
 
-def test_a_missing_device_is_one_sentence(tunnel_host: Namespace) -> None:
+def test_inspecting_a_missing_device_is_one_sentence(tunnel_host: Namespace) -> None:
     tunnel_host.delete_link("flannel0")
     with pytest.raises(DeviceError, match="network device flannel0 is missing"):
         state(tunnel_host)
@@ -212,7 +212,7 @@ def test_routes_of_the_containers_are_no_strays_without_a_bridge(tunnel_host: Na
     assert state(tunnel_host).strays == ()
 
 
-def test_stale_route_of_another_backend_to_the_own_subnet_is_named(tunnel_host: Namespace) -> None:
+def test_a_gateway_route_to_our_own_subnet_is_a_stray(tunnel_host: Namespace) -> None:
     ip(tunnel_host, "route", "add", "10.1.5.0/24", "via", "172.30.0.7")
     assert state(tunnel_host).strays == ("10.1.5.0/24 via 172.30.0.7 dev eth0",)
 

@@ -1,7 +1,7 @@
-"""flannel's chains in the words of iptables-save, and the change that brings them about (pure).
+"""flannel's chains as iptables-save prints them, and the change that they need (pure).
 
-Several daemons share the chains. Each knows its rules by the comment and its Network; the jump to a
-chain and the mark rule on its top belong to all, and go with the last.
+Several daemons share the chains. Each finds its rules by the comment and its Network; the jump to a
+chain and the mark rule at its top are shared, and the last daemon removes them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from flannel_udp.host.firewall.policy import (
 
 _MARK = f"{KUBE_PROXY_MARK:#x}"
 
-# Chains of docker that may drop before our jump is reached; DOCKER-USER is the operator's.
+# Chains of docker that may drop packets before our jump; DOCKER-USER belongs to the operator.
 _DOCKER_JUMP = re.compile(r"-j DOCKER(?!-USER\b)")
 _DOCKER_MASQUERADE = re.compile(r"-s (\S+) ! -o \S+ -j MASQUERADE")
 _CNI_JUMP = re.compile(r"-s (\S+) .*-j (CNI-\S+)")
 _DOCKER_RAW_DROP = re.compile(r"-d (\S+) ! -i \S+ -j DROP")
-# Of docker 28 and later. A bridge that docker named by itself is not the one of the host's subnet.
+# Of docker 28 and later. A bridge that docker named itself does not carry the host's subnet.
 _DOCKER_BRIDGE_DROP = re.compile(r"! -i (?!br-[0-9a-f]{12} )(\S+) -o \1 -j DROP")
 _NETWORK = re.compile(r"(?<!! )-[sd] (\S+)")
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """One of our chains: its table, who jumps to it, and what stands on its top."""
+    """One of our chains: its table, the chain that jumps to it, and the rules at its top."""
 
     table: str
     parent: str
@@ -45,19 +45,22 @@ class _Place:
     before_docker: bool = False
 
     @property
-    def remark(self) -> str:
+    def comment_match(self) -> str:
         return f'-m comment --comment "{self.comment}"'
 
     @property
     def jump(self) -> str:
-        return f"{self.remark} -j {self.chain}"
+        return f"{self.comment_match} -j {self.chain}"
 
 
 _MASQUERADE = _Place(
-    *("nat", "POSTROUTING", "FLANNEL-POSTRTG", MASQUERADE_COMMENT),
+    "nat",
+    "POSTROUTING",
+    "FLANNEL-POSTRTG",
+    MASQUERADE_COMMENT,
     top=(f'-m mark --mark {_MARK}/{_MARK} -m comment --comment "{MASQUERADE_COMMENT}" -j RETURN',),
 )
-_FORWARD = _Place(*("filter", "FORWARD", "FLANNEL-FWD", FORWARD_COMMENT), before_docker=True)
+_FORWARD = _Place("filter", "FORWARD", "FLANNEL-FWD", FORWARD_COMMENT, before_docker=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Ruleset:
         policies = {}
         table: dict[str, list[str]] = {}
         name = ""
-        for line in text.split("\n"):  # a comment may hold what else splitlines would split at
+        for line in text.split("\n"):  # not splitlines: a comment may contain other line ends
             if line.startswith("*"):
                 name = line[1:].strip()
                 table = rules.setdefault(name, {})
@@ -94,8 +97,8 @@ class Ruleset:
 def change(found: Ruleset, policy: Policy) -> str:
     """What iptables-restore --noflush must read so that ``policy`` holds; "" if it does.
 
-    Every table changes at once or not at all, so that no packet meets half of it. A policy that
-    wants nothing removes our rules, and the chains if no other daemon uses them.
+    Every table changes at once or not at all, so that no packet passes half of the rules. A policy
+    that wants nothing removes our rules, and the chains if no other daemon uses them.
     """
     masquerade = [_text(_MASQUERADE, each, policy) for each in policy.masquerade_rules()]
     forward = [_text(_FORWARD, each, policy) for each in policy.forward_rules()]
@@ -105,33 +108,33 @@ def change(found: Ruleset, policy: Policy) -> str:
 
 
 def networks(found: Ruleset) -> set[IPv4Network]:
-    """The Network of every daemon, living or dead, that has rules here."""
+    """The Network of every daemon, running or dead, that has rules here."""
     places = (_MASQUERADE, _FORWARD)
     lines = [rule for place in places for _, rule in _commented(place, found)]
     ends = ("-j ACCEPT", "-j MASQUERADE", "-j MASQUERADE --random-fully")
-    # Only these rules, and the first address of each, name Network itself.
+    # Only these rules contain Network itself, as their first address.
     named = [_NETWORK.search(line) for line in lines if line.endswith(ends)]
     found_networks = (_network(match[1]) for match in named if match)
     return {network for network in found_networks if network}
 
 
 def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
-    """What other programs' rules do to the overlay, a sentence each.
+    """How other programs' rules harm the overlay, a sentence each.
 
-    ``nftables``: our own rules are there, where they cannot overrule what is here.
+    ``nftables``: our own rules are in nftables, where they cannot overrule those of iptables.
     """
-    said = []
+    sentences = []
     for rule in found.of("nat", "POSTROUTING"):
         match = _DOCKER_MASQUERADE.fullmatch(rule)
         source = _network(match[1]) if match else None
         if source and policy.subnet.subnet_of(source):
-            said.append(
+            sentences.append(
                 f"docker masquerades {policy.subnet} ('{rule}'): containers of other hosts see this"
                 " host's address instead of its containers'; run flannel-udp with --ip-masq, and"
                 " docker with the options that mk-docker-opts writes then"
             )
     if _cni_masquerades(found, policy.subnet):
-        said.append(
+        sentences.append(
             f"a CNI plugin masquerades containers of {policy.subnet}: containers of other hosts see"
             " this host's address instead of theirs; set ipMasq to false in its config, run"
             " flannel-udp with --ip-masq, and make the containers anew"
@@ -140,27 +143,27 @@ def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
         match = _DOCKER_RAW_DROP.fullmatch(rule)
         destination = _network(match[1]) if match else None
         if destination and destination.subnet_of(policy.subnet):
-            said.append(
+            sentences.append(
                 f"docker drops what other hosts send to its containers ('{rule}' in table raw):"
                 ' set "allow-direct-routing": true in docker\'s daemon.json and restart docker'
             )
             break
     drops = found.policies.get(("filter", "FORWARD")) == "DROP"
     if nftables and policy.forward and drops:
-        said.append(
+        sentences.append(
             "the FORWARD chain of iptables drops by policy, as docker sets it, and an nftables rule"
             " cannot overrule it: set EnableNFTables to false in the network config, or run"
             " 'iptables -P FORWARD ACCEPT'"
         )
     if nftables and policy.forward:
-        said += _bridge_drops(found)
-    if drops and not policy.forward and not _is_let_through(found, policy.network):
-        said.append(
+        sentences += _bridge_drops(found)
+    if drops and not policy.forward and not _is_accepted(found, policy.network):
+        sentences.append(
             "the FORWARD chain of iptables drops by policy, as docker sets it, and nothing there"
             f" accepts {policy.network}: start flannel-udp without --iptables-forward-rules=false,"
             " or accept packets from and to that network yourself"
         )
-    return said
+    return sentences
 
 
 def _bridge_drops(found: Ruleset) -> list[str]:
@@ -184,8 +187,8 @@ def _cni_masquerades(found: Ruleset, subnet: IPv4Network) -> bool:
     )
 
 
-def _is_let_through(found: Ruleset, network: IPv4Network) -> bool:
-    """Whether somebody's rule accepts packets of the whole Network, or of the tunnel device."""
+def _is_accepted(found: Ruleset, network: IPv4Network) -> bool:
+    """Whether any rule accepts packets of the whole Network, or of the tunnel device."""
     accepting = [
         rule
         for rules in found.rules.get("filter", {}).values()
@@ -199,11 +202,13 @@ def _is_let_through(found: Ruleset, network: IPv4Network) -> bool:
 
 
 def _transaction(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> str:
-    commands = _reach(place, found, network, wanted) if wanted else _leave(place, found, network)
+    commands = (
+        _install(place, found, network, wanted) if wanted else _uninstall(place, found, network)
+    )
     return "\n".join([f"*{place.table}", *commands, "COMMIT", ""]) if commands else ""
 
 
-def _reach(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> list[str]:
+def _install(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> list[str]:
     commands = []
     inside = found.of(place.table, place.chain)
     if place.chain not in found.rules.get(place.table, {}):
@@ -219,15 +224,15 @@ def _reach(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str
         commands += [f"-I {place.chain} {at} {rule}" for at, rule in enumerate(place.top, 1)]
     outside = found.of(place.table, place.parent)
     jumps = [at for at, rule in enumerate(outside) if rule == place.jump]
-    blockers = [at for at, rule in enumerate(outside) if _DOCKER_JUMP.search(rule)]
-    late = place.before_docker and jumps and blockers and blockers[0] < jumps[0]
+    docker_jumps = [at for at, rule in enumerate(outside) if _DOCKER_JUMP.search(rule)]
+    late = place.before_docker and jumps and docker_jumps and docker_jumps[0] < jumps[0]
     if len(jumps) != 1 or late:
         commands += _deletions((place.parent, place.jump) for _ in jumps)
-        commands.append(f"-I {place.parent} {blockers[0] + 1 if late else 1} {place.jump}")
+        commands.append(f"-I {place.parent} {docker_jumps[0] + 1 if late else 1} {place.jump}")
     return commands
 
 
-def _leave(place: _Place, found: Ruleset, network: IPv4Network) -> list[str]:
+def _uninstall(place: _Place, found: Ruleset, network: IPv4Network) -> list[str]:
     old = _ours(place, found, network)
     commands = _deletions(old)
     inside = found.of(place.table, place.chain)
@@ -241,9 +246,9 @@ def _leave(place: _Place, found: Ruleset, network: IPv4Network) -> list[str]:
 
 
 def _ours(place: _Place, found: Ruleset, network: IPv4Network) -> list[tuple[str, str]]:
-    """Chain and rule of all that this or an earlier run wrote for the Network.
+    """Chain and rule of each rule that this or an earlier run wrote for the Network.
 
-    flannel before 0.20 wrote its rules into the built-in chains: they are found there too.
+    flannel before 0.20 wrote its rules into the built-in chains, so these are searched too.
     """
     return [
         (chain, rule)
@@ -257,12 +262,12 @@ def _commented(place: _Place, found: Ruleset) -> list[tuple[str, str]]:
         (chain, rule)
         for chain, rules in found.rules.get(place.table, {}).items()
         for rule in rules
-        if place.remark in rule
+        if place.comment_match in rule
     ]
 
 
 def _network(text: str) -> IPv4Network | None:
-    """None for what iptables allows and is no network, such as 10.1.0.0/255.0.255.0."""
+    """None for an address pattern that iptables allows, such as 10.1.0.0/255.0.255.0."""
     try:
         return IPv4Network(text)
     except ValueError:
@@ -275,11 +280,11 @@ def _deletions(rules: Iterable[tuple[str, str]]) -> list[str]:
 
 def _text(place: _Place, rule: Rule, policy: Policy) -> str:
     """The rule exactly as iptables-save prints it."""
-    words = [*_match("-s", rule.source), *_match("-d", rule.destination), place.remark]
-    words += ["-j", rule.verdict.name]
+    parts = [*_match("-s", rule.source), *_match("-d", rule.destination), place.comment_match]
+    parts += ["-j", rule.verdict.name]
     if rule.verdict is Verdict.MASQUERADE and policy.random_fully:
-        words.append("--random-fully")
-    return " ".join(words)
+        parts.append("--random-fully")
+    return " ".join(parts)
 
 
 def _match(flag: str, match: Match | None) -> list[str]:

@@ -95,10 +95,10 @@ def _objects(listing: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _text(rule: Rule, policy: Policy, comment: str) -> str:
-    words = [*_match("saddr", rule.source), *_match("daddr", rule.destination), rule.verdict.value]
+    parts = [*_match("saddr", rule.source), *_match("daddr", rule.destination), rule.verdict.value]
     if rule.verdict is Verdict.MASQUERADE and policy.random_fully:
-        words.append("fully-random")
-    return " ".join([*words, f'comment "{comment}"'])
+        parts.append("fully-random")
+    return " ".join([*parts, f'comment "{comment}"'])
 
 
 def _match(side: str, match: Match | None) -> list[str]:

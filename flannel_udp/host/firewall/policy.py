@@ -8,7 +8,7 @@ from ipaddress import IPv4Network
 
 MULTICAST = IPv4Network("224.0.0.0/4")
 
-# kube-proxy marks what it will translate itself; flannel leaves that alone, and so do we.
+# kube-proxy marks packets that it will translate itself: as in flannel, they are left to it.
 KUBE_PROXY_MARK = 0x4000
 
 MASQUERADE_COMMENT = "flanneld masq"
@@ -16,7 +16,7 @@ FORWARD_COMMENT = "flanneld forward"
 
 
 class Verdict(Enum):
-    """What becomes of a packet that a rule fits."""
+    """What happens to a packet that a rule matches."""
 
     ACCEPT = "accept"
     RETURN = "return"
@@ -25,7 +25,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The addresses a rule speaks of: those in ``network``, or with ``outside`` all others."""
+    """The addresses that a rule matches: those in ``network``, or with ``outside`` all others."""
 
     network: IPv4Network
     outside: bool = False
@@ -33,7 +33,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """No source or destination: any."""
+    """Without a source or destination, any matches."""
 
     verdict: Verdict
     source: Match | None = None
@@ -51,9 +51,10 @@ class Policy:
     random_fully: bool = True
 
     def masquerade_rules(self) -> tuple[Rule, ...]:
-        """In flannel's order, to be tried after a packet with kube-proxy's mark was let go.
+        """In flannel's order. The rule that returns packets with kube-proxy's mark precedes them.
 
-        Inside the overlay every address stays as it is; what leaves or enters it gets the host's.
+        Packets inside the overlay keep their addresses; those that leave or enter it get the
+        host's.
         """
         if not self.masquerade:
             return ()

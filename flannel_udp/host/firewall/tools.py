@@ -22,12 +22,12 @@ from flannel_udp.host.firewall.policy import Policy
 log = logging.getLogger(__name__)
 
 _LOCK_PATIENCE = 5  # seconds that iptables-restore waits for another program's change
-_TRIES = 3  # another daemon may have changed what we have just read
+_TRIES = 3  # another daemon may change the rules between our reading and writing
 _WAIT_AND_RANDOM_FULLY_SINCE = (1, 6, 2)
 
 
 class Tool(Protocol):
-    """Writes a policy into the kernel and takes it out again. Its methods raise FirewallError."""
+    """Writes a policy into the kernel and removes it. Its methods raise FirewallError."""
 
     name: str
 
@@ -35,7 +35,7 @@ class Tool(Protocol):
         """Write the rules that are missing; returns whether anything had to be changed."""
 
     def remove(self, policy: Policy) -> None:
-        """Take out the rules of this policy; nothing to do if there are none."""
+        """Remove the rules of this policy; nothing to do if there are none."""
 
 
 class Iptables:

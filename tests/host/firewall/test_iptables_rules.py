@@ -62,7 +62,7 @@ def test_no_random_ports_when_switched_off() -> None:
     assert "random" not in text
 
 
-def test_what_is_right_is_left_alone() -> None:
+def test_correct_rules_are_not_changed() -> None:
     others = ["-j DOCKER-USER", "-i br0 -j ACCEPT"]
     assert change(ruleset([JUMP, *others], FLANNEL_FILTER), FORWARD) == ""
     assert change(ruleset([*others, JUMP], FLANNEL_FILTER), FORWARD) == ""
@@ -84,14 +84,14 @@ def test_only_our_own_rules_are_replaced(chain: list[str]) -> None:
     ]
 
 
-def test_a_missing_jump_comes_first_and_a_doubled_one_is_made_one() -> None:
+def test_a_missing_jump_is_inserted_first_and_duplicates_are_removed() -> None:
     missing = change(ruleset(["-j DROP"], FLANNEL_FILTER), FORWARD).splitlines()
     assert missing == ["*filter", f"-I FORWARD 1 {JUMP}", "COMMIT"]
     doubled = change(ruleset([JUMP, JUMP], FLANNEL_FILTER), FORWARD).splitlines()
     assert doubled[1:-1] == [f"-D FORWARD {JUMP}"] * 2 + [f"-I FORWARD 1 {JUMP}"]
 
 
-def test_docker_cannot_drop_before_our_rules_but_an_operator_can() -> None:
+def test_our_jump_precedes_dockers_but_not_the_operators() -> None:
     operator = ["-j DOCKER-USER", "-s 192.0.2.0/24 -j DROP"]
     found = ruleset([*operator, "-j DOCKER-FORWARD", JUMP], FLANNEL_FILTER)
     lines = change(found, FORWARD).splitlines()
@@ -99,7 +99,7 @@ def test_docker_cannot_drop_before_our_rules_but_an_operator_can() -> None:
     assert change(ruleset([*operator, JUMP, "-j DOCKER-FORWARD"], FLANNEL_FILTER), FORWARD) == ""
 
 
-def test_the_last_daemon_takes_the_chain_with_it() -> None:
+def test_the_last_daemon_removes_the_chain() -> None:
     lines = change(ruleset([JUMP, "-j DROP"], FLANNEL_FILTER), NOTHING).splitlines()
     assert lines[1:-1] == [
         *(f"-D FLANNEL-FWD {rule}" for rule in FLANNEL_FILTER),
@@ -108,7 +108,7 @@ def test_the_last_daemon_takes_the_chain_with_it() -> None:
     assert change(ruleset(["-j DROP"]), NOTHING) == ""
 
 
-def test_another_daemons_rules_and_what_they_need_stay() -> None:
+def test_another_daemons_rules_and_jumps_stay() -> None:
     other = f"-s 10.2.0.0/16 {FWD} -j ACCEPT"
     lines = change(ruleset([JUMP], [other, *FLANNEL_FILTER]), NOTHING).splitlines()
     assert lines[1:-1] == [f"-D FLANNEL-FWD {rule}" for rule in FLANNEL_FILTER]
@@ -118,7 +118,7 @@ def test_another_daemons_rules_and_what_they_need_stay() -> None:
     }
 
 
-def test_an_old_flannels_rules_in_the_built_in_chain_go() -> None:
+def test_rules_of_old_flannel_in_built_in_chains_are_removed() -> None:
     lines = change(ruleset([FLANNEL_FILTER[0]]), FORWARD).splitlines()
     assert f"-D FORWARD {FLANNEL_FILTER[0]}" in lines
 
@@ -128,12 +128,12 @@ def test_a_network_is_not_confused_with_one_that_starts_alike() -> None:
     assert "-D" not in change(ruleset([JUMP], [other]), NOTHING)
 
 
-def test_networks_are_known_by_their_own_rules_only() -> None:
+def test_networks_are_found_by_their_own_rules_only() -> None:
     lines = ["*nat", ":FLANNEL-POSTRTG - [0:0]", *(f"-A FLANNEL-POSTRTG {r}" for r in FLANNEL_NAT)]
     assert networks(Ruleset.parse("\n".join(lines))) == {NETWORK}
 
 
-def test_a_rule_without_match_or_target_is_one_like_any_other() -> None:
+def test_a_rule_without_match_or_target_is_read() -> None:
     found = ruleset(["", JUMP, ""], FLANNEL_FILTER)
     assert found.of("filter", "FORWARD") == ["", JUMP, ""]
     assert change(found, FORWARD) == ""
@@ -145,7 +145,7 @@ LINES = st.sampled_from(["*filter", "*nat", ":FORWARD ACCEPT [0:0]", ":", "*", "
 @given(st.lists(st.one_of(LINES, st.text(), st.text().map("-A ".__add__))).map("\n".join))
 @example(":FORWARD")
 @example("*filter\n-A FORWARD\n-A FORWARD ")
-def test_whatever_iptables_save_prints_is_understood_or_ignored(text: str) -> None:
+def test_any_text_of_iptables_save_is_read_or_ignored(text: str) -> None:
     found = Ruleset.parse(text)
     networks(found)
     complaints(found, POLICY, nftables=True)

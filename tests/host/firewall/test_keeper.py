@@ -80,7 +80,7 @@ def test_each_half_can_be_had_alone(namespace: Namespace, nftables: bool, wanted
         assert ("flanneld forward" in during) == (wanted == "forward")
 
 
-def test_predictable_ports_on_request(namespace: Namespace, nftables: bool) -> None:
+def test_ports_are_predictable_on_request(namespace: Namespace, nftables: bool) -> None:
     with kept(namespace, replace(POLICY, random_fully=False), nftables=nftables):
         assert "masquerade" in text(namespace).lower()
         assert "random" not in text(namespace)
@@ -93,7 +93,7 @@ def test_nothing_is_touched_where_nothing_is_wanted(namespace: Namespace, nftabl
         assert "flannel" not in namespace.run(["nft", "list", "tables"]).stdout
 
 
-def test_a_killed_runs_rules_are_taken_over_and_then_removed(
+def test_rules_of_a_killed_run_are_replaced_and_then_removed(
     namespace: Namespace, nftables: bool
 ) -> None:
     old = replace(POLICY, subnet=IPv4Network("10.1.77.0/24"))
@@ -115,7 +115,7 @@ def test_switching_the_tool_leaves_no_rules_of_the_old_one(namespace: Namespace)
             assert ("flannel-ipv4" in text(namespace)) != first
 
 
-def test_rules_for_a_network_that_was_left_are_removed(namespace: Namespace, variant: str) -> None:
+def test_rules_of_the_previous_network_are_removed(namespace: Namespace, variant: str) -> None:
     namespace.call(Firewall(OTHER, PORT, never, nftables=False, resync=3600).__enter__)
     with kept(namespace, stale=OTHER.network):
         assert "10.2." not in text(namespace)
@@ -278,7 +278,7 @@ def test_a_tool_that_comes_later_is_used_then(
     assert "changed by another program" not in caplog.text
 
 
-def test_a_refusal_is_the_tools_own_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_refusal_quotes_the_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     failing = tmp_path / "failing"
     failing.mkdir()
     for name in ("iptables-save", "iptables-restore"):
@@ -290,7 +290,7 @@ def test_a_refusal_is_the_tools_own_words(monkeypatch: pytest.MonkeyPatch, tmp_p
         Firewall(POLICY, PORT, never, nftables=False, resync=1).__enter__()
 
 
-def test_a_failing_check_is_logged_once_and_its_end_too(
+def test_a_failing_check_and_its_end_are_logged_once(
     namespace: Namespace,
     variant: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -343,7 +343,7 @@ def test_an_error_of_our_own_in_the_thread_is_reported(
     ids=["masquerades", "drops"],
 )
 @pytest.mark.parametrize("forward", [True, False], ids=["with our rules", "without"])
-def test_docker_that_harms_the_overlay_is_named_once(
+def test_harmful_rules_of_docker_are_logged_once(
     namespace: Namespace,
     nftables: bool,
     caplog: pytest.LogCaptureFixture,
@@ -360,7 +360,7 @@ def test_docker_that_harms_the_overlay_is_named_once(
     assert caplog.text.count(words) == 1
 
 
-def test_a_drop_that_only_an_iptables_rule_can_overrule_is_named_with_nftables(
+def test_a_drop_that_nftables_cannot_overrule_is_reported(
     namespace: Namespace, nftables: bool
 ) -> None:
     """As docker 28 writes it, whose FORWARD chain may accept."""
@@ -370,7 +370,7 @@ def test_a_drop_that_only_an_iptables_rule_can_overrule_is_named_with_nftables(
     assert ("docker drops new connections to its containers" in said) == nftables
 
 
-def test_iptables_that_is_installed_later_is_looked_at_beside_nftables(
+def test_iptables_installed_later_is_read_beside_nftables(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     which = programs.which
@@ -382,7 +382,7 @@ def test_iptables_that_is_installed_later_is_looked_at_beside_nftables(
         wait_until(lambda: "cannot overrule it" in "".join(wall.report()["problems"]), "a look")
 
 
-def test_a_forward_chain_that_drops_is_named_where_nobody_lets_the_overlay_through(
+def test_a_dropping_forward_chain_without_accept_rules_is_reported(
     namespace: Namespace, nftables: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     nothing = replace(POLICY, masquerade=False, forward=False)

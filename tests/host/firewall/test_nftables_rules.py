@@ -1,4 +1,4 @@
-"""flannel's rules in the words of nft, in flannel's order."""
+"""flannel's rules as nft prints them, in flannel's order."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_rules_are_flannels_in_flannels_order(namespace: Namespace) -> None:
     assert written(namespace, POLICY) == {masquerade: MASQUERADE, forward: FORWARD}
 
 
-def test_each_half_comes_and_goes_alone_and_writing_twice_doubles_nothing(
+def test_each_half_is_written_and_removed_alone(
     namespace: Namespace,
 ) -> None:
     masquerade, forward = chain_names(PORT)
