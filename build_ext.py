@@ -1,4 +1,4 @@
-"""The compiled extension of backends.pump: cffi in API mode over the C files in csrc/."""
+"""The compiled extension of backends.pump, made by cffi in API mode from the C files in csrc/."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,8 @@ from cffi import FFI
 
 CSRC = Path(__file__).parent / "csrc"
 
-# Some 32-bit machines (mips, powerpc, armel) have no 64-bit atomics but those of libatomic. On the
-# others --as-needed leaves it out, and 64-bit ones may not even have it installed.
+# Some 32-bit machines (mips, powerpc, armel) need libatomic for 64-bit atomics; on the others
+# --as-needed leaves it out. A 64-bit machine may not have it installed.
 LIBATOMIC = ["-Wl,--as-needed", "-latomic", "-Wl,--no-as-needed"] if sys.maxsize < 2**32 else []
 
 # How every extension made of the C files is compiled, also those of the tests and the benchmarks.

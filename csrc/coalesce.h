@@ -1,8 +1,7 @@
 /* coalesce.h - joins packets of one flow into superpackets, which the kernel handles as one packet each (pure).
  *
- * Merged are consecutive TCP data packets, and UDP packets of one size, that cutting gives back byte for byte; their
- * checksums are verified first. The conditions are those of the kernel's GRO (Linux net/ipv4/af_inet.c,
- * tcp_offload.c, udp_offload.c), except:
+ * TCP packets that follow each other and UDP packets of one size are merged if their checksums are right and cutting
+ * gives them back byte for byte, as by the kernel's GRO (Linux net/ipv4/{af_inet,tcp_offload,udp_offload}.c), except:
  *   - With DF set the IP ids may be any; GRO wants them all equal or counting up. They mean nothing there (RFC 6864),
  *     and cutting numbers them anew.
  *   - TCP with FIN, ECE or an AccECN flag passes alone, and a TCP superpacket has at most 64 packets. GRO merges a

@@ -4,7 +4,6 @@
 
 #include "offload.h"
 #include "segment.h"
-#include "transport.h"
 
 
 /* After the TUN refused a superpacket, none is tried for this long. */

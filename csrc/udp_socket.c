@@ -18,9 +18,8 @@
 enum {
     /* Room for a burst while the worker is descheduled: about 20 ms at 1.5 Gbit/s. */
     RECEIVE_BUFFER = 4 << 20,
-    /* Packets for a neighbour that does not answer count against this until the kernel drops them, up to 208 KiB each
-     * (unres_qlen_bytes). When it is full, sending pauses for all peers; the kernel doubles it, so that takes 150 of
-     * them. */
+    /* Packets for silent neighbours count against this until the kernel drops them, up to 208 KiB for each
+     * (unres_qlen_bytes). When it is full, all sending pauses. The kernel doubles it: that takes 150 neighbours. */
     SEND_BUFFER = 16 << 20,
 };
 

@@ -72,16 +72,11 @@ static struct epoch *worker_epoch(const struct worker *worker)
     return &worker->tunnel.tables->epoch;
 }
 
-static uint64_t nanoseconds(const struct timespec *time)
-{
-    return (uint64_t)time->tv_sec * UINT64_C(1000000000) + (uint64_t)time->tv_nsec;
-}
-
 static uint64_t clock_ns(clockid_t clock)
 {
-    struct timespec now;
-    (void)clock_gettime(clock, &now); /* cannot fail: our clocks exist on every Linux */
-    return nanoseconds(&now);
+    struct timespec now = {0};
+    (void)clock_gettime(clock, &now); /* fails for the clock of a thread that has ended, and then now stays 0 */
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
 static bool must_stop(const struct worker *worker)
@@ -327,7 +322,7 @@ int worker_start(struct worker *worker)
 
 void worker_stop(struct worker *worker)
 {
-    /* release: pairs with the acquire in worker_loop */
+    /* release: pairs with the acquire in must_stop */
     atomic_store_explicit(&worker->stop, true, memory_order_release);
     if (!worker->started)
         return;
@@ -348,10 +343,10 @@ void worker_destroy(struct worker *worker)
 uint64_t worker_cpu_ns(const struct worker *worker)
 {
     clockid_t clock;
-    struct timespec used;
-    uint64_t ended = counter_read(&worker->ended_cpu_ns);
-    if (ended == 0 && worker->started && pthread_getcpuclockid(worker->thread, &clock) == 0 &&
-        clock_gettime(clock, &used) == 0)
-        return worker->past_cpu_ns + nanoseconds(&used);
-    return worker->past_cpu_ns + counter_read(&worker->ended_cpu_ns); /* again: it may have ended just now */
+    uint64_t used = counter_read(&worker->ended_cpu_ns);
+    if (used == 0 && worker->started && pthread_getcpuclockid(worker->thread, &clock) == 0)
+        used = clock_ns(clock);
+    if (used == 0)
+        used = counter_read(&worker->ended_cpu_ns); /* again: the thread may have ended just now */
+    return worker->past_cpu_ns + used;
 }

@@ -69,7 +69,7 @@ static void small_packets_in_turn_are_carried_without_a_sleep(void)
     end(&exchange); /* and it stops, although nothing wakes it */
 }
 
-static void silence_ends_it(void)
+static void silence_ends_busy_polling(void)
 {
     struct exchange exchange = begin(20 * 1000);
     ping_pong(&exchange, STREAK);
@@ -84,7 +84,7 @@ static void silence_ends_it(void)
     end(&exchange);
 }
 
-static void bulk_ends_it(void)
+static void bulk_traffic_ends_busy_polling(void)
 {
     struct exchange exchange = begin(FOR_EVER_US);
     ping_pong(&exchange, STREAK);
@@ -99,7 +99,7 @@ static void bulk_ends_it(void)
     end(&exchange);
 }
 
-static void told_not_to_it_never_polls(void)
+static void a_busy_poll_of_zero_never_polls(void)
 {
     struct exchange exchange = begin(0);
     unsigned long before = atomic_load(&sleeps);
@@ -134,9 +134,9 @@ int main(void)
     faults_replace_wait(counting_wait);
     for (size_t i = 0; i < RIG_PRESETS; i++) {
         RUN_ON_RIG(small_packets_in_turn_are_carried_without_a_sleep, rig_presets[i]);
-        RUN_ON_RIG(silence_ends_it, rig_presets[i]);
-        RUN_ON_RIG(bulk_ends_it, rig_presets[i]);
-        RUN_ON_RIG(told_not_to_it_never_polls, rig_presets[i]);
+        RUN_ON_RIG(silence_ends_busy_polling, rig_presets[i]);
+        RUN_ON_RIG(bulk_traffic_ends_busy_polling, rig_presets[i]);
+        RUN_ON_RIG(a_busy_poll_of_zero_never_polls, rig_presets[i]);
         RUN_ON_RIG(tables_change_and_memory_is_freed_meanwhile, rig_presets[i]);
     }
 }

@@ -68,7 +68,7 @@ static void a_packet_for_a_lease_leaves_for_its_host(void)
     CHECK_EQ(outbound("10.1.7.128", "172.30.0.6"), DROP_NONE);
 }
 
-static void a_packet_for_nobody_or_everybody_does_not_leave(void)
+static void a_packet_without_a_route_or_not_for_one_host_is_dropped(void)
 {
     CHECK_EQ(outbound("10.1.8.1", NULL), DROP_TUN_NO_ROUTE);
     CHECK_EQ(outbound("8.8.8.8", NULL), DROP_TUN_NO_ROUTE);
@@ -97,7 +97,7 @@ static void the_default_route_does_not_make_multicast_leave(void)
     CHECK_EQ(outbound("127.0.0.1", NULL), DROP_TUN_NOT_UNICAST);
 }
 
-static void a_peer_speaks_for_its_leases_and_for_what_lies_outside_the_network(void)
+static void a_source_in_a_lease_of_the_peer_or_outside_the_network_passes(void)
 {
     CHECK_EQ(inbound("172.30.0.6", "10.1.6.2", "10.1.5.2"), DROP_NONE);
     CHECK_EQ(inbound("172.30.0.6", "10.1.6.0", "10.1.5.0"), DROP_NONE);
@@ -106,7 +106,7 @@ static void a_peer_speaks_for_its_leases_and_for_what_lies_outside_the_network(v
     CHECK_EQ(inbound("172.30.0.7", "172.30.0.7", "10.1.5.2"), DROP_NONE);
 }
 
-static void a_stranger_is_not_heard(void)
+static void an_outer_source_that_is_no_peer_is_dropped(void)
 {
     CHECK_EQ(inbound("172.30.0.66", "10.1.6.2", "10.1.5.2"), DROP_UDP_UNKNOWN_PEER);
     CHECK_EQ(inbound("172.30.0.66", "192.168.1.1", "10.1.5.2"), DROP_UDP_UNKNOWN_PEER);
@@ -114,7 +114,7 @@ static void a_stranger_is_not_heard(void)
     CHECK_EQ(inbound("0.0.0.0", "10.1.6.2", "10.1.5.2"), DROP_UDP_UNKNOWN_PEER);
 }
 
-static void a_peer_does_not_speak_for_another_or_for_nobody(void)
+static void a_source_that_another_peer_or_no_peer_leases_is_dropped(void)
 {
     CHECK_EQ(inbound("172.30.0.6", "10.1.7.127", "10.1.5.2"), DROP_UDP_SPOOFED_SOURCE);
     CHECK_EQ(inbound("172.30.0.7", "10.1.7.128", "10.1.5.2"), DROP_UDP_SPOOFED_SOURCE);
@@ -139,7 +139,7 @@ static void only_our_subnet_is_a_destination(void)
         CHECK_EQ(inbound("172.30.0.6", "10.1.6.2", wrong[i]), DROP_UDP_WRONG_DESTINATION);
 }
 
-static void without_the_source_check_strangers_pass_and_martians_do_not(void)
+static void without_the_source_check_any_outer_source_passes_but_no_martian(void)
 {
     own.check_source = false;
     CHECK_EQ(inbound("172.30.0.66", "10.1.6.2", "10.1.5.2"), DROP_NONE);
@@ -150,7 +150,7 @@ static void without_the_source_check_strangers_pass_and_martians_do_not(void)
         CHECK_EQ(inbound("172.30.0.66", martians[i], "10.1.5.2"), DROP_UDP_MARTIAN_SOURCE);
 }
 
-static void a_network_of_everything_has_no_outside(void)
+static void with_a_network_of_length_zero_every_source_is_inside(void)
 {
     own.network = own.network_mask = 0;
     CHECK_EQ(inbound("172.30.0.6", "8.8.8.8", "10.1.5.2"), DROP_UDP_SPOOFED_SOURCE);
@@ -171,15 +171,15 @@ static void every_parse_fault_has_its_counter(void)
 int main(void)
 {
     RUN_IN_NETWORK(a_packet_for_a_lease_leaves_for_its_host);
-    RUN_IN_NETWORK(a_packet_for_nobody_or_everybody_does_not_leave);
+    RUN_IN_NETWORK(a_packet_without_a_route_or_not_for_one_host_is_dropped);
     RUN_IN_NETWORK(our_own_subnet_never_leaves_whatever_leases_say);
     RUN_IN_NETWORK(the_default_route_does_not_make_multicast_leave);
-    RUN_IN_NETWORK(a_peer_speaks_for_its_leases_and_for_what_lies_outside_the_network);
-    RUN_IN_NETWORK(a_stranger_is_not_heard);
-    RUN_IN_NETWORK(a_peer_does_not_speak_for_another_or_for_nobody);
+    RUN_IN_NETWORK(a_source_in_a_lease_of_the_peer_or_outside_the_network_passes);
+    RUN_IN_NETWORK(an_outer_source_that_is_no_peer_is_dropped);
+    RUN_IN_NETWORK(a_source_that_another_peer_or_no_peer_leases_is_dropped);
     RUN_IN_NETWORK(a_martian_source_is_refused);
     RUN_IN_NETWORK(only_our_subnet_is_a_destination);
-    RUN_IN_NETWORK(without_the_source_check_strangers_pass_and_martians_do_not);
-    RUN_IN_NETWORK(a_network_of_everything_has_no_outside);
+    RUN_IN_NETWORK(without_the_source_check_any_outer_source_passes_but_no_martian);
+    RUN_IN_NETWORK(with_a_network_of_length_zero_every_source_is_inside);
     RUN(every_parse_fault_has_its_counter);
 }

@@ -100,7 +100,7 @@ static void every_icmp_error_type_stays_unanswered_with_any_header_length(void)
     }
 }
 
-static void fragments_and_what_came_from_or_went_to_many_stay_unanswered(void)
+static void later_fragments_and_addresses_of_no_single_host_stay_unanswered(void)
 {
     struct packet_form form = {.payload_length = 8};
     CHECK(may_answer(form, -1));
@@ -143,6 +143,6 @@ int main(void)
 {
     RUN(a_reply_quotes_as_much_as_fits_576_bytes);
     RUN(every_icmp_error_type_stays_unanswered_with_any_header_length);
-    RUN(fragments_and_what_came_from_or_went_to_many_stay_unanswered);
+    RUN(later_fragments_and_addresses_of_no_single_host_stay_unanswered);
     RUN(the_checksum_is_the_plain_one);
 }

@@ -32,7 +32,7 @@ static void a_burst_is_followed_by_the_rate(void)
     }
 }
 
-static void a_long_rest_saves_up_one_burst(void)
+static void a_long_pause_saves_up_one_burst(void)
 {
     struct limiter limiter = {0};
     CHECK_EQ(burst(&limiter, 5), BURST);
@@ -40,7 +40,7 @@ static void a_long_rest_saves_up_one_burst(void)
     CHECK_EQ(burst(&limiter, UINT64_MAX), 0);
 }
 
-static void asking_in_vain_delays_nobody(void)
+static void a_refused_event_does_not_delay_the_next(void)
 {
     struct limiter limiter = {0};
     uint64_t now = SECOND;
@@ -53,6 +53,6 @@ static void asking_in_vain_delays_nobody(void)
 int main(void)
 {
     RUN(a_burst_is_followed_by_the_rate);
-    RUN(a_long_rest_saves_up_one_burst);
-    RUN(asking_in_vain_delays_nobody);
+    RUN(a_long_pause_saves_up_one_burst);
+    RUN(a_refused_event_does_not_delay_the_next);
 }

@@ -170,7 +170,7 @@ static void check_all_went(void)
 
 /* ---- tests ---- */
 
-static void one_bad_peer_holds_nobody_up(void)
+static void a_peer_that_cannot_be_sent_to_delays_no_other(void)
 {
     static const struct {
         int error;
@@ -291,7 +291,7 @@ static void a_full_socket_keeps_the_rest_for_later(void)
     }
 }
 
-static void a_short_send_goes_on_where_it_stopped(void)
+static void a_short_send_continues_where_it_stopped(void)
 {
     for (unsigned most = 1; most < 9; most++) {
         begin(most % 2 == 0);
@@ -346,7 +346,7 @@ static void spoil(struct host *host, uint64_t *seed)
     }
 }
 
-static void any_mix_of_faults_loses_nothing_that_it_need_not(void)
+static void any_mix_of_faults_loses_only_what_cannot_be_sent(void)
 {
     for (uint64_t round = 0; round < 3000; round++) {
         uint64_t seed = round;
@@ -371,14 +371,14 @@ static void any_mix_of_faults_loses_nothing_that_it_need_not(void)
 
 int main(void)
 {
-    RUN(one_bad_peer_holds_nobody_up);
+    RUN(a_peer_that_cannot_be_sent_to_delays_no_other);
     RUN(packets_of_many_peers_in_turn_leave_in_one_segmented_send_each);
     RUN(refused_segments_leave_singly_and_once);
     RUN(segments_are_tried_again_after_a_while_and_by_other_peers_at_once);
     RUN(what_is_given_up_is_counted_as_not_sent);
     RUN(a_full_socket_keeps_the_rest_for_later);
-    RUN(a_short_send_goes_on_where_it_stopped);
+    RUN(a_short_send_continues_where_it_stopped);
     RUN(a_path_too_narrow_loses_only_what_is_too_large);
     RUN(a_dead_socket_ends_the_flush);
-    RUN(any_mix_of_faults_loses_nothing_that_it_need_not);
+    RUN(any_mix_of_faults_loses_only_what_cannot_be_sent);
 }

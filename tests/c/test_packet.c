@@ -23,7 +23,7 @@ static enum packet_fault fault_of(const uint8_t *bytes, size_t length)
     return fault;
 }
 
-static void a_whole_packet_is_read_field_by_field(void)
+static void every_field_of_a_packet_is_read(void)
 {
     uint8_t bytes[128];
     for (size_t header = 20; header <= 60; header += 4) {
@@ -63,7 +63,7 @@ static void every_truncation_is_refused(void)
     }
 }
 
-static void every_first_byte_is_judged(void)
+static void every_version_and_header_length_is_accepted_or_refused(void)
 {
     uint8_t bytes[60];
     for (unsigned first = 0; first < 256; first++) {
@@ -78,7 +78,7 @@ static void every_first_byte_is_judged(void)
     }
 }
 
-static void the_total_length_must_be_the_buffers(void)
+static void the_total_length_must_equal_the_buffer_length(void)
 {
     uint8_t *bytes = calloc(1, PACKET_MAX + 2);
     CHECK(bytes != NULL);
@@ -97,7 +97,7 @@ static void the_total_length_must_be_the_buffers(void)
     free(bytes);
 }
 
-static void an_offset_or_more_to_come_make_a_fragment_and_an_offset_a_later_one(void)
+static void an_offset_or_the_mf_flag_makes_a_fragment_and_an_offset_a_later_one(void)
 {
     uint8_t bytes[20];
     struct {
@@ -131,10 +131,10 @@ static void unicast_is_what_one_host_may_answer_to(void)
 
 int main(void)
 {
-    RUN(a_whole_packet_is_read_field_by_field);
+    RUN(every_field_of_a_packet_is_read);
     RUN(every_truncation_is_refused);
-    RUN(every_first_byte_is_judged);
-    RUN(the_total_length_must_be_the_buffers);
-    RUN(an_offset_or_more_to_come_make_a_fragment_and_an_offset_a_later_one);
+    RUN(every_version_and_header_length_is_accepted_or_refused);
+    RUN(the_total_length_must_equal_the_buffer_length);
+    RUN(an_offset_or_the_mf_flag_makes_a_fragment_and_an_offset_a_later_one);
     RUN(unicast_is_what_one_host_may_answer_to);
 }

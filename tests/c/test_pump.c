@@ -56,7 +56,7 @@ static void a_pump_that_was_stopped_before_its_start_does_not_start(void)
     pump_free(pump);
 }
 
-static void impossible_configs_are_refused(void)
+static void invalid_configs_are_refused(void)
 {
     struct pump *pump = NULL;
     struct pump_config bad[5];
@@ -154,7 +154,7 @@ int main(void)
     RUN_ON_RIG(starts_and_stops_in_every_order_leave_nothing_behind, OFFLOAD_ALL);
     RUN_ON_RIG(a_stopped_pump_does_not_start_again, OFFLOAD_ALL);
     RUN_ON_RIG(a_pump_that_was_stopped_before_its_start_does_not_start, OFFLOAD_ALL);
-    RUN_ON_RIG(impossible_configs_are_refused, OFFLOAD_ALL);
+    RUN_ON_RIG(invalid_configs_are_refused, OFFLOAD_ALL);
     RUN_ON_RIG(bad_descriptors_are_refused_and_nothing_leaks, OFFLOAD_ALL);
     RUN_ON_RIG(without_memory_or_descriptors_a_pump_is_not_made, OFFLOAD_ALL);
     RUN_ON_RIG(a_pump_without_a_thread_can_start_later, OFFLOAD_ALL);

@@ -134,7 +134,7 @@ static void any_changes_answer_like_the_oracle_also_without_memory(void)
     run_random_changes(true);
 }
 
-static void one_bad_route_and_nothing_changes(void)
+static void with_one_invalid_route_nothing_changes(void)
 {
     struct pump *pump = rig_create(&rig);
     struct pump_route good[] = {rig_route("10.1.6.0", 24, "172.30.0.6"), rig_route("10.1.7.0", 24, "172.30.0.7")};
@@ -157,7 +157,7 @@ static void one_bad_route_and_nothing_changes(void)
     pump_free(pump);
 }
 
-static void no_routes_are_routes_too(void)
+static void an_empty_table_withdraws_all_routes(void)
 {
     struct pump *pump = rig_create(&rig);
     struct pump_route default_route = rig_route("0.0.0.0", 0, "172.30.0.6");
@@ -173,7 +173,7 @@ static void no_routes_are_routes_too(void)
     pump_free(pump);
 }
 
-static void a_prefix_named_twice_costs_no_peer(void)
+static void a_prefix_given_twice_leaks_no_peer(void)
 {
     struct pump *pump = rig_create(&rig);
     for (size_t i = 0; i < 10; i++) {
@@ -214,8 +214,8 @@ int main(void)
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
     rig_enter_namespace();
     RUN_ON_RIG(any_changes_answer_like_the_oracle_also_without_memory, OFFLOAD_ALL);
-    RUN_ON_RIG(one_bad_route_and_nothing_changes, OFFLOAD_ALL);
-    RUN_ON_RIG(no_routes_are_routes_too, OFFLOAD_ALL);
-    RUN_ON_RIG(a_prefix_named_twice_costs_no_peer, OFFLOAD_ALL);
+    RUN_ON_RIG(with_one_invalid_route_nothing_changes, OFFLOAD_ALL);
+    RUN_ON_RIG(an_empty_table_withdraws_all_routes, OFFLOAD_ALL);
+    RUN_ON_RIG(a_prefix_given_twice_leaks_no_peer, OFFLOAD_ALL);
     RUN_ON_RIG(churn_does_not_grow_a_running_or_a_stopped_pump, OFFLOAD_ALL);
 }

@@ -49,7 +49,7 @@ static void a_source_is_reported_once_a_minute_for_each_reason(void)
     CHECK_EQ(take_all(), 0);
 }
 
-static void a_flood_of_forged_sources_is_reported_at_the_rate(void)
+static void a_flood_of_forged_sources_is_reported_at_the_limited_rate(void)
 {
     start_anew();
     size_t taken = 0;
@@ -60,7 +60,7 @@ static void a_flood_of_forged_sources_is_reported_at_the_rate(void)
     CHECK_EQ(taken, REFUSAL_RING + 10 * REFUSAL_RATE - 1);
 }
 
-static void two_sources_that_push_each_other_out_are_reported_at_the_rate(void)
+static void two_sources_with_one_hash_are_reported_at_the_limited_rate(void)
 {
     uint32_t twin = 2; /* of 1 */
     for (bool found = false; !found; twin++) {
@@ -81,7 +81,7 @@ static void two_sources_that_push_each_other_out_are_reported_at_the_rate(void)
     CHECK(taken <= REFUSAL_RING + 10 * REFUSAL_RATE);
 }
 
-static void a_full_ring_wakes_once_and_forgets_nobody(void)
+static void a_full_ring_wakes_once_and_every_source_is_reported_later(void)
 {
     start_anew();
     for (uint32_t i = 0; i < REFUSAL_RING + 20; i++)
@@ -117,7 +117,7 @@ static void *take_when_woken(void *unused)
     return unused;
 }
 
-static void the_taking_thread_never_sleeps_over_one(void)
+static void the_taking_thread_is_woken_for_every_report(void)
 {
     start_anew();
     pthread_t thread;
@@ -140,8 +140,8 @@ static void the_taking_thread_never_sleeps_over_one(void)
 int main(void)
 {
     RUN(a_source_is_reported_once_a_minute_for_each_reason);
-    RUN(a_flood_of_forged_sources_is_reported_at_the_rate);
-    RUN(two_sources_that_push_each_other_out_are_reported_at_the_rate);
-    RUN(a_full_ring_wakes_once_and_forgets_nobody);
-    RUN(the_taking_thread_never_sleeps_over_one);
+    RUN(a_flood_of_forged_sources_is_reported_at_the_limited_rate);
+    RUN(two_sources_with_one_hash_are_reported_at_the_limited_rate);
+    RUN(a_full_ring_wakes_once_and_every_source_is_reported_later);
+    RUN(the_taking_thread_is_woken_for_every_report);
 }

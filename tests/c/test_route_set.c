@@ -72,7 +72,7 @@ static void any_sequence_of_changes_answers_like_the_oracle(void)
     route_set_clear(&set);
 }
 
-static void a_removal_in_a_cluster_hides_nobody(void)
+static void a_removal_in_a_cluster_hides_no_other_item(void)
 {
     /* 47 of 64 places are taken, so clusters are long and wrap round the end: empty it in every rotation. */
     for (uint32_t start = 0; start < 47; start++) {
@@ -125,6 +125,6 @@ static void growth_without_memory_changes_nothing(void)
 int main(void)
 {
     RUN(any_sequence_of_changes_answers_like_the_oracle);
-    RUN(a_removal_in_a_cluster_hides_nobody);
+    RUN(a_removal_in_a_cluster_hides_no_other_item);
     RUN(growth_without_memory_changes_nothing);
 }

@@ -265,7 +265,7 @@ static void a_node_taken_out_lives_until_the_second_reclaim(void)
     route_table_free(table);
 }
 
-static void an_insert_stamps_the_route_with_the_generation(void)
+static void an_insert_gives_the_route_the_current_generation(void)
 {
     struct route_table *table;
     uint32_t previous;
@@ -287,5 +287,5 @@ int main(void)
     RUN(out_of_memory_while_the_set_grows_leaves_no_new_node);
     RUN(what_is_no_prefix_is_refused_and_changes_nothing);
     RUN(a_node_taken_out_lives_until_the_second_reclaim);
-    RUN(an_insert_stamps_the_route_with_the_generation);
+    RUN(an_insert_gives_the_route_the_current_generation);
 }

@@ -30,7 +30,7 @@ static unsigned found(unsigned wanted)
     return on;
 }
 
-static void what_works_is_on_as_far_as_it_is_wanted(void)
+static void what_works_and_is_wanted_is_on(void)
 {
     CHECK_EQ(found(BOTH), BOTH); /* every kernel that runs these tests has them */
     CHECK_EQ(found(OFFLOAD_UDP_GSO), OFFLOAD_UDP_GSO);
@@ -48,7 +48,7 @@ static int refusing_send(int fd, struct mmsghdr *batch, unsigned count, int flag
     return -1;
 }
 
-static void refused_segments_are_off_and_other_errors_prove_nothing(void)
+static void udp_gso_is_off_only_if_the_trial_refuses_segments(void)
 {
     static const int refusals[] = {EIO, EINVAL, EMSGSIZE}, others[] = {EPERM, ENETUNREACH, ENOBUFS, EAGAIN};
     faults_replace_send(refusing_send);
@@ -80,7 +80,7 @@ static int corrupting_send(int fd, struct mmsghdr *batch, unsigned count, int fl
     return sent;
 }
 
-static void segments_that_are_not_cut_or_arrive_changed_are_off(void)
+static void both_are_off_if_the_trial_is_not_cut_or_arrives_changed(void)
 {
     faults_replace_send(whole_send);
     CHECK_EQ(found(BOTH), 0);
@@ -100,7 +100,7 @@ static int single_sends(int fd, struct mmsghdr *batch, unsigned count, int flags
     return whole_send(fd, batch, count, flags);
 }
 
-static void datagrams_that_are_not_merged_show_that_there_is_no_merging(void)
+static void udp_gro_is_off_if_the_trial_is_not_merged(void)
 {
     faults_replace_send(single_sends);
     CHECK_EQ(found(BOTH), OFFLOAD_UDP_GSO);
@@ -116,7 +116,7 @@ static int silent_receive(int fd, struct mmsghdr *batch, unsigned count, int fla
     return received;
 }
 
-static void a_merged_receive_without_its_size_is_off(void)
+static void udp_gro_is_off_if_a_merged_receive_lacks_its_size(void)
 {
     faults_replace_receive(silent_receive);
     CHECK_EQ(found(BOTH), 0);
@@ -129,7 +129,7 @@ static int losing_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
     return (int)count;
 }
 
-static void where_it_cannot_be_tried_the_kernel_is_believed(void)
+static void without_a_trial_the_result_of_setsockopt_counts(void)
 {
     faults_replace_send(losing_send); /* a firewall on lo */
     CHECK_EQ(found(BOTH), BOTH);
@@ -157,7 +157,7 @@ static uint32_t overflow(int fd, struct udp_overflows *overflows)
     return (uint32_t)dropped;
 }
 
-static void overflows_go_on_with_another_socket_and_beyond_32_bits(void)
+static void overflows_are_summed_across_sockets_and_beyond_32_bits(void)
 {
     struct udp_overflows overflows = {0};
     int first = udp_socket_open(address("127.0.0.1"), 0), second = udp_socket_open(address("127.0.0.1"), 0);
@@ -180,11 +180,11 @@ int main(void)
 {
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
     rig_enter_namespace();
-    RUN(what_works_is_on_as_far_as_it_is_wanted);
-    RUN(refused_segments_are_off_and_other_errors_prove_nothing);
-    RUN(segments_that_are_not_cut_or_arrive_changed_are_off);
-    RUN(datagrams_that_are_not_merged_show_that_there_is_no_merging);
-    RUN(a_merged_receive_without_its_size_is_off);
-    RUN(overflows_go_on_with_another_socket_and_beyond_32_bits);
-    RUN(where_it_cannot_be_tried_the_kernel_is_believed);
+    RUN(what_works_and_is_wanted_is_on);
+    RUN(udp_gso_is_off_only_if_the_trial_refuses_segments);
+    RUN(both_are_off_if_the_trial_is_not_cut_or_arrives_changed);
+    RUN(udp_gro_is_off_if_the_trial_is_not_merged);
+    RUN(udp_gro_is_off_if_a_merged_receive_lacks_its_size);
+    RUN(overflows_are_summed_across_sockets_and_beyond_32_bits);
+    RUN(without_a_trial_the_result_of_setsockopt_counts);
 }

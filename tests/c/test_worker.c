@@ -52,7 +52,7 @@ static void packets_and_bytes_are_counted_once_both_ways(void)
     close(host);
 }
 
-static void readers_write_no_further_than_they_may(void)
+static void readers_write_only_as_much_as_the_capacity(void)
 {
     struct pump *pump = rig_carrying(&rig);
     uint64_t values[PUMP_STAT_COUNT + 1];
@@ -96,7 +96,7 @@ static void speak_as_strangers(struct pump *pump, uint32_t count)
     close(peer);
 }
 
-static void each_source_is_reported_once_and_a_full_ring_forgets_nobody(void)
+static void each_source_is_reported_once_also_after_a_full_ring(void)
 {
     struct pump *pump = rig_carrying(&rig);
     struct refusal refusal;
@@ -145,7 +145,7 @@ static void refusals_of_a_stopped_pump_can_still_be_read(void)
     pump_free(pump);
 }
 
-static void a_lost_socket_ends_the_worker_and_tells(void)
+static void a_lost_socket_ends_the_worker_and_is_reported(void)
 {
     struct pump *pump = rig_carrying(&rig);
     (void)shutdown(rig.config.udp_fd, SHUT_RDWR); /* ENOTCONN, and yet it is shut down */
@@ -164,7 +164,7 @@ static void a_lost_socket_ends_the_worker_and_tells(void)
     pump_free(pump);
 }
 
-static void it_stops_at_once_under_traffic(void)
+static void a_stop_under_traffic_is_immediate(void)
 {
     int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
     uint8_t packet[1500];
@@ -191,10 +191,10 @@ int main(void)
     rig_enter_namespace();
     for (size_t i = 0; i < RIG_PRESETS; i++) {
         RUN_ON_RIG(packets_and_bytes_are_counted_once_both_ways, rig_presets[i]);
-        RUN_ON_RIG(readers_write_no_further_than_they_may, rig_presets[i]);
-        RUN_ON_RIG(each_source_is_reported_once_and_a_full_ring_forgets_nobody, rig_presets[i]);
+        RUN_ON_RIG(readers_write_only_as_much_as_the_capacity, rig_presets[i]);
+        RUN_ON_RIG(each_source_is_reported_once_also_after_a_full_ring, rig_presets[i]);
         RUN_ON_RIG(refusals_of_a_stopped_pump_can_still_be_read, rig_presets[i]);
-        RUN_ON_RIG(a_lost_socket_ends_the_worker_and_tells, rig_presets[i]);
-        RUN_ON_RIG(it_stops_at_once_under_traffic, rig_presets[i]);
+        RUN_ON_RIG(a_lost_socket_ends_the_worker_and_is_reported, rig_presets[i]);
+        RUN_ON_RIG(a_stop_under_traffic_is_immediate, rig_presets[i]);
     }
 }

@@ -89,7 +89,7 @@ static void a_peer_the_kernel_refuses_costs_the_others_nothing(void)
     close(host);
 }
 
-static void a_socket_that_says_wait_is_asked_again_and_loses_nothing(void)
+static void a_socket_that_returns_eagain_is_tried_again_and_loses_nothing(void)
 {
     int host = rig_socket(address("10.1.5.1"), 4000);
     struct pump *pump = rig_carrying(&rig);
@@ -178,7 +178,7 @@ static void packets_the_tun_does_not_take_are_counted_and_the_next_pass(void)
     close(peer);
 }
 
-static void a_tun_that_is_gone_ends_the_worker_and_tells(void)
+static void a_tun_that_is_gone_ends_the_worker_and_is_reported(void)
 {
     static const int errors[] = {EBADFD, EBADF, ENODEV};
     int peer = rig_socket(address("127.0.0.6"), RIG_PORT);
@@ -218,7 +218,7 @@ static uint64_t queue_drops(void)
     return dropped;
 }
 
-static void what_the_full_queue_of_the_tun_does_not_hold_is_counted_there(void)
+static void packets_beyond_the_queue_of_the_tun_are_counted_by_the_device(void)
 {
     enum { SENT = 3000 };
     int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
@@ -245,10 +245,10 @@ int main(void)
     rig_enter_namespace();
     for (size_t i = 0; i < RIG_PRESETS; i++) {
         RUN_ON_RIG(a_peer_the_kernel_refuses_costs_the_others_nothing, rig_presets[i]);
-        RUN_ON_RIG(a_socket_that_says_wait_is_asked_again_and_loses_nothing, rig_presets[i]);
+        RUN_ON_RIG(a_socket_that_returns_eagain_is_tried_again_and_loses_nothing, rig_presets[i]);
         RUN_ON_RIG(a_receive_that_its_size_does_not_divide_is_cut_at_every_packet, rig_presets[i]);
         RUN_ON_RIG(packets_the_tun_does_not_take_are_counted_and_the_next_pass, rig_presets[i]);
-        RUN_ON_RIG(a_tun_that_is_gone_ends_the_worker_and_tells, rig_presets[i]);
-        RUN_ON_RIG(what_the_full_queue_of_the_tun_does_not_hold_is_counted_there, rig_presets[i]);
+        RUN_ON_RIG(a_tun_that_is_gone_ends_the_worker_and_is_reported, rig_presets[i]);
+        RUN_ON_RIG(packets_beyond_the_queue_of_the_tun_are_counted_by_the_device, rig_presets[i]);
     }
 }

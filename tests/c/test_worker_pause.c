@@ -168,7 +168,7 @@ static void a_hundred_silent_neighbours_pause_nobody(void)
     ether_close(&ether);
 }
 
-static void a_restart_ends_a_pause_and_carries_on(void)
+static void a_restart_ends_a_pause_and_continues(void)
 {
     struct ether_rig ether;
     struct pump *pump = paused(&ether, 200);
@@ -199,7 +199,7 @@ int main(void)
         RUN_ON_RIG(a_full_socket_delays_and_loses_nothing, rig_presets[i]);
         RUN_ON_RIG(a_peer_that_goes_during_a_pause_keeps_its_slot, rig_presets[i]);
         RUN_ON_RIG(a_full_socket_stops_at_once_and_still_receives, rig_presets[i]);
-        RUN_ON_RIG(a_restart_ends_a_pause_and_carries_on, rig_presets[i]);
+        RUN_ON_RIG(a_restart_ends_a_pause_and_continues, rig_presets[i]);
         RUN_ON_RIG(a_hundred_silent_neighbours_pause_nobody, rig_presets[i]);
     }
 }

@@ -151,7 +151,7 @@ static void errors_that_a_receive_reports_are_counted_and_cost_no_datagram(void)
 }
 
 /* A connected socket is told that nobody listens (ICMP port unreachable), which then waits on it. */
-static void an_error_that_waits_on_the_socket_is_taken_off_and_counted(void)
+static void a_pending_error_of_the_socket_is_cleared_and_counted(void)
 {
     struct ends ends = open_ends();
     struct pump *pump = rig_carrying(&rig);
@@ -183,7 +183,7 @@ static void await_the_end(struct pump *pump, int error)
     CHECK_EQ(pump_failure(pump), -error);
 }
 
-static void a_socket_that_cannot_be_read_any_more_ends_the_worker_and_tells(void)
+static void a_socket_that_cannot_be_read_ends_the_worker_and_is_reported(void)
 {
     static const int errors[] = {EBADF, ENOTSOCK, ENOTCONN, EFAULT};
     struct ends ends = open_ends();
@@ -234,7 +234,7 @@ static void the_cpu_time_of_a_worker_that_ends_is_counted_once(void)
     close_ends(&ends);
 }
 
-static void a_tun_that_cannot_be_read_ends_the_worker_and_tells(void)
+static void a_tun_that_cannot_be_read_ends_the_worker_and_is_reported(void)
 {
     static const int errors[] = {EBADFD, EBADF, ENODEV, EIO, EFAULT};
     struct ends ends = open_ends();
@@ -257,7 +257,7 @@ static void a_tun_that_cannot_be_read_ends_the_worker_and_tells(void)
     close_ends(&ends);
 }
 
-static void a_socket_that_cannot_send_any_more_ends_the_worker_and_tells(void)
+static void a_socket_that_cannot_send_ends_the_worker_and_is_reported(void)
 {
     static const int errors[] = {EBADF, ENOTSOCK, EPIPE};
     struct ends ends = open_ends();
@@ -302,11 +302,11 @@ int main(void)
     rig_enter_namespace();
     for (size_t i = 0; i < RIG_PRESETS; i++) {
         RUN_ON_RIG(errors_that_a_receive_reports_are_counted_and_cost_no_datagram, rig_presets[i]);
-        RUN_ON_RIG(an_error_that_waits_on_the_socket_is_taken_off_and_counted, rig_presets[i]);
-        RUN_ON_RIG(a_socket_that_cannot_be_read_any_more_ends_the_worker_and_tells, rig_presets[i]);
+        RUN_ON_RIG(a_pending_error_of_the_socket_is_cleared_and_counted, rig_presets[i]);
+        RUN_ON_RIG(a_socket_that_cannot_be_read_ends_the_worker_and_is_reported, rig_presets[i]);
         RUN_ON_RIG(the_cpu_time_of_a_worker_that_ends_is_counted_once, rig_presets[i]);
-        RUN_ON_RIG(a_tun_that_cannot_be_read_ends_the_worker_and_tells, rig_presets[i]);
-        RUN_ON_RIG(a_socket_that_cannot_send_any_more_ends_the_worker_and_tells, rig_presets[i]);
+        RUN_ON_RIG(a_tun_that_cannot_be_read_ends_the_worker_and_is_reported, rig_presets[i]);
+        RUN_ON_RIG(a_socket_that_cannot_send_ends_the_worker_and_is_reported, rig_presets[i]);
         RUN_ON_RIG(interrupted_calls_are_made_again_and_lose_nothing, rig_presets[i]);
     }
 }

@@ -113,7 +113,7 @@ static void refuse(struct pump *pump, const struct ends *ends, uint8_t refused, 
     check_state(pump, 0, changes + 2);
 }
 
-static void a_tun_that_refuses_superpackets_gets_their_packets_and_is_asked_again(void)
+static void a_tun_that_refuses_superpackets_gets_their_packets_and_is_tried_again(void)
 {
     static const int errors[] = {EINVAL, E2BIG, EMSGSIZE};
     struct ends ends = {rig_socket(address("127.0.0.6"), RIG_PORT), listen_to(TCP), listen_to(UDP)};
@@ -139,5 +139,5 @@ int main(void)
 {
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
     rig_enter_namespace();
-    RUN_ON_RIG(a_tun_that_refuses_superpackets_gets_their_packets_and_is_asked_again, OFFLOAD_ALL);
+    RUN_ON_RIG(a_tun_that_refuses_superpackets_gets_their_packets_and_is_tried_again, OFFLOAD_ALL);
 }

@@ -115,7 +115,7 @@ def without_id_if_df(data: bytes) -> bytes:
 
 @settings(max_examples=60)
 @given(traffic())
-def test_any_traffic_comes_out_as_it_went_in_flow_by_flow(packets: list[bytes]) -> None:
+def test_any_traffic_leaves_unchanged_and_in_order_within_each_flow(packets: list[bytes]) -> None:
     out = [packet for bundle in coalesce(packets) for packet in bundle.packets]
     assert len(out) == len(packets)
     for flow in {flow_of(packet) for packet in packets}:
@@ -185,7 +185,7 @@ def test_tcp_that_differs_is_not_merged(changed: dict[str, Any]) -> None:
     assert [bundle.data for bundle in bundles] == [first, second]
 
 
-def test_the_yardstick_of_the_case_above_is_merged() -> None:
+def test_tcp_that_differs_in_nothing_is_merged() -> None:
     assert len(coalesce([tcp(b"a" * 100), tcp(b"b" * 100, seq=105, ip_id=8)])) == 1
 
 
@@ -222,7 +222,7 @@ def test_udp_without_a_checksum_or_with_a_false_length_passes_alone() -> None:
         assert [bundle.data for bundle in coalesce(odd)] == odd
 
 
-def test_a_bad_checksum_passes_alone_untouched_and_unvouched() -> None:
+def test_a_packet_with_a_bad_checksum_passes_alone_and_unchanged() -> None:
     good = stream(3)
     bad = good[1][:-1] + b"\xff"
     bundles = coalesce([good[0], bad, good[2]])
@@ -230,12 +230,12 @@ def test_a_bad_checksum_passes_alone_untouched_and_unvouched() -> None:
     assert [bundle.vnet.flags for bundle in bundles] == [0, 0, 0]
 
 
-def test_with_df_the_id_may_do_what_it_likes() -> None:
+def test_with_df_packets_with_any_ids_are_merged() -> None:
     packets = stream(4, ip_flags="DF", ip_id=0)
     assert len(coalesce(packets)) == 1
 
 
-def test_a_longer_packet_starts_anew() -> None:
+def test_a_longer_packet_starts_a_new_bundle() -> None:
     assert len(coalesce([tcp(b"a" * 100), tcp(b"b" * 101, seq=105, ip_id=8)])) == 2
 
 
@@ -246,7 +246,7 @@ def test_superpackets_stay_within_64_kilobytes_and_64_segments() -> None:
     assert all(len(b.data) <= 65535 for b in coalesce(stream(100, 1420)))
 
 
-def test_nothing_overtakes_inside_a_flow_when_a_packet_cannot_be_merged() -> None:
+def test_a_packet_that_cannot_be_merged_keeps_its_place_in_the_flow() -> None:
     data = stream(6)
     fin = tcp(b"", seq=305, flags="FA", ip_id=99)
     pieces = [data[0], data[1], fin, data[2]]

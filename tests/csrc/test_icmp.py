@@ -89,7 +89,7 @@ def test_ordinary_packets_are_answered(packet: Any) -> None:
         udp(src="255.255.255.255"),
     ],
 )
-def test_errors_fragments_and_what_no_single_host_sent_are_never_answered(packet: Any) -> None:
+def test_icmp_errors_fragments_and_sources_of_no_single_host_get_no_answer(packet: Any) -> None:
     assert not may_answer(packet)
 
 
@@ -104,7 +104,7 @@ def test_parse_accepts_only_what_a_plain_reading_of_rfc_791_accepts(data: bytes)
 
 
 @given(st.binary(min_size=0, max_size=3000))
-def test_checksum_is_scapys(data: bytes) -> None:
+def test_checksum_is_the_one_scapy_computes(data: bytes) -> None:
     value = lib.checksum_of(ffi.from_buffer(data), len(data))
     assert value.to_bytes(2, sys.byteorder) == checksum(data).to_bytes(2, "big")
     wide = ~lib.checksum_fold(lib.checksum_add_payload(0, ffi.from_buffer(data), len(data)))

@@ -136,7 +136,7 @@ def test_a_source_outside_the_network_passes(rig: Rig) -> None:
     assert receiver.recvfrom(100)[1][0] == "192.168.7.7"
 
 
-def test_a_packet_in_the_name_of_this_host_is_refused_while_the_address_is_its_own(
+def test_a_source_address_of_this_host_is_refused_while_it_has_it(
     rig: Rig,
 ) -> None:
     """Whichever of its addresses: a router that does NAT may have another for PublicIP."""
@@ -200,7 +200,7 @@ def test_an_outer_source_without_a_lease_is_refused_and_reported_once(rig: Rig) 
 
 
 @pytest.mark.parametrize("source_check", [False])
-def test_without_source_check_any_outer_source_may_speak_but_not_for_us(rig: Rig) -> None:
+def test_without_source_check_any_outer_source_passes_except_our_addresses(rig: Rig) -> None:
     receiver = rig.socket("10.1.5.0", 4000)
     rig.from_peer("172.30.0.66", inner())
     assert receiver.recvfrom(100)[0] == b"hello"
@@ -254,7 +254,7 @@ def test_a_peer_behind_a_firewall_does_not_block_the_others(rig: Rig) -> None:
     assert dropped == {"172.30.0.6": 0, "172.30.0.7": 50}
 
 
-def test_a_route_changes_and_goes_with_the_next_packet(rig: Rig) -> None:
+def test_a_changed_or_withdrawn_route_counts_from_the_next_packet(rig: Rig) -> None:
     sender = rig.socket("10.1.5.0")
     net = IPv4Network("10.1.6.0/24")
     rig.pump.update({net: IPv4Address("172.30.0.7")})
@@ -289,7 +289,7 @@ def test_swaps_of_other_routes_lose_and_misroute_nothing(rig: Rig) -> None:
     assert received == list(range(sent))
 
 
-def test_a_deleted_device_stops_the_worker_and_tells(rig: Rig) -> None:
+def test_a_deleted_device_stops_the_worker_and_is_reported(rig: Rig) -> None:
     rig.namespace.delete_link(rig.tun_name)
     assert select.select([rig.pump.event_fd], [], [], PATIENCE)[0]
     assert isinstance(rig.pump.failure, OSError)
@@ -307,7 +307,7 @@ def assert_carries(rig: Rig) -> None:
         assert host.recv(100) == b"back"
 
 
-def test_after_a_deleted_device_it_goes_on_with_another_one(rig: Rig) -> None:
+def test_after_a_deleted_device_it_continues_with_another_one(rig: Rig) -> None:
     """Same routes, same counters, and the socket keeps what arrives meanwhile."""
     assert_carries(rig)
     before, descriptors = rig.pump.stats(), len(os.listdir("/proc/self/fd"))
@@ -332,7 +332,7 @@ def test_after_a_deleted_device_it_goes_on_with_another_one(rig: Rig) -> None:
     os.close(tun_fd)
 
 
-def test_after_a_lost_socket_it_goes_on_with_another_one(rig: Rig) -> None:
+def test_after_a_lost_socket_it_continues_with_another_one(rig: Rig) -> None:
     with socket.socket(fileno=os.dup(rig.udp_fd)) as doomed:
         with contextlib.suppress(OSError):  # it is not connected; its receivers wake all the same
             doomed.shutdown(socket.SHUT_RDWR)
