@@ -3,7 +3,7 @@
  * TCP packets that follow each other and UDP packets of one size are merged if their checksums are right and cutting
  * gives them back byte for byte, as by the kernel's GRO (Linux net/ipv4/{af_inet,tcp_offload,udp_offload}.c), except:
  *   - With DF set the IP ids may be any; GRO wants them all equal or counting up. They mean nothing there (RFC 6864),
- *     and cutting numbers them anew.
+ *     and cutting renumbers them.
  *   - TCP with FIN, ECE or an AccECN flag passes alone, and a TCP superpacket has at most 64 packets. GRO merges a
  *     last packet with FIN, packets that all carry ECE, and as much as fits 64 KiB.
  *   - UDP of every flow is merged. GRO does so only for sockets and devices that ask for it; before any other socket

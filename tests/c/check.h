@@ -1,4 +1,4 @@
-/* check.h - assertions: the first one that fails says where and what, and aborts,
+/* check.h - assertions: the first one that fails prints where and what, and aborts,
  * at which a fuzzer keeps its input. */
 #ifndef FLANNEL_UDP_TESTS_CHECK_H
 #define FLANNEL_UDP_TESTS_CHECK_H
@@ -22,7 +22,7 @@ _Noreturn void check_failed_eq(const char *file, int line, const char *function,
         }                                                                                                    \
     } while (0)
 
-/* Runs a test, and says so once it has passed. */
+/* Runs a test and prints its name once it has passed. */
 #define RUN(test) (test(), (void)printf("ok %s\n", #test))
 
 #endif

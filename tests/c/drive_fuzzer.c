@@ -29,7 +29,7 @@ static bool read_seed(const char *directory, unsigned number, struct input *seed
     return true;
 }
 
-/* Bytes of it become others; at times it ends earlier, or goes on with its own beginning. */
+/* Changes some bytes of it; at times also cuts it short or appends its own beginning. */
 static void change(struct input *input, uint64_t *state)
 {
     uint64_t dice = oracle_random(state);

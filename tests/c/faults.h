@@ -37,7 +37,7 @@ void faults_replace_read(faults_read *read);
 void faults_replace_wait(faults_wait *wait);
 void faults_replace_ioctl(faults_ioctl *control);
 
-/* The kernel's, for those who stand in. */
+/* The kernel's own calls, for the replacements. */
 faults_send faults_real_send;
 faults_receive faults_real_receive;
 faults_write faults_real_write;
@@ -45,7 +45,7 @@ faults_read faults_real_read;
 faults_wait faults_real_wait;
 faults_ioctl faults_real_ioctl;
 
-/* The kernel tells so many more drops of every socket than there were. */
+/* The kernel reports this many more drops for every socket than there were. */
 void faults_add_drops(uint32_t drops);
 
 /* CLOCK_MONOTONIC goes forward by so many seconds at once. */

@@ -131,7 +131,7 @@ static void arrive(const struct step *step, struct flow *flow)
     CHECK(coalesce_add(&coalescer, &packet));
 }
 
-/* Whether two packets are of one flow, as far as a router can tell. */
+/* Whether two packets are of one flow, as a router sees it. */
 static bool same_flow(const struct arrival *a, const struct arrival *b)
 {
     return memcmp(a->bytes + IPV4_SOURCE, b->bytes + IPV4_SOURCE, 8) == 0 && a->bytes[9] == b->bytes[9] &&
@@ -162,7 +162,7 @@ static void account_for(uint8_t *bytes, size_t length)
     check_failed(__FILE__, __LINE__, __func__, "a packet came out that never went in");
 }
 
-/* What cutting cannot tell: these mean something by themselves and are not merged. */
+/* Cutting would not restore these flags, so packets with them must not be merged. */
 static void check_may_merge(const uint8_t *merged, const struct bundle *bundle)
 {
     const uint8_t *transport = merged + 20;

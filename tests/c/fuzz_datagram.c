@@ -64,7 +64,7 @@ static void check_inbound(const struct filter_identity *own, const struct packet
         CHECK(drop >= DROP_UDP_UNKNOWN_PEER && drop <= DROP_UDP_WRONG_DESTINATION);
         return;
     }
-    /* Whatever passes is for us and from nobody who is us. */
+    /* What passes is for our subnet, and its source is none of our addresses. */
     CHECK((packet->destination & own->subnet_mask) == own->subnet);
     CHECK((packet->source & own->subnet_mask) != own->subnet);
     CHECK(packet->source != address("192.168.1.2"));

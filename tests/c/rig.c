@@ -176,7 +176,7 @@ size_t rig_run(uint8_t *bytes, uint8_t protocol, uint8_t n)
                                                                   .destination = address("10.1.5.1"),
                                                                   .protocol = protocol,
                                                                   .payload_length = header + payload});
-        write_u16(packet + 4, (uint16_t)number); /* ids and sequence numbers go on from run to run */
+        write_u16(packet + 4, (uint16_t)number); /* ids and sequence numbers continue from run to run */
         write_u16(transport, PORT);
         write_u16(transport + 2, PORT);
         if (protocol == UDP) {

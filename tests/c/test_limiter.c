@@ -24,7 +24,7 @@ static void a_burst_is_followed_by_the_rate(void)
         CHECK_EQ(burst(&limiter, now), BURST);
         CHECK_EQ(burst(&limiter, now), 0);
         size_t allowed = 0;
-        for (size_t step = 0; step < 100000; step++) { /* ten seconds, asked every 100 us */
+        for (size_t step = 0; step < 100000; step++) { /* ten seconds in steps of 100 us */
             now += SECOND / 10000;
             allowed += limiter_allow(&limiter, RATE, BURST, now);
         }

@@ -169,7 +169,7 @@ static void an_empty_table_withdraws_all_routes(void)
     CHECK_EQ(pump_lookup(pump, UINT32_MAX), 0);
     CHECK_EQ(pump_read_peers(pump, NULL, 0), 0);
     default_route.public_ip = 0;
-    CHECK_EQ(pump_update(pump, &default_route, 1), 0); /* not there: fine */
+    CHECK_EQ(pump_update(pump, &default_route, 1), 0); /* withdrawing what is not there does nothing */
     pump_free(pump);
 }
 

@@ -92,7 +92,7 @@ static void a_full_ring_wakes_once_and_every_source_is_reported_later(void)
         CHECK_EQ(refusal.outer_source, i + 1);
     }
     CHECK_EQ(take_all(), 0);
-    /* Those that found no room are reported when they speak again, the others are known. */
+    /* The sources that found no room are reported at their next refusal, the others not again. */
     for (uint32_t i = 0; i < REFUSAL_RING + 20; i++)
         (void)add(i + 1, 2, 2 * SECOND);
     CHECK_EQ(take_all(), 20);
@@ -112,7 +112,7 @@ static void *take_when_woken(void *unused)
         while (refusal_take(&queue, &refusal))
             CHECK_EQ(refusal.outer_source, ++taken);
         if (taken < REPORTS && sem_timedwait(&wakes, &deadline) < 0)
-            CHECK_EQ(errno, EINTR); /* else nobody has woken it, and yet there is something */
+            CHECK_EQ(errno, EINTR); /* else a report was added without waking it */
     }
     return unused;
 }

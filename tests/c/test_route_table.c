@@ -254,7 +254,7 @@ static void a_node_taken_out_lives_until_the_second_reclaim(void)
     CHECK_EQ(route_table_insert(table, 0x0a010203, 32, 5, &previous), 0);
     const struct route_node *node = route_entry_child(table->root[0x0a01]);
     CHECK_EQ(route_table_remove(table, 0x0a010203, 32, &previous), 0);
-    /* A reader that stands in the node sees the address change, and then nothing new. */
+    /* A reader that is still in the node sees this change of the address and no later one. */
     CHECK_EQ(node->entries[2] >> 32, ROUTE_NONE);
     CHECK_EQ(faults_live(), bare + 2);
     route_table_reclaim(table);

@@ -1,4 +1,4 @@
-/* The TUN device's offloads: what an older kernel has of the wanted ones, each set asked for once. */
+/* The offloads of the TUN device: an older kernel has only some of those wanted; each set is tried once. */
 #include "tun_device.h"
 
 #include <errno.h>

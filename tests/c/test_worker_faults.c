@@ -140,7 +140,7 @@ static void a_receive_that_its_size_does_not_divide_is_cut_at_every_packet(void)
     receive_run(host, 9);
     rig_await(pump, PUMP_STAT_udp_received_packets, RIG_RUN);
     CHECK_EQ(rig_stat(pump, PUMP_STAT_udp_merged_receives), (rig.config.offloads & OFFLOAD_UDP_GRO) != 0);
-    /* A packet that says it is longer than its datagram is refused alone. */
+    /* Of a merged receive, only the packet with a total length beyond its datagram is refused. */
     size_t length = rig_run(run, UDP, 8);
     run[UDP_RUN_SIZE + 3]++;
     rig_send_inner_run(peer, run, length);
@@ -222,7 +222,7 @@ static void packets_beyond_the_queue_of_the_tun_are_counted_by_the_device(void)
 {
     enum { SENT = 3000 };
     int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
-    struct pump *pump = rig_create(&rig); /* nobody reads yet */
+    struct pump *pump = rig_create(&rig); /* not started: the TUN is not read yet */
     struct pump_route route = rig_route("10.1.6.0", 24, "127.0.0.6");
     CHECK_EQ(pump_replace(pump, &route, 1), 0);
     for (size_t i = 0; i < SENT; i++)

@@ -174,7 +174,7 @@ static void a_restart_ends_a_pause_and_continues(void)
     struct pump *pump = paused(&ether, 200);
     uint64_t read = rig_stat(pump, PUMP_STAT_tun_read_packets), sent = rig_stat(pump, PUMP_STAT_udp_sent_packets);
     CHECK(read < 200);
-    /* As after a lost socket: what waited for the old one is gone with it. */
+    /* As after a lost socket: what waited for the old one is lost. */
     int udp_fd = udp_socket_open(address("172.30.0.1"), RIG_PORT + 1);
     CHECK(udp_fd >= 0);
     CHECK_EQ(pump_restart(pump, ether.rig.config.tun_fd, udp_fd), 0);

@@ -17,7 +17,7 @@ static struct rig rig;
 
 enum { PACKETS = 20, PAYLOAD = 100 };
 
-/* ---- what stands in ---- */
+/* ---- replaced system calls ---- */
 
 static atomic_int error_now;    /* of the calls below */
 static atomic_uint errors_left; /* so many calls fail with it, one after another; with EINTR, each second one */
@@ -150,7 +150,7 @@ static void errors_that_a_receive_reports_are_counted_and_cost_no_datagram(void)
     close_ends(&ends);
 }
 
-/* A connected socket is told that nobody listens (ICMP port unreachable), which then waits on it. */
+/* A connected socket gets an ICMP port unreachable, which is then its pending error. */
 static void a_pending_error_of_the_socket_is_cleared_and_counted(void)
 {
     struct ends ends = open_ends();

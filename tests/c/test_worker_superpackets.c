@@ -1,4 +1,4 @@
-/* Superpackets written to the TUN: where it refuses them their packets arrive one by one, and it is asked again. */
+/* Superpackets that the TUN refuses: their packets are written one by one, and later ones are tried again. */
 #include <errno.h>
 #include <linux/virtio_net.h>
 #include <netinet/in.h>
@@ -72,7 +72,7 @@ static void carry_run(const struct ends *ends, uint8_t protocol, uint8_t mark, b
     receive_run(protocol == TCP ? ends->tcp : ends->udp, protocol, mark, whole);
 }
 
-/* What is refused now, and how often that has changed, of which an event told. */
+/* Checks what is refused now, how often that has changed, and that an event reported it. */
 static void check_state(struct pump *pump, unsigned refused, uint64_t changes)
 {
     uint64_t events = 0;
@@ -92,7 +92,7 @@ static void refuse(struct pump *pump, const struct ends *ends, uint8_t refused, 
     carry_run(ends, refused, 1, false);
     carry_run(ends, other, 2, true);
     carry_run(ends, refused, 3, false);
-    CHECK_EQ(atomic_load(&refused_writes), 1); /* not asked again for a while */
+    CHECK_EQ(atomic_load(&refused_writes), 1); /* not tried again for a while */
     CHECK_EQ(rig_stat(pump, PUMP_STAT_write_fallbacks), fallbacks + 1);
     check_state(pump, offload, changes + 1);
 

@@ -109,7 +109,7 @@ def flow_of(data: bytes) -> tuple[bytes, ...]:
 
 
 def without_id_if_df(data: bytes) -> bytes:
-    """With DF set the id means nothing (RFC 6864), and cutting numbers anew."""
+    """With DF set the id means nothing (RFC 6864), and cutting renumbers."""
     return data[:4] + b"\0\0" + data[6:10] + b"\0\0" + data[12:] if data[6] & 0x40 else data
 
 
