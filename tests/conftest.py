@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import run_summary
+from restarts import both_running, storing_lab
 
 from flannel_udp.host.netns import Namespace
 from flannel_udp.lab.lab import Lab
@@ -85,6 +86,19 @@ def make_lab(network_rights: None) -> Iterator[Callable[[Lab], Lab]]:
     """Enters a lab that belongs to one test: ``lab = make_lab(Lab(hosts=2))``."""
     with ExitStack() as labs:
         yield lambda lab: labs.enter_context(_watched(lab))
+
+
+@pytest.fixture(scope="module")
+def _storing_lab(network_rights: None) -> Iterator[Lab]:
+    with storing_lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def running(_storing_lab: Lab) -> Iterator[Lab]:
+    """The lab of the restart tests, with both daemons running."""
+    with both_running(_storing_lab):
+        yield _storing_lab
 
 
 @contextmanager

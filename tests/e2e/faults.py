@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import IPv4Network
 from itertools import pairwise
@@ -13,8 +14,8 @@ from etcd_server import wait_until
 from instruments import lease_value, routes
 from streams import Stream, streams_both_ways
 
-from flannel_udp.errors import LabError
-from flannel_udp.lab.lab import Host
+from flannel_udp.errors import DeviceError, LabError
+from flannel_udp.lab.lab import Host, Lab
 
 Ctl = Callable[..., str]  # etcdctl
 
@@ -25,6 +26,19 @@ DROP, RESET = "drop", "reject with tcp reset"
 
 # Seconds to wait on a busy machine; fault_timer.py checks the shorter limits that the daemon keeps.
 NOTICE_WITHIN, RECOVER_WITHIN = 40.0, 30.0
+
+
+@contextmanager
+def fault_lab() -> Iterator[Lab]:
+    """Three hosts, whose daemons must still run after the tests."""
+    with Lab(hosts=3, config=CONFIG) as lab:
+        yield lab
+        for host in lab.hosts:
+            print(f"--- daemon log of {host.name}\n{host.log_path.read_text()}")
+        for host in lab.hosts:
+            assert host.daemon
+            assert host.daemon.poll() is None
+            assert "Traceback" not in host.log_path.read_text()
 
 
 @contextmanager
@@ -52,6 +66,16 @@ def no_packet_lost(hosts: Sequence[Host], interval: float = 0.005) -> Iterator[l
     with streams_both_ways(*pairwise(ends), interval=interval) as streams:
         yield streams
     assert min(stream.sent for stream in streams) > 50
+
+
+def delete_device_until_exit(host: Host) -> None:
+    """Deletes the tunnel device again and again; the daemon must give up and exit with code 1."""
+    assert host.daemon
+    deadline = time.monotonic() + 60
+    while host.daemon.poll() is None and time.monotonic() < deadline:
+        with suppress(DeviceError):
+            host.netns.delete_link("flannel0")
+    assert host.daemon.wait(1) == 1
 
 
 def state(host: Host) -> str:

@@ -12,7 +12,6 @@ import pkgutil
 import signal
 import subprocess
 import sys
-from types import TracebackType
 from typing import IO
 
 from flannel_udp.lab.etcd import child_environment
@@ -45,12 +44,7 @@ class Preloaded:
         assert self._answers.readline() == b"imported\n"
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._commands.close()
 
     def start(self) -> None:

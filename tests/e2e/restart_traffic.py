@@ -8,7 +8,6 @@ import socket
 import subprocess
 import threading
 import time
-from types import TracebackType
 
 from etcd_server import wait_until
 from instruments import connect, listen
@@ -48,12 +47,7 @@ class Traffic:
         self.wait_for_more()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopping.set()
         for thread in self._threads:
             thread.join()
@@ -61,7 +55,7 @@ class Traffic:
         self._server.close()
         self._ping.kill()
         self._ping.communicate()
-        self._starvation.__exit__(kind, error, trace)
+        self._starvation.__exit__()
 
     def wait_for_more(self) -> None:
         """Waits until the connection has carried 20 more exchanges, or broke."""

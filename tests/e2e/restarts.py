@@ -14,7 +14,7 @@ STORED = ["tun", "udp", "state"]
 EXIT_WITHIN = 10.0  # seconds
 
 
-def stored_lab() -> Lab:
+def storing_lab() -> Lab:
     """Two hosts with a descriptor store and no running daemon; the second one has no offloads."""
     return Lab(hosts=2, start_daemons=False, keeps_descriptors=True, presets=("auto", "none"))
 

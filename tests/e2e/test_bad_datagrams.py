@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
-from types import TracebackType
 
 import pytest
 from conftest import MIXED_PRESETS
@@ -45,12 +44,7 @@ class Sniffer:
     def __enter__(self) -> Sniffer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._socket.close()
 
     def packets(self) -> list[bytes]:

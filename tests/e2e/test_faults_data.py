@@ -21,6 +21,7 @@ from faults import (
     await_agreement,
     await_loss,
     cut_off,
+    fault_lab,
     leases_in,
     no_packet_lost,
 )
@@ -35,14 +36,8 @@ STRANGERS = {f"10.1.{number}.0-24": f"172.30.0.{number}" for number in (200, 201
 
 @pytest.fixture(scope="module")
 def lab(network_rights: None) -> Iterator[Lab]:
-    with Lab(hosts=3, config=CONFIG) as lab:
+    with fault_lab() as lab:
         yield lab
-        for host in lab.hosts:
-            print(f"--- daemon log of {host.name}\n{host.log_path.read_text()}")
-        for host in lab.hosts:
-            assert host.daemon
-            assert host.daemon.poll() is None
-            assert "Traceback" not in host.log_path.read_text()
 
 
 def put(lab: Lab, name: str, public_ip: str, *, leased: bool = False) -> None:

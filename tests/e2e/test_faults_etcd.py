@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -17,6 +17,7 @@ from faults import (
     STRANGER,
     await_agreement,
     cut_off,
+    fault_lab,
     has_new_lease,
     state,
 )
@@ -27,11 +28,8 @@ from flannel_udp.lab.lab import Host, Lab
 
 @pytest.fixture(scope="module")
 def lab(network_rights: None) -> Iterator[Lab]:
-    with Lab(hosts=3, config=CONFIG) as lab:
+    with fault_lab() as lab:
         yield lab
-        assert [host.daemon.poll() for host in lab.hosts if host.daemon] == [None, None, None]
-        for host in lab.hosts:
-            assert "Traceback" not in host.log_path.read_text()
 
 
 def make_etcd_speak(lab: Lab) -> None:
@@ -44,22 +42,32 @@ def await_routes(host: Host, least: int) -> None:
     wait_until(lambda: len(routes(host)) >= least, f"{least} routes", RECOVER_WITHIN)
 
 
-def test_a_killed_server_costs_no_packet_and_is_found_again(lab: Lab) -> None:
-    with timed_fault("etcd killed and started again", lab.hosts) as timer:
-        lab.etcd.kill()
-        timer.expect_noticed(*lab.hosts, within=NOTICED_AT_ONCE)
-        lab.etcd.start()
+def assert_outage_is_survived(
+    lab: Lab,
+    what: str,
+    begin: Callable[[], None],
+    end: Callable[[], None],
+    within: float,
+) -> None:
+    with timed_fault(what, lab.hosts) as timer:
+        begin()
+        timer.expect_noticed(*lab.hosts, within=within)
+        end()
         timer.start()
         timer.expect_recovery(lab.hosts, lab.etcdctl, lab.prefix)
 
 
-def test_a_frozen_server_costs_no_packet_and_is_noticed(lab: Lab) -> None:
-    with timed_fault("etcd frozen", lab.hosts) as timer:
-        lab.etcd.pause()
-        timer.expect_noticed(*lab.hosts, within=NOTICED_IN_SILENCE)
-        lab.etcd.resume()
-        timer.start()
-        timer.expect_recovery(lab.hosts, lab.etcdctl, lab.prefix)
+def test_killed_server_costs_no_packet_and_is_used_again(lab: Lab) -> None:
+    etcd = lab.etcd
+    assert_outage_is_survived(
+        lab, "etcd killed and started again", etcd.kill, etcd.start, NOTICED_AT_ONCE
+    )
+
+
+def test_frozen_server_is_noticed_and_costs_no_packet(lab: Lab) -> None:
+    assert_outage_is_survived(
+        lab, "etcd frozen", lab.etcd.pause, lab.etcd.resume, NOTICED_IN_SILENCE
+    )
 
 
 def test_hosts_cut_off_by_drop_and_by_reset_lose_no_packet_and_catch_up(lab: Lab) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from etcd_server import wait_until
+from faults import delete_device_until_exit
 from heartbeat import Heartbeat, heartbeat_between
 from instruments import leases, log_lines, routes, udp_socket_of, unreachable
 from starvation import Starvation
 
-from flannel_udp.errors import DeviceError
 from flannel_udp.lab.lab import Host, Lab
 
 BACK_WITHIN = 1.0  # seconds in which packets may be lost
@@ -239,12 +239,7 @@ def test_who_undoes_every_repair_costs_neither_the_cpu_nor_the_log(scene: Scene)
 
 def test_a_device_that_is_always_deleted_ends_it(pair_lab: Lab) -> None:
     host = pair_lab.hosts[0]
-    assert host.daemon
-    deadline = time.monotonic() + 60
-    while host.daemon.poll() is None and time.monotonic() < deadline:
-        with suppress(DeviceError):
-            host.netns.delete_link("flannel0")
-    assert host.daemon.wait(1) == 1
+    delete_device_until_exit(host)
     (sentence,) = log_lines(host, "flannel-udp: ")
     assert "flannel0" in sentence  # lost too often, or missing for too long on a busy machine
     host.start_daemon()

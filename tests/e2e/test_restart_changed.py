@@ -12,22 +12,10 @@ from ipaddress import IPv4Interface
 import pytest
 from etcd_server import wait_until
 from instruments import devices, leases, log_lines, routes, unreachable
-from restarts import STORED, both_running, device_index, stored, stored_lab, takeovers, terminate
+from restarts import STORED, device_index, stored, takeovers, terminate
 
 from flannel_udp.host.netns import Namespace
 from flannel_udp.lab.lab import DEFAULT_CONFIG, Host, Lab
-
-
-@pytest.fixture(scope="module")
-def lab(network_rights: None) -> Iterator[Lab]:
-    with stored_lab() as lab:
-        yield lab
-
-
-@pytest.fixture
-def running(lab: Lab) -> Iterator[Lab]:
-    with both_running(lab):
-        yield lab
 
 
 def cut(descriptor: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 from etcd_server import wait_until
@@ -19,10 +19,8 @@ from instruments import (
 from restart_traffic import traffic
 from restarts import (
     EXIT_WITHIN,
-    both_running,
     lose_data,
     stored,
-    stored_lab,
     takeovers,
     terminate,
 )
@@ -30,27 +28,20 @@ from restarts import (
 from flannel_udp.lab.lab import Host, Lab
 
 
-@pytest.fixture(scope="module")
-def lab(network_rights: None) -> Iterator[Lab]:
-    with stored_lab() as lab:
-        yield lab
-
-
-@pytest.fixture
-def running(lab: Lab) -> Iterator[Lab]:
-    with both_running(lab):
-        yield lab
+def assert_restart_is_unharmed_after(lab: Lab, stop_etcd: Callable[[], None]) -> None:
+    host = lab.hosts[0]
+    with traffic(lab) as flow:
+        stop_etcd()
+        terminate(host)
+        host.start_daemon()
+        assert host.status()["ready"]
+        flow.assert_unharmed()
 
 
 def test_restart_needs_no_etcd_and_catches_up_when_it_is_back(running: Lab) -> None:
     host = running.hosts[0]
     old = leases(running)
-    with traffic(running) as flow:
-        running.etcd.kill()
-        terminate(host)
-        host.start_daemon()
-        assert host.status()["ready"]
-        flow.assert_unharmed()
+    assert_restart_is_unharmed_after(running, running.etcd.kill)
     running.etcd.start()
     running.etcdctl("put", f"{running.prefix}/subnets/10.1.177.0-24", lease_value("172.30.0.77"))
     wait_until(lambda: "10.1.177.0/24" in routes(host), "the new route")
@@ -124,12 +115,7 @@ def test_data_that_was_lost_in_between_is_noticed(running: Lab) -> None:
 
 def test_a_frozen_etcd_holds_up_neither_the_stop_nor_the_start(running: Lab) -> None:
     host = running.hosts[0]
-    with traffic(running) as flow:
-        running.etcd.pause()
-        terminate(host)
-        host.start_daemon()
-        assert host.status()["ready"]
-        flow.assert_unharmed()
+    assert_restart_is_unharmed_after(running, running.etcd.pause)
     running.etcd.resume()
     wait_until(lambda: host.status()["etcd"]["state"] == "watching", "the watch", 30)
     assert log_lines(host, "read all leases again") == []

@@ -12,6 +12,7 @@ from ipaddress import IPv4Interface
 
 import pytest
 from etcd_server import make_tls_files, wait_until
+from faults import delete_device_until_exit
 from instruments import (
     devices,
     log_lines,
@@ -23,15 +24,12 @@ from restart_traffic import Traffic, traffic
 from restarts import (
     EXIT_WITHIN,
     STORED,
-    both_running,
     device_index,
     stored,
-    stored_lab,
     takeovers,
     terminate,
 )
 
-from flannel_udp.errors import DeviceError
 from flannel_udp.lab.lab import Host, Lab
 
 
@@ -39,18 +37,6 @@ def known_since(host: Host) -> float:
     """When the host's only peer got its route, on time.monotonic."""
     (peer,) = host.status()["peers"]
     return time.monotonic() - float(peer["age_seconds"])
-
-
-@pytest.fixture(scope="module")
-def lab(network_rights: None) -> Iterator[Lab]:
-    with stored_lab() as lab:
-        yield lab
-
-
-@pytest.fixture
-def running(lab: Lab) -> Iterator[Lab]:
-    with both_running(lab):
-        yield lab
 
 
 @pytest.mark.parametrize(
@@ -260,12 +246,7 @@ def test_a_device_made_anew_is_handed_over_too(running: Lab) -> None:
 
 def test_a_device_that_is_always_deleted_is_not_handed_over(running: Lab) -> None:
     host = running.hosts[0]
-    assert host.daemon
-    deadline = time.monotonic() + 60
-    while host.daemon.poll() is None and time.monotonic() < deadline:
-        with suppress(DeviceError):
-            host.netns.delete_link("flannel0")
-    assert host.daemon.wait(1) == 1
+    delete_device_until_exit(host)
     assert stored(host) == []
     assert devices(host) == []
     host.start_daemon()
