@@ -241,7 +241,7 @@ def shoot_and_count(field: Field, shots: int, shoot: Callable[[], None]) -> Coun
 
 
 @pytest.mark.parametrize("kind", FROM_MEMBER)
-def test_garbage_of_a_member_is_counted_and_goes_nowhere(field: Field, kind: str) -> None:
+def test_malformed_datagram_from_a_member_is_counted_and_dropped(field: Field, kind: str) -> None:
     reason, makers = FROM_MEMBER[kind]
     shots = [make(field) for make in makers]
 
@@ -253,7 +253,7 @@ def test_garbage_of_a_member_is_counted_and_goes_nowhere(field: Field, kind: str
     assert shoot_and_count(field, len(shots), shoot) == {reason: len(shots)}
 
 
-def test_an_address_is_the_hosts_own_from_when_it_gets_it(field: Field) -> None:
+def test_new_address_of_the_host_is_refused_as_source(field: Field) -> None:
     """No member may speak in its name, though flannel0 accepts packets from local addresses."""
     address = IPv4Interface("203.0.113.7/32")
     shot = field.packet(src=str(address.ip))
@@ -279,7 +279,7 @@ def test_an_address_is_the_hosts_own_from_when_it_gets_it(field: Field) -> None:
         wait_until(passes, "the address being another's again")
 
 
-def test_good_packets_of_a_stranger_go_nowhere(field: Field) -> None:
+def test_datagrams_from_an_unknown_peer_are_dropped(field: Field) -> None:
     def shoot() -> None:
         with sender(field, field.stranger) as out:
             out.send(field.packet())
@@ -289,14 +289,14 @@ def test_good_packets_of_a_stranger_go_nowhere(field: Field) -> None:
     assert shoot_and_count(field, 3, shoot) == {"unknown_peer": 3}
 
 
-def test_stranger_in_the_name_of_a_member_speaks_only_for_its_subnet(field: Field) -> None:
+def test_forged_outer_source_is_limited_to_that_members_subnet(field: Field) -> None:
     """UDP has no signature: whoever can forge a member's address is taken for that member."""
     theirs = field.packet(src=str(field.third.containers[0].address))
     count = shoot_and_count(field, 1, lambda: forged(field, str(field.member.address), theirs))
     assert count == {"spoofed_source": 1}
 
 
-def test_garbage_among_good_packets_in_one_send_is_picked_out(field: Field) -> None:
+def test_only_the_bad_packets_of_one_send_are_dropped(field: Field) -> None:
     """A sender may hand the kernel many datagrams at once, and ours hands them over so."""
     good = field.packet(MARK + b"0123456789")
     shots = [good, altered(good, 0, b"\x44"), good, altered(good, 12, b"\x0a\x01\xfa\x01"), good]
@@ -340,7 +340,7 @@ def mutated(good: bytes, chance: random.Random) -> bytes:
     return bytes(packet)[: chance.choice((len(good), len(good), chance.randrange(len(good))))]
 
 
-def test_a_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> None:
+def test_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> None:
     """Noise from a stranger and from a member, and a stranger's packets that are almost good."""
     chance = random.Random(8285)
     good = field.packet()
@@ -368,7 +368,7 @@ def test_a_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> No
     assert field.lab.ping(field.source, field.container) is not None
 
 
-def test_each_bad_source_is_told_once_for_each_reason_with_the_way_out(field: Field) -> None:
+def test_each_bad_source_is_logged_once_for_each_reason(field: Field) -> None:
     sources = {STRANGER: field.stranger, field.member.address: field.member.netns}
     for netns in sources.values():
         with sender(field, netns) as out:
@@ -380,7 +380,7 @@ def test_each_bad_source_is_told_once_for_each_reason_with_the_way_out(field: Fi
         assert "further such packets from there are only counted" in line
 
 
-def test_line_about_a_stranger_names_the_switch_for_other_sources(field: Field) -> None:
+def test_line_about_an_unknown_peer_names_source_check(field: Field) -> None:
     source = "172.30.0.68"
     forged(field, source, field.packet())
     words = f"refused a packet from {source},"

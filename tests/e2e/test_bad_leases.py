@@ -116,7 +116,7 @@ def assert_one_warning_each(host: Host, words: dict[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("littered")
-def test_garbage_that_appears_takes_no_route_away(lab: Lab) -> None:
+def test_new_invalid_leases_remove_no_route(lab: Lab) -> None:
     assert_good_routes_work(lab)
     # What is aimed at the first two hosts reads differently there.
     assert_one_warning_each(lab.hosts[2], {key: word for key, (_, word) in garbage(lab).items()})
@@ -125,7 +125,7 @@ def test_garbage_that_appears_takes_no_route_away(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("littered")
-def test_garbage_that_is_there_at_the_start_takes_no_route_away(lab: Lab) -> None:
+def test_invalid_leases_at_the_start_remove_no_route(lab: Lab) -> None:
     before = [host.subnet for host in lab.hosts]
     for host in lab.hosts:
         assert host.stop_daemon() == 0
@@ -139,7 +139,7 @@ def test_garbage_that_is_there_at_the_start_takes_no_route_away(lab: Lab) -> Non
     assert_good_routes_work(lab)
 
 
-def test_public_ip_that_becomes_ours_or_good_again_moves_the_route(lab: Lab) -> None:
+def test_route_follows_every_change_of_a_public_ip(lab: Lab) -> None:
     writer, host = EtcdWriter(lab), lab.hosts[0]
     for value, expected in (
         (lease_value(ELSEWHERE), ELSEWHERE),

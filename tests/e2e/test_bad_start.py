@@ -100,7 +100,7 @@ FLAGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("fault", FLAGS)
-def test_bad_flag_ends_with_one_sentence(bare_lab: Lab, host: Host, fault: str) -> None:
+def test_bad_flag_ends_the_start_with_one_sentence(bare_lab: Lab, host: Host, fault: str) -> None:
     flags, words = FLAGS[fault]
     assert_refused(bare_lab, host, daemon_command(bare_lab, host, *flags), *words)
 
@@ -113,39 +113,39 @@ def test_bad_flag_ends_with_one_sentence(bare_lab: Lab, host: Host, fault: str) 
         ("172.30.0.99", ("172.30.0.99", "no interface has this address")),
     ],
 )
-def test_bad_interface_ends_with_what_was_tried_and_what_exists(
+def test_bad_interface_error_lists_tried_and_existing_interfaces(
     bare_lab: Lab, host: Host, iface: str, words: tuple[str, ...]
 ) -> None:
     assert_refused(bare_lab, host, daemon_command(bare_lab, host, iface=iface), *words)
 
 
-def test_start_without_rights_says_so(bare_lab: Lab, host: Host) -> None:
+def test_start_without_rights_is_refused_with_a_sentence(bare_lab: Lab, host: Host) -> None:
     no_rights = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     command = daemon_command(bare_lab, host)
     assert_refused(bare_lab, host, command, "/dev/net/tun", "root", wrapper=no_rights)
 
 
-def test_masquerading_without_its_tool_says_what_to_install(bare_lab: Lab, host: Host) -> None:
+def test_masquerading_without_its_tool_names_what_to_install(bare_lab: Lab, host: Host) -> None:
     no_tools = ("sh", "-e", "-c", 'mount -t tmpfs tmpfs /usr/sbin; exec "$@"', "sh")
     command = daemon_command(bare_lab, host, "--ip-masq")
     words = ("iptables-restore", "apt-get install iptables", "--ip-masq")
     assert_refused(bare_lab, host, command, *words, wrapper=no_tools)
 
 
-def test_start_without_tun_says_how_to_get_it(bare_lab: Lab, host: Host) -> None:
+def test_start_without_tun_names_the_remedy(bare_lab: Lab, host: Host) -> None:
     no_tun = ("sh", "-e", "-c", 'mount -t tmpfs tmpfs /dev/net; exec "$@"', "sh")
     command = daemon_command(bare_lab, host)
     assert_refused(bare_lab, host, command, "/dev/net/tun", "tun module", wrapper=no_tun)
 
 
-def test_port_of_another_program_is_named(bare_lab: Lab, host: Host) -> None:
+def test_port_used_by_another_program_ends_the_start(bare_lab: Lab, host: Host) -> None:
     other = host.netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
     with other:
         other.bind((str(host.address), 8285))
         assert_refused(bare_lab, host, daemon_command(bare_lab, host), "8285", "another program")
 
 
-def test_second_daemon_leaves_the_first_alone(bare_lab: Lab, host: Host) -> None:
+def test_second_daemon_does_not_disturb_the_first(bare_lab: Lab, host: Host) -> None:
     """For the same network, and on the same port for another network."""
     host.start_daemon()
     bare_lab.etcdctl("put", "/twin/network/config", GOOD)
@@ -164,9 +164,7 @@ def test_second_daemon_leaves_the_first_alone(bare_lab: Lab, host: Host) -> None
     assert host.stop_daemon() == 0
 
 
-def test_true_double_hears_so_though_etcd_is_away_and_the_health_port_is_taken(
-    bare_lab: Lab, host: Host
-) -> None:
+def test_second_daemon_is_refused_even_without_etcd(bare_lab: Lab, host: Host) -> None:
     host.start_daemon(HEALTH_FLAGS)
     bare_lab.etcd.kill()
     try:
@@ -215,7 +213,7 @@ def test_reservation_that_does_not_fit_ends_the_start(bare_lab: Lab, host: Host)
     assert_refused(bare_lab, host, command, "10.9.1.0/24", "reserved")
 
 
-def test_route_to_the_network_elsewhere_ends_the_start(bare_lab: Lab, host: Host) -> None:
+def test_existing_route_to_the_network_ends_the_start(bare_lab: Lab, host: Host) -> None:
     host.netns.add_route(IPv4Network("10.1.0.0/16"), device="eth0")
     try:
         command = daemon_command(bare_lab, host)
@@ -285,7 +283,9 @@ CONFIGS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("fault", CONFIGS)
-def test_bad_config_is_waited_out(bare_lab: Lab, host: Host, fault: str) -> None:
+def test_daemon_waits_until_a_bad_config_is_corrected(
+    bare_lab: Lab, host: Host, fault: str
+) -> None:
     config, because = CONFIGS[fault]
     key = f"{bare_lab.prefix}/config"
     bare_lab.etcdctl("put", key, config)
@@ -299,7 +299,7 @@ def test_bad_config_is_waited_out(bare_lab: Lab, host: Host, fault: str) -> None
         bare_lab.etcdctl("put", key, GOOD)
 
 
-def test_missing_config_is_waited_out(bare_lab: Lab, host: Host) -> None:
+def test_daemon_waits_until_a_config_is_written(bare_lab: Lab, host: Host) -> None:
     key = "/none/yet/config"
     with waiting_daemon(
         bare_lab,
@@ -310,7 +310,7 @@ def test_missing_config_is_waited_out(bare_lab: Lab, host: Host) -> None:
         bare_lab.etcdctl("put", key, GOOD)
 
 
-def test_refusing_etcd_is_waited_out(bare_lab: Lab, host: Host) -> None:
+def test_daemon_waits_for_an_etcd_that_refuses_connections(bare_lab: Lab, host: Host) -> None:
     bare_lab.etcd.kill()
     try:
         with waiting_daemon(bare_lab, host, because="connection refused"):
@@ -320,7 +320,7 @@ def test_refusing_etcd_is_waited_out(bare_lab: Lab, host: Host) -> None:
             bare_lab.etcd.start()
 
 
-def test_silent_etcd_is_waited_out(bare_lab: Lab, host: Host) -> None:
+def test_daemon_waits_for_an_etcd_that_does_not_answer(bare_lab: Lab, host: Host) -> None:
     bare_lab.etcd.pause()
     try:
         with waiting_daemon(bare_lab, host, because="no answer"):
@@ -365,7 +365,7 @@ TLS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("fault", TLS)
-def test_tls_mismatch_is_waited_out(
+def test_daemon_waits_until_the_tls_settings_match(
     bare_lab: Lab, host: Host, tmp_path: Path, tls_files: tuple[TlsFiles, TlsFiles], fault: str
 ) -> None:
     scheme, because = TLS[fault]
@@ -392,7 +392,9 @@ def lease_names(host: Host, server: EtcdServer) -> list[str]:
     return re.findall(r"subnets/(\S+)", keys)
 
 
-def test_wrong_password_is_waited_out(bare_lab: Lab, host: Host, tmp_path: Path) -> None:
+def test_daemon_waits_until_the_password_is_right(
+    bare_lab: Lab, host: Host, tmp_path: Path
+) -> None:
     secret = "correct-horse-battery"
     with local_etcd(host, tmp_path) as server:
         host.netns.call(server.enable_auth, "carol", "another", "/coreos.com/network/")
@@ -412,7 +414,7 @@ def test_wrong_password_is_waited_out(bare_lab: Lab, host: Host, tmp_path: Path)
 # --- a host that is not prepared
 
 
-def test_host_that_does_not_route_is_told_at_each_start(bare_lab: Lab, host: Host) -> None:
+def test_ip_forward_off_is_warned_about_at_each_start(bare_lab: Lab, host: Host) -> None:
     for forwards, lines in ((0, 1), (1, 1), (0, 2)):
         host.netns.sysctl("ipv4/ip_forward", forwards)
         try:
@@ -420,8 +422,8 @@ def test_host_that_does_not_route_is_told_at_each_start(bare_lab: Lab, host: Hos
         finally:
             host.netns.sysctl("ipv4/ip_forward", 1)
         assert host.stop_daemon() == 0
-        told = log_lines(host, "WARNING", "net.ipv4.ip_forward is 0", "sysctl -w")
-        assert len(told) == lines
+        warning = "WARNING net.ipv4.ip_forward is 0: this host drops its"
+        assert len(log_lines(host, warning, "sysctl -w net.ipv4.ip_forward=1")) == lines
 
 
 # --- subnet.env
@@ -440,7 +442,7 @@ def test_subnet_env_of_another_network_is_ignored_with_a_line(bare_lab: Lab, hos
     assert str(host.subnet).replace("/", "-") in leases(bare_lab)
 
 
-def test_subnet_env_with_the_subnet_alone_is_obeyed(bare_lab: Lab, host: Host) -> None:
+def test_subnet_env_with_only_the_subnet_is_used(bare_lab: Lab, host: Host) -> None:
     """As flannel does: the network config says whether it fits."""
     prefix = config_prefix(bare_lab, "alone", GOOD)
     host.subnet_file.write_text("FLANNEL_SUBNET=10.1.77.1/24\n")
@@ -448,17 +450,6 @@ def test_subnet_env_with_the_subnet_alone_is_obeyed(bare_lab: Lab, host: Host) -
     assert host.stop_daemon() == 0
     assert host.subnet == IPv4Network("10.1.77.0/24")
     assert not log_lines(host, str(host.subnet_file))
-
-
-def test_a_host_that_does_not_forward_is_warned_once(bare_lab: Lab, host: Host) -> None:
-    host.netns.sysctl("ipv4/ip_forward", 0)
-    try:
-        host.start_daemon()
-        assert host.stop_daemon() == 0
-    finally:
-        host.netns.sysctl("ipv4/ip_forward", 1)
-    assert len(log_lines(host, "WARNING net.ipv4.ip_forward is 0: this host drops its")) == 1
-    assert log_lines(host, "sysctl -w net.ipv4.ip_forward=1")
 
 
 def test_unwritable_subnet_env_means_forwarding_but_not_ready(bare_lab: Lab, host: Host) -> None:

@@ -94,7 +94,7 @@ def plugged(lab: Lab, *, ip_masq: bool = False) -> Iterator[tuple[Container, Con
         container.netns.delete()
 
 
-def test_the_documented_config_makes_containers_that_see_each_other(cni_lab: Lab) -> None:
+def test_containers_with_the_documented_config_see_each_others_addresses(cni_lab: Lab) -> None:
     """Beyond the overlay they get only with --ip-masq, which masquerades there."""
     with plugged(cni_lab) as (here, there):
         for host, container in zip(cni_lab.hosts, (here, there), strict=True):
@@ -110,7 +110,7 @@ def test_the_documented_config_makes_containers_that_see_each_other(cni_lab: Lab
         assert (outside is not None) == host.status()["firewall"]["masquerade"]
 
 
-def test_a_plugin_that_masquerades_hides_containers_and_is_named(cni_lab: Lab) -> None:
+def test_masquerading_plugin_hides_containers_and_is_reported(cni_lab: Lab) -> None:
     """With flannel's rules as well: the plugin's come after them."""
     with plugged(cni_lab, ip_masq=True) as (here, there):
         host = cni_lab.hosts[0]

@@ -121,7 +121,7 @@ def burst(lab: Lab, target: IPv4Address, count: int) -> None:
     lab.containers[0].netns.call(send)
 
 
-def test_traffic_is_what_the_kernel_counts_on_both_sides_of_the_daemon(lab: Lab) -> None:
+def test_traffic_counters_equal_the_kernels(lab: Lab) -> None:
     host, *others = lab.hosts
     tunnel_before, growth = kernel_counters(host), Growth(host)
     rules = {}
@@ -151,7 +151,7 @@ def test_traffic_is_what_the_kernel_counts_on_both_sides_of_the_daemon(lab: Lab)
     growth.agrees_with({name: value - tunnel_before[name] for name, value in tunnel.items()})
 
 
-def test_drops_are_what_the_kernel_counts(lab: Lab) -> None:
+def test_drop_counters_equal_the_kernels(lab: Lab) -> None:
     host, refused, _ = lab.hosts
     growth = Growth(host)
     rules = {
@@ -184,7 +184,7 @@ def test_drops_are_what_the_kernel_counts(lab: Lab) -> None:
     )
 
 
-def test_what_the_tunnels_queue_has_no_room_for_is_counted(lab: Lab) -> None:
+def test_packets_dropped_by_a_full_tunnel_queue_are_counted(lab: Lab) -> None:
     """The worker stands still, so the queue fills; afterwards it takes what is left."""
     host, other = lab.hosts[0], lab.hosts[1]
     before, growth = kernel_counters(host), Growth(host)

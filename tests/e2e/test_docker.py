@@ -57,7 +57,7 @@ def checked(docker: Dockerd) -> dict[str, str]:
     return {each["subject"]: each["text"] for each in found if not each["is_good"]}
 
 
-def test_docker_takes_the_hosts_subnet_and_mtu(
+def test_docker_uses_the_hosts_subnet_and_mtu(
     dockers: list[Dockerd], containers: list[Container]
 ) -> None:
     for docker, container in zip(dockers, containers, strict=True):
@@ -67,7 +67,7 @@ def test_docker_takes_the_hosts_subnet_and_mtu(
         assert checked(docker) == {}
 
 
-def test_containers_reach_each_other_though_docker_drops(
+def test_containers_reach_each_other_although_docker_drops_forwarded_packets(
     docker_lab: Lab, dockers: list[Dockerd], containers: list[Container]
 ) -> None:
     for docker in dockers:
@@ -81,7 +81,7 @@ def test_containers_reach_each_other_though_docker_drops(
     assert there.run(full).returncode == 0
 
 
-def test_the_three_rules_of_kubernetes_hold(
+def test_three_rules_of_kubernetes_hold(
     docker_lab: Lab, dockers: list[Dockerd], containers: list[Container]
 ) -> None:
     here, there = containers
@@ -95,7 +95,7 @@ def test_the_three_rules_of_kubernetes_hold(
     assert seen_by_both(there, host, tunnel) == same_to_both(there.address, tunnel)
 
 
-def test_the_containers_of_the_readme_ping_each_other(dockers: list[Dockerd]) -> None:
+def test_containers_of_the_readme_ping_each_other(dockers: list[Dockerd]) -> None:
     lines = re.findall(r"^docker (.*)", README.read_text(), re.MULTILINE)
     start, tell, ping = map(shlex.split, lines)
     dockers[1].docker(*start)
@@ -106,7 +106,9 @@ def test_the_containers_of_the_readme_ping_each_other(dockers: list[Dockerd]) ->
         dockers[1].docker("rm", "--force", "pinged")
 
 
-def test_what_leaves_the_overlay_comes_back(docker_lab: Lab, containers: list[Container]) -> None:
+def test_container_connects_to_a_host_outside_the_overlay(
+    docker_lab: Lab, containers: list[Container]
+) -> None:
     def listen_outside() -> socket.socket:
         return socket.create_server((str(UNDERLAY.ip), 0))
 
@@ -118,7 +120,7 @@ def test_what_leaves_the_overlay_comes_back(docker_lab: Lab, containers: list[Co
     assert peer[0] == str(docker_lab.hosts[0].address)
 
 
-def test_a_restart_of_docker_leaves_the_overlay_alone(
+def test_restart_of_docker_loses_no_packet_of_the_host(
     docker_lab: Lab, dockers: list[Dockerd], containers: list[Container]
 ) -> None:
     docker, (_, there) = dockers[0], containers
@@ -137,7 +139,7 @@ def test_a_restart_of_docker_leaves_the_overlay_alone(
     assert host.status()["firewall"]["problems"] == []
 
 
-def test_without_ip_masq_docker_masquerades_and_the_status_says_so(
+def test_status_reports_that_docker_masquerades_without_ip_masq(
     docker_lab: Lab, dockers: list[Dockerd], containers: list[Container]
 ) -> None:
     docker, (_, there) = dockers[0], containers
@@ -166,7 +168,7 @@ def test_without_ip_masq_docker_masquerades_and_the_status_says_so(
     assert checked(docker) == {"firewall": problem}
 
 
-def test_docker_that_does_not_read_its_options_is_told(dockers: list[Dockerd]) -> None:
+def test_check_reports_docker_that_does_not_use_our_options(dockers: list[Dockerd]) -> None:
     """As before the drop-in is there: docker takes the subnet that it always takes."""
     docker = dockers[1]
     docker.booted.run_all(

@@ -77,7 +77,9 @@ def awaits(lab: Lab, condition: Callable[[Host], object], what: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["wiped", "restored from an old backup"])
-def test_lost_data_costs_no_route_until_it_is_refuted(lab: Lab, tmp_path: Path, how: str) -> None:
+def test_routes_survive_lost_data_until_new_leases_contradict_them(
+    lab: Lab, tmp_path: Path, how: str
+) -> None:
     """The strangers do what a flanneld does: nothing, until their next renewal."""
     before = subnets(lab)
     backup = tmp_path / "backup" if how != "wiped" else None
@@ -121,7 +123,7 @@ def test_lost_data_costs_no_route_until_it_is_refuted(lab: Lab, tmp_path: Path, 
     await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
 
 
-def test_old_claims_are_withdrawn_by_their_hosts_and_nobody_gives_way(lab: Lab) -> None:
+def test_hosts_remove_their_old_leases_and_all_keep_their_subnets(lab: Lab) -> None:
     """The old data gives the first host's subnet to the second, and the third the one it had
     before. Its revision has overtaken ours, so that only what it holds gives it away."""
     first, second, third = lab.hosts
@@ -168,7 +170,7 @@ def test_old_claims_are_withdrawn_by_their_hosts_and_nobody_gives_way(lab: Lab) 
     assert lab.ping(first.containers[0], second.containers[0]) is not None
 
 
-def test_a_claim_in_replaced_data_is_shown_as_long_as_it_lasts(lab: Lab) -> None:
+def test_status_shows_a_contested_lease_while_the_claim_exists(lab: Lab) -> None:
     first = lab.hosts[0]
     before, contested = subnets(lab), str(first.subnet).replace("/", "-")
     with no_packet_lost(lab.hosts[1:]):
@@ -187,7 +189,7 @@ def test_a_claim_in_replaced_data_is_shown_as_long_as_it_lasts(lab: Lab) -> None
     assert subnets(lab) == before
 
 
-def test_a_hold_ends_in_the_time_that_was_set(lab: Lab) -> None:
+def test_held_route_ends_after_stale_hold(lab: Lab) -> None:
     short, long = lab.hosts[0], lab.hosts[1]
     assert short.stop_daemon() == 0
     short.start_daemon(["--stale-hold=2s"])

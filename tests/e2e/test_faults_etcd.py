@@ -70,7 +70,7 @@ def test_frozen_server_is_noticed_and_costs_no_packet(lab: Lab) -> None:
     )
 
 
-def test_hosts_cut_off_by_drop_and_by_reset_lose_no_packet_and_catch_up(lab: Lab) -> None:
+def test_cut_off_hosts_lose_no_packet_and_catch_up(lab: Lab) -> None:
     """The third host hears everything; the news of the meantime reaches all in the end."""
     dropped, reset, whole = lab.hosts
     key = f"{lab.prefix}/subnets/10.1.251.0-24"
@@ -94,7 +94,7 @@ def test_hosts_cut_off_by_drop_and_by_reset_lose_no_packet_and_catch_up(lab: Lab
     assert not log_lines(dropped, "reading all leases again")
 
 
-def test_a_compacted_history_and_an_answer_of_more_than_four_megabytes(lab: Lab) -> None:
+def test_leases_are_read_in_a_large_answer_after_a_compaction(lab: Lab) -> None:
     """All must be read anew, in one answer larger than gRPC takes by default."""
     host = lab.hosts[0]
     writer = EtcdWriter(lab)

@@ -53,7 +53,7 @@ def expect_well_again(timer: FaultTimer, lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted key", "revoked etcd lease"])
-def test_a_revoked_lease_ends_its_host_alone(lab: Lab, how: str) -> None:
+def test_revoked_lease_ends_only_its_own_daemon(lab: Lab, how: str) -> None:
     victim, *others = lab.hosts
     subnet = str(victim.subnet)
     with timed_fault(f"lease revoked, {how}", others) as timer:
@@ -71,7 +71,7 @@ def test_a_revoked_lease_ends_its_host_alone(lab: Lab, how: str) -> None:
     assert log_lines(victim, "flannel-udp: ", "was revoked")
 
 
-def test_a_stolen_lease_ends_its_host_alone_and_stays_the_thiefs(lab: Lab) -> None:
+def test_lease_taken_over_by_another_host_ends_only_its_daemon(lab: Lab) -> None:
     victim, *others = lab.hosts
     key, subnet = key_of(lab, victim), str(victim.subnet)
     with timed_fault("lease stolen", others) as timer:
@@ -86,7 +86,7 @@ def test_a_stolen_lease_ends_its_host_alone_and_stays_the_thiefs(lab: Lab) -> No
     lab.etcdctl("del", key)
 
 
-def test_a_lease_that_expires_while_its_host_is_cut_off_comes_back_with_it(lab: Lab) -> None:
+def test_lease_that_expired_while_cut_off_is_created_again(lab: Lab) -> None:
     """The etcd lease is gone then: the first renewal is answered with a life of 0 seconds."""
     victim, *others = lab.hosts
     key, subnet, known = key_of(lab, victim), str(victim.subnet), routes(victim)

@@ -153,7 +153,7 @@ HARMLESS = {"MTU changed"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_forwarding_is_back_within_a_second(scene: Scene, fault: str) -> None:
+def test_forwarding_resumes_within_a_second_of_a_fault(scene: Scene, fault: str) -> None:
     inflict, line = FAULTS[fault]
     before, table = network_of(scene.host), routes(scene.host)
     offloads = scene.host.status()["offloads"]
@@ -171,7 +171,7 @@ def test_forwarding_is_back_within_a_second(scene: Scene, fault: str) -> None:
     assert len(set(told)) == len(told) <= 2
 
 
-def test_a_deleted_device_takes_no_counter_with_it(scene: Scene) -> None:
+def test_counters_survive_a_deleted_device(scene: Scene) -> None:
     before = scene.host.status()
     scene.delete_device()
     wait_until(lambda: log_lines(scene.host, "made anew"), "the repair")
@@ -182,7 +182,7 @@ def test_a_deleted_device_takes_no_counter_with_it(scene: Scene) -> None:
     assert after["peers"][0]["sent_packets"] > before["peers"][0]["sent_packets"]
 
 
-def test_an_interface_that_flaps_is_spoken_of_and_survived(scene: Scene) -> None:
+def test_interface_going_down_is_logged_and_forwarding_resumes(scene: Scene) -> None:
     scene.host.netns.set_link("eth0", state="down")
     wait_until(lambda: log_lines(scene.host, "eth0 is down: nothing can be sent"), "the line")
     scene.host.netns.set_link("eth0", state="up")
@@ -192,7 +192,7 @@ def test_an_interface_that_flaps_is_spoken_of_and_survived(scene: Scene) -> None
     assert network_of(scene.host)["flags"].count("UP") == 1
 
 
-def test_an_address_that_is_only_set_anew_is_waited_for(scene: Scene) -> None:
+def test_address_that_is_removed_and_added_ends_no_daemon(scene: Scene) -> None:
     scene.ip("address del 172.30.0.1/24 dev eth0")
     wait_until(lambda: log_lines(scene.host, "172.30.0.1 is gone from eth0"), "the line")
     scene.host.netns.add_address("eth0", IPv4Interface("172.30.0.1/24"))
@@ -200,7 +200,7 @@ def test_an_address_that_is_only_set_anew_is_waited_for(scene: Scene) -> None:
     wait_until(lambda: log_lines(scene.host, "eth0 and 172.30.0.1 are back"), "the line")
 
 
-def test_a_host_that_cannot_forward_is_not_ready_until_it_can(scene: Scene) -> None:
+def test_daemon_is_not_ready_while_it_cannot_forward(scene: Scene) -> None:
     """The socket is shut down, and another one stays on its port."""
     with udp_socket_of(scene.host) as stolen:
         with suppress(OSError):
@@ -211,7 +211,7 @@ def test_a_host_that_cannot_forward_is_not_ready_until_it_can(scene: Scene) -> N
     scene.await_return()
 
 
-def test_a_route_that_bypasses_the_tunnel_is_named_until_it_goes(scene: Scene) -> None:
+def test_route_that_bypasses_the_tunnel_is_logged_until_removed(scene: Scene) -> None:
     stray = str(scene.lab.hosts[1].subnet)
     scene.ip(f"route add {stray} via 172.30.0.9")
     line = f"these routes inside {NETWORK} bypass the tunnel: {stray} via 172.30.0.9 dev eth0"
@@ -222,7 +222,7 @@ def test_a_route_that_bypasses_the_tunnel_is_named_until_it_goes(scene: Scene) -
     assert len(log_lines(scene.host, "bypass")) == 2
 
 
-def test_who_undoes_every_repair_costs_neither_the_cpu_nor_the_log(scene: Scene) -> None:
+def test_repeated_deletion_of_the_route_costs_little_cpu_and_log(scene: Scene) -> None:
     began, before = time.monotonic(), cpu_seconds(scene.host)
     undone = 0
     while time.monotonic() - began < 3:
@@ -237,7 +237,7 @@ def test_who_undoes_every_repair_costs_neither_the_cpu_nor_the_log(scene: Scene)
     assert "something undoes this again and again" in lines[-1]
 
 
-def test_a_device_that_is_always_deleted_ends_it(pair_lab: Lab) -> None:
+def test_repeatedly_deleted_device_ends_the_daemon(pair_lab: Lab) -> None:
     host = pair_lab.hosts[0]
     delete_device_until_exit(host)
     (sentence,) = log_lines(host, "flannel-udp: ")
@@ -246,7 +246,7 @@ def test_a_device_that_is_always_deleted_ends_it(pair_lab: Lab) -> None:
     assert unreachable(pair_lab) == []
 
 
-def test_a_new_address_ends_it_and_the_next_start_keeps_the_subnet(pair_lab: Lab) -> None:
+def test_new_address_ends_the_daemon_and_keeps_the_subnet(pair_lab: Lab) -> None:
     """The last one here, because the host keeps the address. The connections go on, too."""
     host, other = pair_lab.hosts
     assert host.daemon

@@ -135,7 +135,7 @@ def outage(
     network_rights: None, request: pytest.FixtureRequest
 ) -> Iterator[tuple[LongOutage, Future[None]] | None]:
     """Starts the outage with the first test of this module, if its own test is selected."""
-    wanted = test_outage_of_a_minute_logs_few_lines_and_loses_no_packet
+    wanted = test_outage_of_a_minute_logs_little_and_loses_nothing
     if not any(item.name == wanted.__name__ for item in request.session.items):
         yield None
         return
@@ -145,7 +145,7 @@ def outage(
         outage.stop()
 
 
-def test_outage_of_a_minute_logs_few_lines_and_loses_no_packet(
+def test_outage_of_a_minute_logs_little_and_loses_nothing(
     outage: tuple[LongOutage, Future[None]],
 ) -> None:
     """In real time; the tests of retry.py cover ten minutes with a simulated clock."""

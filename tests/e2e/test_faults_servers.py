@@ -75,9 +75,7 @@ def tls_files(folder: Path, server_days: int = 2) -> TlsFiles:
     return make_tls_files(folder, f"IP:{ADDRESS}", server_days)
 
 
-def test_a_cluster_loses_a_member_then_its_majority_and_gets_it_back(
-    lab: Lab, tmp_path: Path
-) -> None:
+def test_loss_of_etcd_members_and_of_their_majority_is_survived(lab: Lab, tmp_path: Path) -> None:
     with etcd_cluster(tmp_path, netns=lab.switch, address=ADDRESS) as members:
         first, second, third = members
         endpoints = ",".join(member.url for member in members)
@@ -104,7 +102,7 @@ def test_a_cluster_loses_a_member_then_its_majority_and_gets_it_back(
             timer.expect_recovery(hosts, second.etcdctl, PREFIX, "on other members well")
 
 
-def test_tokens_expire_and_permissions_are_revoked_and_given_back(lab: Lab, tmp_path: Path) -> None:
+def test_expired_token_and_revoked_permission_are_survived(lab: Lab, tmp_path: Path) -> None:
     """User and password over TLS that is verified by the CA file alone."""
     files = tls_files(tmp_path / "tls")
     server = EtcdServer(
@@ -144,9 +142,7 @@ def test_tokens_expire_and_permissions_are_revoked_and_given_back(lab: Lab, tmp_
             timer.expect_recovery(hosts, server.etcdctl, PREFIX)
 
 
-def test_a_password_that_changes_without_us_is_told_and_changed_back_is_used(
-    lab: Lab, tmp_path: Path
-) -> None:
+def test_changed_password_is_logged_and_works_when_restored(lab: Lab, tmp_path: Path) -> None:
     """User and password without TLS."""
     with EtcdServer(tmp_path, netns=lab.switch, address=ADDRESS) as server:
         server.enable_auth("flannel", "secret", f"{PREFIX}/")
@@ -164,7 +160,7 @@ def test_a_password_that_changes_without_us_is_told_and_changed_back_is_used(
             timer.expect_recovery(hosts, server.etcdctl, PREFIX)
 
 
-def test_certificates_expire_and_are_rotated_on_disk(lab: Lab, tmp_path: Path) -> None:
+def test_expired_certificate_is_logged_and_rotated_files_are_used(lab: Lab, tmp_path: Path) -> None:
     """Both sides show one. The server comes back with an expired one, then with one of another
     authority, until our files follow."""
     old, new = tls_files(tmp_path / "old"), tls_files(tmp_path / "new")

@@ -66,7 +66,7 @@ def is_ready(host: Host) -> bool:
     return False
 
 
-def test_two_hosts_join_by_the_commands_that_are_printed(
+def test_two_hosts_join_with_the_printed_commands(
     bare_lab: Lab, tmp_path: Path, kept: ExitStack
 ) -> None:
     first, second = bare_lab.hosts
@@ -112,7 +112,7 @@ def test_two_hosts_join_by_the_commands_that_are_printed(
     assert "--network 10.55.0.0/16 notwithstanding" in again.stdout
 
 
-def test_an_older_etcd_does_not_get_the_data(bare_lab: Lab, tmp_path: Path) -> None:
+def test_older_etcd_is_refused_for_existing_data(bare_lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "etcd-version").write_text("99.1.2\n")
     result = first_etcd(bare_lab.hosts[0], tmp_path, "--network=10.44.0.0/16")
     assert result.returncode == 1
@@ -130,7 +130,7 @@ def test_an_older_etcd_does_not_get_the_data(bare_lab: Lab, tmp_path: Path) -> N
         (["--iface=eth7"], "eth7"),
     ],
 )
-def test_a_mistake_starts_nothing(
+def test_wrong_arguments_start_nothing(
     bare_lab: Lab, tmp_path: Path, argv: list[str], sentence: str
 ) -> None:
     arguments = [f"--data-dir={tmp_path}", "--no-systemd", "--network=10.44.0.0/16", *argv]
@@ -145,7 +145,7 @@ def test_a_mistake_starts_nothing(
     assert os.listdir(tmp_path) == []
 
 
-def test_an_etcd_that_cannot_start_says_why(bare_lab: Lab, tmp_path: Path) -> None:
+def test_etcd_that_cannot_start_is_reported_with_its_reason(bare_lab: Lab, tmp_path: Path) -> None:
     host = bare_lab.hosts[0]
     with host.netns.popen(
         [sys.executable, "-c", "import http.server as h; h.test(port=2380, bind='127.0.0.1')"],

@@ -68,7 +68,7 @@ def test_lease_in_etcd_is_byte_for_byte_what_flannel_writes(user_lab: Lab) -> No
         assert 86_000 < left["ttl"] <= 86_400
 
 
-def test_subnet_env_is_where_and_what_flannel_writes(user_lab: Lab) -> None:
+def test_subnet_env_has_flannels_path_and_content(user_lab: Lab) -> None:
     for host in user_lab.hosts:
         assert host.subnet
         assert host.subnet_file.read_text() == (
@@ -79,7 +79,7 @@ def test_subnet_env_is_where_and_what_flannel_writes(user_lab: Lab) -> None:
         )
 
 
-def test_docker_options_are_the_four_lines_docker_was_started_with(user_lab: Lab) -> None:
+def test_docker_options_are_the_four_lines_that_flannel_writes(user_lab: Lab) -> None:
     host = user_lab.hosts[0]
     script = Path(sys.executable).with_name("mk-docker-opts")
     options = ("-k", "DOCKER_NETWORK_OPTIONS", "-d", "/run/flannel/docker")

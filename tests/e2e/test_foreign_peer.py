@@ -97,7 +97,7 @@ def wait_until_acquainted(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("foreigner")
-def test_both_directions_work_and_every_lease_is_read(mixed_lab: Lab) -> None:
+def test_pings_work_both_ways_and_both_programs_read_all_leases(mixed_lab: Lab) -> None:
     wait_until_acquainted(mixed_lab)
     assert None not in mixed_lab.ping_matrix().values()
     assert NAME in leases(mixed_lab)
@@ -114,7 +114,9 @@ def test_packets_of_every_size_pass_between_the_two_programs(mixed_lab: Lab) -> 
             assert "3 received" in answer.stdout, f"{size} bytes from {source.name}"
 
 
-def test_leaving_takes_the_route_away(mixed_lab: Lab, foreigner: subprocess.Popen[Any]) -> None:
+def test_route_is_removed_when_the_other_program_leaves(
+    mixed_lab: Lab, foreigner: subprocess.Popen[Any]
+) -> None:
     wait_for_route(mixed_lab, mixed_lab.hosts[2].address)
     leave(foreigner)
     wait_for_route(mixed_lab, None)

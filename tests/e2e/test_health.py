@@ -34,7 +34,7 @@ def host(health_lab: Lab) -> Iterator[Host]:
         host.kill_daemon()
 
 
-def test_health_answers_before_etcd_does_and_readiness_comes_with_forwarding(
+def test_health_answers_at_once_and_readiness_follows_forwarding(
     health_lab: Lab, host: Host
 ) -> None:
     assert health(host, "/healthz") == (0, "")
@@ -56,7 +56,7 @@ def test_health_answers_before_etcd_does_and_readiness_comes_with_forwarding(
     assert health(host, "/healthz") == (0, "")
 
 
-def test_ready_stays_ready_while_etcd_is_away(health_lab: Lab, host: Host) -> None:
+def test_daemon_stays_ready_while_etcd_does_not_answer(health_lab: Lab, host: Host) -> None:
     """Else one outage of etcd would mark every host of the cluster unready."""
     host.log_path.unlink(missing_ok=True)
     host.start_daemon()
@@ -73,7 +73,7 @@ def test_ready_stays_ready_while_etcd_is_away(health_lab: Lab, host: Host) -> No
     assert health(host, "/readyz") == (200, "flanneld is ready")
 
 
-def test_a_clock_that_is_set_changes_nothing(health_lab: Lab, host: Host, clock: ClockShim) -> None:
+def test_changed_clock_has_no_effect(health_lab: Lab, host: Host, clock: ClockShim) -> None:
     host.start_daemon()
     wait_until(lambda: host.status()["etcd"]["state"] == "watching", "following etcd")
     before = host.status()

@@ -98,7 +98,7 @@ def compare_shares(lab: Lab) -> float:
     return (left_of_ours / ours) / (left_of_theirs / theirs)
 
 
-def test_one_percent_of_loss_leaves_no_smaller_a_share_of_throughput_than_kernel_vxlan_keeps(
+def test_loss_costs_no_more_throughput_than_with_kernel_vxlan(
     lossy_lab: Lab,
 ) -> None:
     ratios: list[float] = []

@@ -62,7 +62,7 @@ def outside_listener(lab: Lab) -> socket.socket:
     return lab.switch.call(open_there)
 
 
-def test_what_leaves_the_overlay_is_masqueraded_and_answers_come_back(masq_lab: Lab) -> None:
+def test_packets_that_leave_the_overlay_are_masqueraded(masq_lab: Lab) -> None:
     with outside_listener(masq_lab) as server:
         server.settimeout(10)
         for host in masq_lab.hosts:
@@ -97,7 +97,7 @@ def routed_outside(lab: Lab, network: IPv4Network) -> Iterator[None]:
     lab.switch.run(["ip", "route", "del", str(network)], check=True)
 
 
-def test_a_host_outside_reaches_containers_here_by_its_own_address(masq_lab: Lab) -> None:
+def test_outside_host_reaches_local_containers_with_its_own_address(masq_lab: Lab) -> None:
     (host, _), (here, _) = masq_lab.hosts, masq_lab.containers
     assert host.subnet
     with routed_outside(masq_lab, host.subnet), listen(here, socket.SOCK_STREAM) as server:
@@ -108,7 +108,7 @@ def test_a_host_outside_reaches_containers_here_by_its_own_address(masq_lab: Lab
     assert peer[0] == str(UNDERLAY.ip)
 
 
-def test_a_host_outside_reaches_containers_elsewhere_as_the_host_it_comes_through(
+def test_outside_host_reaches_remote_containers_masqueraded_as_its_gateway(
     masq_lab: Lab,
 ) -> None:
     """Else the answers would take another way, past the tunnel."""
@@ -126,7 +126,7 @@ def test_a_host_outside_reaches_containers_elsewhere_as_the_host_it_comes_throug
 
 
 @pytest.mark.parametrize("mark", [None, 0x4000, 0x4001, 0x8000])
-def test_what_kube_proxy_marked_is_left_to_it(masq_lab: Lab, mark: int | None) -> None:
+def test_packets_marked_by_kube_proxy_are_not_masqueraded(masq_lab: Lab, mark: int | None) -> None:
     (host, _), (here, _) = masq_lab.hosts, masq_lab.containers
     is_left = bool(mark and mark & 0x4000)
     assert host.subnet
@@ -154,7 +154,7 @@ def marked(host: Host, container: Container, mark: int | None) -> Iterator[None]
     host.run(["nft", "delete table ip test"], check=True)
 
 
-def test_what_no_container_has_is_dropped_by_the_blackhole(masq_lab: Lab) -> None:
+def test_packet_for_an_unused_address_is_dropped_by_the_blackhole(masq_lab: Lab) -> None:
     """While the bridge is gone, it would go back into the tunnel that it came from."""
     (host, _), (_, there) = masq_lab.hosts, masq_lab.containers
     assert host.subnet
@@ -178,7 +178,7 @@ def test_what_no_container_has_is_dropped_by_the_blackhole(masq_lab: Lab) -> Non
         host.netns.set_link(BRIDGE, state="up")
 
 
-def test_repair_loses_no_packet(masq_lab: Lab, tool: str) -> None:
+def test_repair_of_rules_loses_no_packet(masq_lab: Lab, tool: str) -> None:
     """Of the two rules that let a packet through, one is taken away and restored, repeatedly."""
     host, (one, other) = masq_lab.hosts[0], masq_lab.containers
     before = rules(host)
@@ -197,7 +197,7 @@ def test_repair_loses_no_packet(masq_lab: Lab, tool: str) -> None:
     assert repairs
 
 
-def test_restart_after_a_kill_finds_its_own_rules_and_a_stop_removes_them(masq_lab: Lab) -> None:
+def test_restart_after_a_kill_takes_over_the_rules(masq_lab: Lab) -> None:
     host = masq_lab.hosts[0]
     before = rules(host)
     assert before
@@ -230,7 +230,7 @@ def plain_lab(make_lab: Callable[[Lab], Lab]) -> Lab:
     return make_lab(Lab(hosts=2, daemon_args=["--iptables-resync=1"]))
 
 
-def test_without_the_flags_nothing_is_masqueraded_or_let_through(plain_lab: Lab) -> None:
+def test_without_the_flags_nothing_is_masqueraded_or_accepted(plain_lab: Lab) -> None:
     host, other = plain_lab.hosts
     assert plain_lab.ping(host.containers[0], UNDERLAY.ip, wait=1) is None
     assert "FLANNEL-POSTRTG" not in "".join(rules(host))
@@ -244,7 +244,7 @@ def test_without_the_flags_nothing_is_masqueraded_or_let_through(plain_lab: Lab)
     assert "nothing there accepts 10.1.0.0/16" in problem
 
 
-def test_an_nftables_accept_cannot_overrule_docker_and_the_log_says_so(
+def test_log_warns_that_nftables_cannot_overrule_dockers_drop(
     make_lab: Callable[[Lab], Lab],
 ) -> None:
     config = {"Network": "10.1.0.0/16", "EnableNFTables": True}

@@ -73,7 +73,7 @@ def stats(host: Host) -> dict[str, int]:
     return counters
 
 
-def test_a_way_that_becomes_narrower_loses_and_doubles_nothing_and_is_fast_again_when_it_is_wide(
+def test_lower_path_mtu_loses_nothing_and_gso_returns_after_it(
     routed_lab: Lab,
 ) -> None:
     near, far = routed_lab.hosts
@@ -124,9 +124,7 @@ def test_a_way_that_becomes_narrower_loses_and_doubles_nothing_and_is_fast_again
 
 
 @pytest.mark.parametrize("presets", [("auto", "auto"), ("none", "tso")], ids="-".join)
-def test_streams_survive_a_way_that_becomes_narrower_beneath_them(
-    routed_lab: Lab, presets: tuple[str, str]
-) -> None:
+def test_tcp_streams_survive_a_lowered_path_mtu(routed_lab: Lab, presets: tuple[str, str]) -> None:
     near, far = routed_lab.hosts
     amount = 256 * MIB if "auto" in presets else 64 * MIB
     ends = near.containers[0], far.containers[0]

@@ -72,7 +72,7 @@ def assert_restart_works(lab: Lab, host: Host) -> None:
     assert unreachable(lab) == []
 
 
-def test_killed_daemon_comes_back_with_its_subnet(running: Lab) -> None:
+def test_killed_daemon_starts_again_with_its_subnet(running: Lab) -> None:
     host = running.hosts[0]
     host.kill_daemon()
     assert_restart_works(running, host)
@@ -99,7 +99,7 @@ def test_killed_daemon_finds_its_subnet_in_subnet_env_alone(running: Lab) -> Non
     assert host.subnet == before
 
 
-def test_killed_while_it_starts_it_leaves_nothing_in_the_way(running: Lab) -> None:
+def test_daemon_killed_during_its_start_does_not_block_the_next(running: Lab) -> None:
     """Killed at every stage of the start, as far as its log tells the stages apart."""
     host = running.hosts[0]
     assert host.stop_daemon() == 0
@@ -111,7 +111,7 @@ def test_killed_while_it_starts_it_leaves_nothing_in_the_way(running: Lab) -> No
     assert_restart_works(running, host)
 
 
-def test_sigterm_keeps_the_lease_and_subnet_env_and_removes_the_rest(running: Lab) -> None:
+def test_sigterm_keeps_only_the_lease_and_subnet_env(running: Lab) -> None:
     host = running.hosts[0]
     before, env = leases(running), host.subnet_file.read_text()
     assert host.stop_daemon(signal.SIGTERM) == 0
@@ -123,13 +123,13 @@ def test_sigterm_keeps_the_lease_and_subnet_env_and_removes_the_rest(running: La
     assert_restart_works(running, host)
 
 
-def test_sigint_ends_it_the_same_way(running: Lab) -> None:
+def test_sigint_ends_the_daemon_like_sigterm(running: Lab) -> None:
     host = running.hosts[0]
     assert host.stop_daemon(signal.SIGINT) == 0
     assert devices(host) == []
 
 
-def test_every_further_signal_is_ignored_while_it_cleans_up(running: Lab) -> None:
+def test_further_signals_are_ignored_during_the_cleanup(running: Lab) -> None:
     host = running.hosts[0]
     assert host.daemon
     while host.daemon.poll() is None:
@@ -148,9 +148,7 @@ Follower.join = lambda self, timeout=None: time.sleep(2.5) or join(self)
 """
 
 
-def test_a_lost_lease_ends_forwarding_before_all_else(
-    make_lab: Callable[[Lab], Lab], tmp_path: Path
-) -> None:
+def test_lost_lease_ends_forwarding_first(make_lab: Callable[[Lab], Lab], tmp_path: Path) -> None:
     """Also where ending takes long, as with a thread that waits for a frozen endpoint of etcd."""
     (tmp_path / "sitecustomize.py").write_text(STUCK)
     lab = make_lab(Lab(hosts=2, daemon_env={"PYTHONPATH": str(tmp_path)}))
@@ -168,7 +166,7 @@ def test_a_lost_lease_ends_forwarding_before_all_else(
     assert devices(host) == []
 
 
-def test_deleted_key_ends_it_with_a_sentence(running: Lab) -> None:
+def test_deleted_key_ends_the_daemon_with_a_sentence(running: Lab) -> None:
     host, other = running.hosts
     key = str(host.subnet).replace("/", "-")
     running.etcdctl("del", f"{running.prefix}/subnets/{key}")
@@ -183,7 +181,7 @@ def test_deleted_key_ends_it_with_a_sentence(running: Lab) -> None:
     assert unreachable(running) == []
 
 
-def test_key_taken_over_by_another_host_ends_it_with_a_sentence(running: Lab) -> None:
+def test_key_taken_over_by_another_host_ends_the_daemon(running: Lab) -> None:
     host = running.hosts[0]
     key = str(host.subnet).replace("/", "-")
     running.etcdctl("put", f"{running.prefix}/subnets/{key}", lease_value("172.30.0.50"))
@@ -199,7 +197,7 @@ def test_key_taken_over_by_another_host_ends_it_with_a_sentence(running: Lab) ->
     assert unreachable(running) == []
 
 
-def test_reservation_stays_without_a_lease(running: Lab) -> None:
+def test_reservation_gets_no_etcd_lease(running: Lab) -> None:
     """A key that an operator wrote by hand is used, and neither given a life time nor deleted."""
     host = running.hosts[0]
     assert host.stop_daemon() == 0

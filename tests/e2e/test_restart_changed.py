@@ -35,7 +35,7 @@ def overwrite(descriptor: int, offset: int, text: bytes) -> None:
     ],
     ids=["cut short", "of another version", "garbage"],
 )
-def test_state_that_cannot_be_read_means_a_fresh_start(
+def test_unreadable_state_means_a_fresh_start(
     running: Lab, spoil: Callable[[int], None], sentence: str
 ) -> None:
     host = running.hosts[0]
@@ -57,13 +57,13 @@ def assert_fresh_start(lab: Lab, host: Host, sentence: str, *flags: str) -> None
     assert unreachable(lab) == []
 
 
-def test_other_flags_of_the_device_mean_a_fresh_start(running: Lab) -> None:
+def test_another_offload_flag_means_a_fresh_start(running: Lab) -> None:
     host = running.hosts[0]
     terminate(host)
     assert_fresh_start(running, host, "--offload", "--offload", "none")
 
 
-def test_a_changed_network_config_means_a_fresh_start(running: Lab) -> None:
+def test_changed_network_config_means_a_fresh_start(running: Lab) -> None:
     """It is found out while packets flow already, for etcd may be away."""
     host = running.hosts[0]
     config = running.etcdctl("get", "--print-value-only", f"{running.prefix}/config").strip()
@@ -82,7 +82,7 @@ def test_a_changed_network_config_means_a_fresh_start(running: Lab) -> None:
         running.etcdctl("put", f"{running.prefix}/config", config)
 
 
-def test_a_device_deleted_in_between_means_a_fresh_start(running: Lab) -> None:
+def test_device_deleted_during_the_restart_means_a_fresh_start(running: Lab) -> None:
     host = running.hosts[0]
     terminate(host)
     host.netns.delete_link("flannel0")

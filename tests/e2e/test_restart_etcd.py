@@ -38,7 +38,7 @@ def assert_restart_is_unharmed_after(lab: Lab, stop_etcd: Callable[[], None]) ->
         flow.assert_unharmed()
 
 
-def test_restart_needs_no_etcd_and_catches_up_when_it_is_back(running: Lab) -> None:
+def test_restart_without_etcd_catches_up_when_etcd_returns(running: Lab) -> None:
     host = running.hosts[0]
     old = leases(running)
     assert_restart_is_unharmed_after(running, running.etcd.kill)
@@ -51,7 +51,7 @@ def test_restart_needs_no_etcd_and_catches_up_when_it_is_back(running: Lab) -> N
     assert log_lines(host, "read all leases again") == []
 
 
-def test_what_changed_in_between_is_not_missed(running: Lab) -> None:
+def test_changes_during_the_restart_are_not_missed(running: Lab) -> None:
     host, other = running.hosts
     folder = f"{running.prefix}/subnets/"
     running.etcdctl("put", f"{folder}10.1.188.0-24", lease_value("172.30.0.88"))
@@ -70,7 +70,7 @@ def held(host: Host) -> dict[str, float]:
     return {each["subnet"]: each["seconds_left"] for each in host.status()["held"]}
 
 
-def test_held_routes_are_held_on_and_not_for_longer(running: Lab) -> None:
+def test_restart_keeps_held_routes_and_does_not_extend_the_hold(running: Lab) -> None:
     host = running.hosts[0]
     stranger = f"{running.prefix}/subnets/10.1.166.0-24", lease_value("172.30.0.66")
     running.etcdctl("put", *stranger)
@@ -93,7 +93,7 @@ def test_held_routes_are_held_on_and_not_for_longer(running: Lab) -> None:
     wait_until(lambda: "10.1.166.0/24" not in routes(host), "the end of the route")
 
 
-def test_data_that_was_lost_in_between_is_noticed(running: Lab) -> None:
+def test_loss_of_etcds_data_during_the_restart_is_noticed(running: Lab) -> None:
     """Etcd comes back with a revision beyond the one that the last process knew."""
     host, other = running.hosts
     subnet, revision = host.subnet, host.status()["etcd"]["revision"]
@@ -113,7 +113,7 @@ def test_data_that_was_lost_in_between_is_noticed(running: Lab) -> None:
     wait_until(lambda: not held(host), "the end of the hold")
 
 
-def test_a_frozen_etcd_holds_up_neither_the_stop_nor_the_start(running: Lab) -> None:
+def test_frozen_etcd_delays_neither_stop_nor_start(running: Lab) -> None:
     host = running.hosts[0]
     assert_restart_is_unharmed_after(running, running.etcd.pause)
     running.etcd.resume()
@@ -121,7 +121,7 @@ def test_a_frozen_etcd_holds_up_neither_the_stop_nor_the_start(running: Lab) -> 
     assert log_lines(host, "read all leases again") == []
 
 
-def test_killed_daemon_has_left_its_newest_routes(running: Lab) -> None:
+def test_killed_daemon_has_recorded_its_newest_routes(running: Lab) -> None:
     """They are recorded now and then, not only at the end."""
     host = running.hosts[0]
     folder = f"{running.prefix}/subnets/"
@@ -145,7 +145,7 @@ def state(host: Host) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def test_a_lost_lease_is_not_handed_over(running: Lab) -> None:
+def test_lost_lease_is_not_handed_over(running: Lab) -> None:
     host = running.hosts[0]
     key = str(host.subnet).replace("/", "-")
     running.etcdctl("del", f"{running.prefix}/subnets/{key}")
@@ -162,7 +162,7 @@ def test_a_lost_lease_is_not_handed_over(running: Lab) -> None:
     [(("del",), "was revoked"), (("put", lease_value("172.30.0.99")), "was taken over by")],
     ids=["revoked", "stolen"],
 )
-def test_a_lease_that_was_lost_before_the_restart_is_lost_after_it(
+def test_lease_lost_before_the_restart_ends_the_next_daemon(
     running: Lab, change: tuple[str, ...], sentence: str
 ) -> None:
     """The last process heard of it and could not look into it: its calls were refused by then."""

@@ -118,7 +118,7 @@ def restart(host: Host) -> None:
     wait_until(lambda: log_lines(host, "restarting: SIGUSR2"), "the end of the first program")
 
 
-def test_a_stop_in_the_middle_of_a_restart_leaves_nothing(unkept: Host) -> None:
+def test_stop_during_a_restart_removes_everything(unkept: Host) -> None:
     """The signal waits for the next program, which has not made anything itself yet."""
     restart(unkept)
     terminate(unkept)
@@ -127,9 +127,7 @@ def test_a_stop_in_the_middle_of_a_restart_leaves_nothing(unkept: Host) -> None:
     assert devices(unkept) == []
 
 
-def test_a_device_deleted_in_the_middle_of_a_restart_is_made_anew(
-    running: Lab, unkept: Host
-) -> None:
+def test_device_deleted_during_a_restart_is_created_again(running: Lab, unkept: Host) -> None:
     restart(unkept)
     wait_until(lambda: takeovers(unkept), "the next program")
     unkept.netns.delete_link("flannel0")
@@ -164,7 +162,7 @@ def give_address(host: Host) -> None:
     ],
     ids=["half a certificate", "no address"],
 )
-def test_what_a_start_lacks_is_waited_for_while_packets_flow(
+def test_packets_flow_while_a_start_waits_for_something_missing(
     running: Lab,
     fault: Callable[[Host], None],
     cure: Callable[[Host], None],
@@ -194,7 +192,7 @@ def test_what_a_start_lacks_is_waited_for_while_packets_flow(
     assert unreachable(running) == []
 
 
-def test_a_start_that_fails_leaves_all_to_the_next_one(running: Lab) -> None:
+def test_failed_start_leaves_the_tunnel_to_the_next_one(running: Lab) -> None:
     host = running.hosts[0]
     flags = ("--ip-masq", "--ip-blackhole-route")
     terminate(host)
@@ -214,7 +212,7 @@ def test_a_start_that_fails_leaves_all_to_the_next_one(running: Lab) -> None:
     assert device_index(host) == before
 
 
-def test_a_route_of_others_that_came_in_between_makes_way(running: Lab) -> None:
+def test_route_replaced_during_the_restart_is_restored(running: Lab) -> None:
     """As it would while the daemon runs."""
     host = running.hosts[0]
     before = device_index(host)
@@ -228,7 +226,7 @@ def test_a_route_of_others_that_came_in_between_makes_way(running: Lab) -> None:
     assert unreachable(running) == []
 
 
-def test_a_device_made_anew_is_handed_over_too(running: Lab) -> None:
+def test_recreated_device_is_handed_over(running: Lab) -> None:
     host = running.hosts[0]
     deleted = device_index(host)
     host.netns.delete_link("flannel0")
@@ -244,7 +242,7 @@ def test_a_device_made_anew_is_handed_over_too(running: Lab) -> None:
     assert device_index(host) == made_anew
 
 
-def test_a_device_that_is_always_deleted_is_not_handed_over(running: Lab) -> None:
+def test_repeatedly_deleted_device_is_not_handed_over(running: Lab) -> None:
     host = running.hosts[0]
     delete_device_until_exit(host)
     assert stored(host) == []
@@ -254,7 +252,7 @@ def test_a_device_that_is_always_deleted_is_not_handed_over(running: Lab) -> Non
     assert unreachable(running) == []
 
 
-def test_a_socket_that_was_shut_down_is_made_anew_once_the_manager_has_let_go_of_it(
+def test_shut_down_socket_is_recreated_after_its_copy_is_closed(
     running: Lab,
 ) -> None:
     """Its copy holds the port."""
@@ -274,7 +272,7 @@ def test_a_socket_that_was_shut_down_is_made_anew_once_the_manager_has_let_go_of
     assert takeovers(host) == 1
 
 
-def test_rules_and_routes_of_the_host_stay_for_the_next_process(running: Lab) -> None:
+def test_firewall_rules_and_blackhole_route_stay_for_the_next_process(running: Lab) -> None:
     host = running.hosts[0]
     terminate(host)
     host.manager.drop_descriptors()

@@ -130,7 +130,7 @@ def start_and_measure(lab: Lab, count: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("count", "within", "megabytes"), [(10_000, 1.5, 120), (65_536, 6, 180)])
-def test_packets_leave_for_all_hosts_at_once(
+def test_packets_leave_for_all_hosts_right_after_the_start(
     empty_lab: Lab, count: int, within: float, megabytes: float
 ) -> None:
     host = empty_lab.hosts[0]

@@ -173,7 +173,7 @@ def plain(line: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_shows_what_the_program_prints(
+def test_picture_shows_what_the_program_prints(
     name: str, pictures: dict[str, str], pytestconfig: pytest.Config
 ) -> None:
     path = DOCS / f"{name}.svg"
@@ -182,7 +182,7 @@ def test_a_picture_shows_what_the_program_prints(
     assert words(path.read_text()) == words(pictures[name]), "make screens takes them anew"
 
 
-def test_what_the_lab_offers_to_type_does_what_it_promises(demo: Demo) -> None:
+def test_commands_that_the_lab_suggests_work(demo: Demo) -> None:
     promises = [
         r"10\.1\.0\.0/16 dev flannel0",  # ip route
         r"IP 10\.1\.\d+\.2.* > 10\.1\.\d+\.2",  # tcpdump

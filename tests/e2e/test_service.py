@@ -60,7 +60,9 @@ def wait_until_joined(lab: Lab) -> None:
     wait_until(lambda: lab.ping(there, tunnel(here), wait=1), "a ping through the tunnel", PATIENCE)
 
 
-def test_the_service_joins_and_tells_docker(service_lab: Lab, service: SystemdHost) -> None:
+def test_service_joins_the_network_and_writes_dockers_options(
+    service_lab: Lab, service: SystemdHost
+) -> None:
     wait_until_joined(service_lab)
     assert service.host.status()["ready"]
     assert service.host.status()["firewall"]["tool"].endswith("(legacy)")
@@ -76,7 +78,7 @@ def test_the_service_joins_and_tells_docker(service_lab: Lab, service: SystemdHo
 @pytest.mark.parametrize(
     ("fault", "most"), [("systemctl restart", 0), ("systemctl kill --signal=KILL", 2)]
 )
-def test_a_restart_loses_no_packet_and_a_crash_those_in_its_hands(
+def test_restart_loses_no_packet_and_a_crash_only_few(
     service_lab: Lab, service: SystemdHost, fault: str, most: int
 ) -> None:
     here, there = service_lab.hosts
@@ -119,7 +121,7 @@ ATTEMPTS = {
 }
 
 
-def test_the_sandbox_holds_what_it_promises(service: SystemdHost, tmp_path: Path) -> None:
+def test_sandbox_allows_only_what_the_daemon_needs(service: SystemdHost, tmp_path: Path) -> None:
     service.run_all(
         *("mkdir /home/probe /etc/probe", "mknod /run/kmsg c 1 11"),
         *("echo secret > /etc/probe/key", "chmod 600 /etc/probe/key", "chown 4321 /etc/probe/key"),
@@ -145,9 +147,7 @@ def test_the_sandbox_holds_what_it_promises(service: SystemdHost, tmp_path: Path
     assert possible == [name for name, (_, allowed) in ATTEMPTS.items() if allowed]
 
 
-def test_the_settings_of_a_flannel_host_work_unchanged(
-    service_lab: Lab, service: SystemdHost
-) -> None:
+def test_settings_of_a_flannel_host_work_unchanged(service_lab: Lab, service: SystemdHost) -> None:
     """What Red Hat's package of flannel has in its file."""
     prefix = "/atomic.io/network"
     service_lab.etcdctl("put", f"{prefix}/config", '{"Network":"10.7.0.0/16"}')
@@ -175,7 +175,7 @@ def test_the_settings_of_a_flannel_host_work_unchanged(
     service.write(SETTINGS, ours)
 
 
-def test_a_key_that_only_etcds_user_may_read_is_read(
+def test_daemon_reads_a_key_readable_for_etcds_user_only(
     service_lab: Lab, service: SystemdHost, tmp_path: Path
 ) -> None:
     files = make_tls_files(tmp_path / "tls", f"IP:{UNDERLAY.ip}")
@@ -204,7 +204,7 @@ def test_a_key_that_only_etcds_user_may_read_is_read(
     service.run_all(f"systemctl start {UNIT}")
 
 
-def test_a_step_for_docker_that_fails_leaves_the_overlay_up(
+def test_failed_mk_docker_opts_leaves_the_overlay_up(
     service_lab: Lab, service: SystemdHost
 ) -> None:
     service.run_all("rm /run/flannel/docker", "mkdir /run/flannel/docker")
@@ -215,7 +215,7 @@ def test_a_step_for_docker_that_fails_leaves_the_overlay_up(
     service.run_all("rmdir /run/flannel/docker")
 
 
-def test_a_wrong_flag_is_not_tried_twice_a_second(service: SystemdHost) -> None:
+def test_start_after_a_wrong_flag_waits_five_seconds(service: SystemdHost) -> None:
     def rests() -> bool:
         """Whether its last process is one that sleeps, and not the shell that may become it."""
         shown = service.run(f"systemctl status {UNIT}").stdout
@@ -232,9 +232,7 @@ def test_a_wrong_flag_is_not_tried_twice_a_second(service: SystemdHost) -> None:
     wait_until(lambda: service.property_of("ActiveState") == "active", "the next start", PATIENCE)
 
 
-def test_a_stop_keeps_the_lease_and_what_docker_needs(
-    service_lab: Lab, service: SystemdHost
-) -> None:
+def test_stop_keeps_the_lease_and_dockers_options(service_lab: Lab, service: SystemdHost) -> None:
     subnet = service.host.subnet
     service.run_all(f"systemctl stop {UNIT}")
     assert devices(service.host) == []
@@ -249,7 +247,7 @@ FIRST_ETCD = "/opt/flannel-udp/bin/flannel-udp etcd --iface eth0 --network 10.9.
 NOTE = "/var/lib/flannel-udp/etcd-version"
 
 
-def test_the_first_etcd_is_a_unit_that_refuses_to_go_back(booted: SystemdHost) -> None:
+def test_unit_of_the_first_etcd_refuses_an_older_etcd(booted: SystemdHost) -> None:
     etcd = first_etcd.UNIT.name
     booted.allow_the_checkout(etcd)
     with booted.host.netns.popen(

@@ -11,7 +11,7 @@ from preloaded import Preloaded
 from flannel_udp.lab.lab import Lab
 
 
-def test_two_daemons_started_at_once_on_an_empty_etcd_always_find_each_other(
+def test_two_daemons_started_at_once_find_each_other(
     network_rights: None, pytestconfig: pytest.Config
 ) -> None:
     with Lab(hosts=2, start_daemons=False) as lab, ExitStack() as stack:

@@ -71,7 +71,7 @@ def findings(host: Host, *wrapper: str) -> dict[str, str]:
     return bad
 
 
-def test_status_tells_what_the_daemon_has(lab: Lab) -> None:
+def test_status_shows_the_state_of_the_daemon(lab: Lab) -> None:
     host, peers = lab.hosts[0], lab.hosts[1:]
     result = status(host)
     assert (result.returncode, result.stderr) == (0, "")
@@ -89,7 +89,7 @@ def test_status_tells_what_the_daemon_has(lab: Lab) -> None:
     assert all(0 < peer["age_seconds"] < 600 for peer in told["peers"])
 
 
-def test_status_docker_masquerades_is_said(lab: Lab) -> None:
+def test_status_reports_that_docker_masquerades(lab: Lab) -> None:
     host = lab.hosts[0]
     rule = ("POSTROUTING", "-s", str(host.subnet), "!", "-o", "docker0", "-j", "MASQUERADE")
     host.run(["iptables", "-t", "nat", "-A", *rule], check=True)
@@ -98,7 +98,7 @@ def test_status_docker_masquerades_is_said(lab: Lab) -> None:
     wait_until(lambda: "docker" not in status(host).stdout, "the rule being seen gone")
 
 
-def test_status_says_why_a_daemon_is_not_ready(lab: Lab) -> None:
+def test_status_shows_why_a_daemon_is_not_ready(lab: Lab) -> None:
     host = lab.hosts[2]
     told = json.loads(lab.etcdctl("get", "--print-value-only", f"{lab.prefix}/config"))
     assert host.stop_daemon() == 0
@@ -119,7 +119,7 @@ def test_status_says_why_a_daemon_is_not_ready(lab: Lab) -> None:
 # status --check
 
 
-def test_a_sound_cluster_passes_every_check(lab: Lab) -> None:
+def test_healthy_cluster_passes_every_check(lab: Lab) -> None:
     assert findings(lab.hosts[0]) == {}
     lines = status(lab.hosts[0], "--check").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["ok"] * 7
@@ -132,7 +132,7 @@ def peer_subject(host: Host) -> str:
     return f"{host.address} ({host.subnet.network_address})"
 
 
-def test_what_keeps_a_peer_from_answering_is_told_apart(lab: Lab) -> None:
+def test_check_distinguishes_why_a_peer_does_not_answer(lab: Lab) -> None:
     host, second, third = lab.hosts
     to_third = f"ip daddr {third.address} udp dport 8285 drop"
     with firewall(host, "output", to_third), firewall(second, "input", "udp dport 8285 drop"):
@@ -157,7 +157,7 @@ def test_what_keeps_a_peer_from_answering_is_told_apart(lab: Lab) -> None:
     assert None not in lab.ping_matrix().values()
 
 
-def test_a_black_hole_for_large_packets_is_measured(lab: Lab) -> None:
+def test_check_measures_an_mtu_black_hole(lab: Lab) -> None:
     host, second, _ = lab.hosts
     with firewall(second, "input", "udp dport 8285 meta length > 1328 drop"):
         found = findings(host)
@@ -167,7 +167,7 @@ def test_a_black_hole_for_large_packets_is_measured(lab: Lab) -> None:
     assert '"MTU": 1300' in found[peer_subject(second)]
 
 
-def test_leases_and_routes_that_differ_are_told(lab: Lab) -> None:
+def test_check_reports_leases_and_routes_that_differ(lab: Lab) -> None:
     host = lab.hosts[0]
     outside = f"{lab.prefix}/subnets/10.9.9.0-24"
     lab.etcdctl("put", outside, lease_value("172.30.0.77"))
@@ -182,7 +182,7 @@ def test_leases_and_routes_that_differ_are_told(lab: Lab) -> None:
     }
 
 
-def test_leases_that_vanish_while_the_daemon_does_not_hear_of_it_are_told(lab: Lab) -> None:
+def test_check_reports_leases_deleted_while_the_daemon_is_cut_off(lab: Lab) -> None:
     """The check is of another group than the daemon, which alone is cut off from etcd."""
     host = lab.hosts[0]
     own = f"{lab.prefix}/subnets/{host.subnet}".replace("/24", "-24")
@@ -210,7 +210,7 @@ def test_leases_that_vanish_while_the_daemon_does_not_hear_of_it_are_told(lab: L
     )
 
 
-def test_without_the_right_to_ping_the_rest_is_checked_and_that_is_said(lab: Lab) -> None:
+def test_check_without_raw_sockets_reports_it_and_checks_the_rest(lab: Lab) -> None:
     host = lab.hosts[0]
     no_raw = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw"]
     argv = [*no_raw, *command(host, "status", "--check")]
@@ -221,7 +221,7 @@ def test_without_the_right_to_ping_the_rest_is_checked_and_that_is_said(lab: Lab
     assert {each.split()[0] for each in rest} == {"ok"}
 
 
-def test_many_hosts_that_are_down_are_told_in_seconds(lab: Lab) -> None:
+def test_check_of_many_down_hosts_takes_seconds(lab: Lab) -> None:
     """One after the other they would take more than a second each."""
     host = lab.hosts[0]
     gone = {f"10.1.{number}.0-24": f"172.31.0.{number}" for number in range(1, 255)}
@@ -241,7 +241,7 @@ def test_many_hosts_that_are_down_are_told_in_seconds(lab: Lab) -> None:
     assert took < len(gone) / 10
 
 
-def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
+def test_check_reports_bad_settings_of_the_host(lab: Lab) -> None:
     host = lab.hosts[0]
     host.netns.sysctl("ipv4/ip_forward", 0)
     try:
@@ -250,7 +250,7 @@ def test_bad_settings_of_the_host_are_told(lab: Lab) -> None:
         host.netns.sysctl("ipv4/ip_forward", 1)
 
 
-def test_containers_of_another_mtu_and_rules_that_miss_a_bridge_are_told(lab: Lab) -> None:
+def test_check_reports_wrong_container_mtu_and_missing_bridge_settings(lab: Lab) -> None:
     host = lab.hosts[0]
     host.netns.sysctl("bridge/bridge-nf-call-iptables", 0)
     host.netns.set_link("c1", mtu=1500)
@@ -265,7 +265,7 @@ def test_containers_of_another_mtu_and_rules_that_miss_a_bridge_are_told(lab: La
     assert "sysctl -w net.bridge.bridge-nf-call-iptables=1" in told
 
 
-def test_a_config_that_changed_under_the_daemon_is_told(lab: Lab) -> None:
+def test_check_reports_a_changed_network_config(lab: Lab) -> None:
     host, key = lab.hosts[0], f"{lab.prefix}/config"
     before = lab.etcdctl("get", "--print-value-only", key)
     lab.etcdctl("put", key, '{"Network":"10.1.0.0/16","Backend":{"Type":"udp","Port":9000}}')
@@ -285,7 +285,7 @@ def test_a_config_that_changed_under_the_daemon_is_told(lab: Lab) -> None:
     assert metrics(host)["flannel_config_changed"] == 0
 
 
-def test_two_hosts_with_one_public_ip_are_both_told(lab: Lab) -> None:
+def test_both_hosts_with_one_public_ip_report_it(lab: Lab) -> None:
     """The second takes the first's subnet without a word of etcd's."""
     first, _, second = lab.hosts
     assert second.stop_daemon() == 0
@@ -327,7 +327,7 @@ def left_clean(terminal: Terminal) -> bool:
     return min(ends) > max(begins) and terminal.after() == terminal.before
 
 
-def test_top_shows_the_traffic_as_it_flows(lab: Lab, top: Terminal) -> None:
+def test_top_shows_live_traffic(lab: Lab, top: Terminal) -> None:
     host, peer = lab.hosts[0], lab.hosts[1]
     ping = ["ping", "-n", "-i", "0.002", "-s", "1000", str(peer.ping_address)]
     with host.containers[0].netns.popen(ping, stdout=subprocess.DEVNULL) as traffic:
@@ -346,7 +346,7 @@ def test_top_shows_the_traffic_as_it_flows(lab: Lab, top: Terminal) -> None:
 
 
 @pytest.mark.parametrize("way", ["q", "SIGTERM"])
-def test_top_leaves_the_terminal_clean(top: Terminal, way: str) -> None:
+def test_top_restores_the_terminal(top: Terminal, way: str) -> None:
     top.wait_for(lambda text: "172.30.0.3" in text, "the peers")
     if way == "q":
         os.write(top.master, b"q")
@@ -356,7 +356,7 @@ def test_top_leaves_the_terminal_clean(top: Terminal, way: str) -> None:
     assert left_clean(top)
 
 
-def test_top_waits_for_a_daemon_that_went_away(lab: Lab, top: Terminal) -> None:
+def test_top_waits_for_a_stopped_daemon(lab: Lab, top: Terminal) -> None:
     top.wait_for(lambda text: "172.30.0.3" in text, "the peers")
     assert lab.hosts[0].stop_daemon() == 0
     top.wait_for(lambda text: "no daemon runs here" in text, "its absence")

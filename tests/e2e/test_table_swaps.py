@@ -63,9 +63,7 @@ def writer(lab: Lab) -> EtcdWriter:
     return EtcdWriter(lab)
 
 
-def test_no_packet_is_lost_doubled_or_misled_while_other_leases_change(
-    lab: Lab, writer: EtcdWriter
-) -> None:
+def test_changes_of_other_leases_lose_or_misroute_no_packet(lab: Lab, writer: EtcdWriter) -> None:
     before = [routes(host) for host in lab.hosts]
     quiet = [drops(host) for host in lab.hosts]
     churn = Churn(lab, writer, seed=8285)
@@ -82,7 +80,7 @@ def test_no_packet_is_lost_doubled_or_misled_while_other_leases_change(
     assert [drops(host) for host in lab.hosts] == quiet
 
 
-def test_no_packet_is_lost_while_etcd_is_away_and_all_leases_are_read_again(lab: Lab) -> None:
+def test_resync_after_an_outage_of_etcd_loses_no_packet(lab: Lab) -> None:
     """The change that the hosts miss is compacted away, so that each must read everything anew."""
     hosts = lab.hosts[:2]
     etcd = IPv4Network(UNDERLAY.ip)

@@ -102,7 +102,7 @@ def test_datagrams_in_fragments_arrive_unchanged(pair: tuple[Container, Containe
 
 
 @pytest.mark.parametrize("gro", [False, True], ids=["plain", "gro"])
-def test_datagrams_that_a_program_sends_in_one_call_arrive_as_it_cut_them(
+def test_datagrams_sent_with_udp_segment_arrive_separately(
     underlay: str, presets: tuple[str, str], pair: tuple[Container, Container], *, gro: bool
 ) -> None:
     # One call takes at most 64 datagrams; one of the pump's, 63.
@@ -120,7 +120,7 @@ def test_datagrams_that_a_program_sends_in_one_call_arrive_as_it_cut_them(
                 assert receives < len(whole), "they crossed one by one"
 
 
-def test_container_hears_that_nobody_holds_the_subnet(
+def test_container_gets_icmp_when_nobody_leases_the_subnet(
     traffic_lab: Lab, pair: tuple[Container, Container]
 ) -> None:
     """The answer comes from the tunnel's own address, which a kernel drops unless told not to."""
@@ -132,7 +132,7 @@ def test_container_hears_that_nobody_holds_the_subnet(
     assert drops(host)["tun_no_route"] >= 1
 
 
-def test_program_in_a_container_gets_the_error_of_its_own_connection(
+def test_program_gets_the_error_of_its_own_connection(
     pair: tuple[Container, Container],
 ) -> None:
     started = time.monotonic()
@@ -141,7 +141,7 @@ def test_program_in_a_container_gets_the_error_of_its_own_connection(
     assert time.monotonic() - started < 5, "it waited for a time-out"
 
 
-def test_container_hears_of_a_port_that_is_closed_at_the_other_end(
+def test_container_gets_icmp_for_a_closed_port_of_the_peer(
     pair: tuple[Container, Container],
 ) -> None:
     with listen(pair[1], socket.SOCK_DGRAM) as closing:
@@ -153,7 +153,7 @@ def test_container_hears_of_a_port_that_is_closed_at_the_other_end(
             ours.recv(1)
 
 
-def test_unanswerable_packets_never_stop_the_others(
+def test_undeliverable_packets_never_stop_the_others(
     traffic_lab: Lab, pair: tuple[Container, Container]
 ) -> None:
     """They use up the limit of error messages, not the overlay."""

@@ -35,7 +35,7 @@ def told(host: Host, *words: str) -> bool:
     return bool(log_lines(host, *words))
 
 
-def test_each_level_tells_what_it_says(lab: Lab) -> None:
+def test_each_log_level_adds_its_lines(lab: Lab) -> None:
     plain, decisions, everything = lab.hosts
 
     def await_both(*words: str) -> None:
