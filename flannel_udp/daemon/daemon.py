@@ -314,8 +314,8 @@ class Daemon:
 
     def _has_rules(self, firewall: Firewall) -> bool:
         """Whether the traffic rules have been in place; the firewall logs why not."""
-        if firewall.missing:
-            self.status.readiness.not_ready(firewall.missing)
+        if firewall.unready_reason:
+            self.status.readiness.not_ready(firewall.unready_reason)
             return False
         return True
 

@@ -31,8 +31,8 @@ def policy(number: int) -> Policy:
 
 def test_cleanup_removes_only_what_no_running_daemon_uses(namespace: Namespace) -> None:
     for number, nftables in ((1, False), (2, True), (3, False), (4, True)):
-        wall = Firewall(policy(number), 8280 + number, never, nftables=nftables, resync=3600)
-        namespace.call(wall.__enter__)
+        firewall = Firewall(policy(number), 8280 + number, never, nftables=nftables, resync=3600)
+        namespace.call(firewall.__enter__)
         namespace.call(kernel_routes.add_blackhole, policy(number).subnet)
     # The daemons of the networks 3 and 4 run: they have a device, a route and a lock.
     for number in (3, 4):

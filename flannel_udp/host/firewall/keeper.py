@@ -83,7 +83,7 @@ class Firewall(Service):
             log.warning("%s; firewall rules may be left: run flannel-udp cleanup", error)
 
     @property
-    def missing(self) -> str | None:
+    def unready_reason(self) -> str | None:
         """Why the rules were not in place even once; None if they were, or if none are wanted."""
         return self._problem if self._wanted and not self._established else None
 

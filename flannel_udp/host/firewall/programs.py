@@ -60,9 +60,9 @@ def run(command: list[str], feed: str = "") -> str:
         ) from None
     if result.returncode:
         lines = result.stderr.decode(errors="backslashreplace").strip().splitlines()
-        said = next(iter(lines), f"exit code {result.returncode}")
+        reason = next(iter(lines), f"exit code {result.returncode}")
         raise FirewallError(
-            f"cannot write firewall rules: {program} says '{said}'; it needs CAP_NET_ADMIN and"
+            f"cannot write firewall rules: {program} says '{reason}'; it needs CAP_NET_ADMIN and"
             " CAP_NET_RAW, and a kernel with netfilter"
         )
     return result.stdout.decode(errors="surrogateescape")

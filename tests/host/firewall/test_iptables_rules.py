@@ -160,8 +160,10 @@ def test_a_comment_with_unusual_line_ends_is_one_rule() -> None:
 def test_an_address_pattern_that_is_no_network_is_not_ours() -> None:
     pattern = "-s 10.1.0.0/255.0.255.0"
     assert networks(ruleset([f"{pattern} {FWD} -j ACCEPT", *FLANNEL_FILTER])) == {NETWORK}
-    said = complaints(Ruleset.parse(NAT.format("10.1.5.0/255.0.255.0")), POLICY, nftables=False)
-    assert said == []
+    sentences = complaints(
+        Ruleset.parse(NAT.format("10.1.5.0/255.0.255.0")), POLICY, nftables=False
+    )
+    assert sentences == []
 
 
 NAT = "*nat\n-A POSTROUTING -s {} ! -o docker0 -j MASQUERADE\nCOMMIT"
@@ -197,9 +199,9 @@ COMMIT
     ],
 )
 def test_harmful_rules_of_others_are_named(text: str, nftables: bool, words: str) -> None:
-    said = complaints(Ruleset.parse(text), POLICY, nftables=nftables)
-    assert len(said) == bool(words)
-    assert words in "".join(said)
+    sentences = complaints(Ruleset.parse(text), POLICY, nftables=nftables)
+    assert len(sentences) == bool(words)
+    assert words in "".join(sentences)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +221,6 @@ def test_a_dropping_forward_chain_needs_a_rule_for_the_whole_network(
 ) -> None:
     dropping = ruleset([rule], policy="DROP")
     assert complaints(dropping, FORWARD, nftables=False) == []
-    said = complaints(dropping, NOTHING, nftables=False)
-    assert bool(said) != is_enough
-    assert not said or "nothing there accepts 10.1.0.0/16" in said[0]
+    sentences = complaints(dropping, NOTHING, nftables=False)
+    assert bool(sentences) != is_enough
+    assert not sentences or "nothing there accepts 10.1.0.0/16" in sentences[0]

@@ -43,12 +43,12 @@ def kept(
     on_fatal: Callable[[BaseException], None] = never,
 ) -> Iterator[Firewall]:
     """The policy in force in the host."""
-    wall = Firewall(policy, port, on_fatal, nftables=nftables, resync=resync, stale=stale)
-    namespace.call(wall.__enter__)
+    firewall = Firewall(policy, port, on_fatal, nftables=nftables, resync=resync, stale=stale)
+    namespace.call(firewall.__enter__)
     try:
-        yield wall
+        yield firewall
     finally:
-        namespace.call(wall.__exit__)
+        namespace.call(firewall.__exit__)
 
 
 def text(namespace: Namespace) -> str:
@@ -60,14 +60,14 @@ def text(namespace: Namespace) -> str:
 
 def test_rules_come_and_go_and_leave_nothing(namespace: Namespace, nftables: bool) -> None:
     before = text(namespace)
-    with kept(namespace, nftables=nftables) as wall:
+    with kept(namespace, nftables=nftables) as firewall:
         during = text(namespace)
         assert during.count("flanneld masq") == 7 - nftables  # without iptables' jump
         assert during.count("flanneld forward") == 3 - nftables
         assert during.lower().count("random") == 2
         assert ("FLANNEL-FWD" in during, "flannel-ipv4" in during) == (not nftables, nftables)
-        assert wall.report()["problems"] == []
-        assert "tables v" in wall.report()["tool"]
+        assert firewall.report()["problems"] == []
+        assert "tables v" in firewall.report()["tool"]
     assert text(namespace) == before
 
 
@@ -220,8 +220,8 @@ def test_rules_of_others_in_any_form_and_encoding_are_read_and_kept(
         return [line for line in saved.split("\n") if line.startswith("-A")]
 
     before = rules()
-    with kept(namespace) as wall:
-        assert wall.report()["problems"] == []
+    with kept(namespace) as firewall:
+        assert firewall.report()["problems"] == []
         assert len(rules()) > len(before)
     assert rules() == before
     with kept(namespace, stale=OTHER.network):  # deleted in the bytes it was written in
@@ -244,18 +244,18 @@ def test_a_missing_tool_is_one_sentence(
     monkeypatch.setattr(programs, "which", lambda _: None)
     with pytest.raises(FirewallError, match=f"{program} is not installed; apt-get install"):
         Firewall(POLICY, PORT, never, nftables=nftables, resync=1).__enter__()
-    wall = Firewall(replace(POLICY, masquerade=False), PORT, never, nftables=nftables, resync=1)
-    with wall:
+    firewall = Firewall(replace(POLICY, masquerade=False), PORT, never, nftables=nftables, resync=1)
+    with firewall:
         assert "going on without forward rules" in caplog.text
-        assert wall.report()["problems"] == [caplog.messages[0].rpartition(";")[0]]
-        assert wall.missing == wall.report()["problems"][0]
+        assert firewall.report()["problems"] == [caplog.messages[0].rpartition(";")[0]]
+        assert firewall.unready_reason == firewall.report()["problems"][0]
     caplog.clear()
     nothing = replace(POLICY, masquerade=False, forward=False)
     with Firewall(nothing, PORT, never, nftables=nftables, resync=1):
         assert caplog.text == ""
 
 
-def test_a_tool_that_comes_later_is_used_then(
+def test_a_tool_that_is_installed_later_is_used(
     namespace: Namespace,
     nftables: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -265,12 +265,12 @@ def test_a_tool_that_comes_later_is_used_then(
     tries: list[str] = []
     with monkeypatch.context() as bare:
         bare.setattr(programs, "which", tries.append)
-        with kept(namespace, replace(POLICY, masquerade=False), nftables=nftables) as wall:
+        with kept(namespace, replace(POLICY, masquerade=False), nftables=nftables) as firewall:
             wait_until(lambda: len(tries) > 3, "several tries")
-            assert wall.missing
+            assert firewall.unready_reason
             bare.undo()
-            wait_until(lambda: wall.missing is None, "the rules coming into force")
-            assert wall.report()["problems"] == []
+            wait_until(lambda: firewall.unready_reason is None, "the rules coming into force")
+            assert firewall.report()["problems"] == []
             assert text(namespace).count("flanneld forward") == 3 - nftables
         assert "flanneld" not in text(namespace)
     assert caplog.text.count("is not installed") == 1
@@ -282,10 +282,10 @@ def test_a_refusal_quotes_the_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     failing = tmp_path / "failing"
     failing.mkdir()
     for name in ("iptables-save", "iptables-restore"):
-        (failing / name).write_text("#!/bin/sh\necho 'the roof is on fire' >&2\nexit 3\n")
+        (failing / name).write_text("#!/bin/sh\necho 'out of memory' >&2\nexit 3\n")
         (failing / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(failing), prepend=":")
-    sentence = "cannot write firewall rules: iptables-restore says 'the roof is on fire'"
+    sentence = "cannot write firewall rules: iptables-restore says 'out of memory'"
     with pytest.raises(FirewallError, match=sentence):
         Firewall(POLICY, PORT, never, nftables=False, resync=1).__enter__()
 
@@ -297,9 +297,9 @@ def test_a_failing_check_and_its_end_are_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    with kept(namespace, resync=0.01) as wall:
-        assert wall._tools
-        tool = wall._tools.writer
+    with kept(namespace, resync=0.01) as firewall:
+        assert firewall._tools
+        tool = firewall._tools.writer
         apply: Callable[[Policy], bool] = tool.apply
         tries: list[Policy] = []
 
@@ -309,28 +309,28 @@ def test_a_failing_check_and_its_end_are_logged_once(
 
         monkeypatch.setattr(tool, "apply", fail)
         wait_until(lambda: len(tries) >= 3, "three failing checks")
-        assert wall.report()["problems"] == ["cannot write firewall rules: no"]
+        assert firewall.report()["problems"] == ["cannot write firewall rules: no"]
         monkeypatch.setattr(tool, "apply", apply)
         wait_until(lambda: "in place again" in caplog.text, "the end of the trouble in the log")
-        assert wall.report()["problems"] == []
+        assert firewall.report()["problems"] == []
     assert caplog.text.count("firewall rules: no; trying again") == 1
 
 
 def test_an_error_of_our_own_in_the_thread_is_reported(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[BaseException] = []
+    fatal_errors: list[BaseException] = []
     bug = RuntimeError("a bug")
-    with kept(namespace, resync=0.01, on_fatal=heard.append) as wall:
-        assert wall._tools
+    with kept(namespace, resync=0.01, on_fatal=fatal_errors.append) as firewall:
+        assert firewall._tools
 
         def fail(policy: Policy) -> bool:
             raise bug
 
-        monkeypatch.setattr(wall._tools.writer, "apply", fail)
-        wait_until(lambda: heard, "the error being told")
+        monkeypatch.setattr(firewall._tools.writer, "apply", fail)
+        wait_until(lambda: fatal_errors, "the error being reported")
         monkeypatch.undo()
-    assert heard == [bug]
+    assert fatal_errors == [bug]
     assert "the thread firewall met an error of its own" in caplog.text
 
 
@@ -352,11 +352,11 @@ def test_harmful_rules_of_docker_are_logged_once(
     forward: bool,
 ) -> None:
     policy = replace(POLICY, masquerade=False, forward=forward)
-    with kept(namespace, policy, nftables=nftables) as wall:
+    with kept(namespace, policy, nftables=nftables) as firewall:
         damage(namespace, f"iptables -t {rule}")
-        wait_until(lambda: words in "".join(wall.report()["problems"]), "the rule being seen")
+        wait_until(lambda: words in "".join(firewall.report()["problems"]), "the rule being seen")
         damage(namespace, f"iptables -t {rule.replace('-A', '-D')}")
-        wait_until(lambda: not wall.report()["problems"], "the rule being seen gone")
+        wait_until(lambda: not firewall.report()["problems"], "the rule being seen gone")
     assert caplog.text.count(words) == 1
 
 
@@ -365,9 +365,9 @@ def test_a_drop_that_nftables_cannot_overrule_is_reported(
 ) -> None:
     """As docker 28 writes it, whose FORWARD chain may accept."""
     damage(namespace, "iptables -N DOCKER", "iptables -A DOCKER ! -i docker0 -o docker0 -j DROP")
-    with kept(namespace, nftables=nftables) as wall:
-        said = "".join(wall.report()["problems"])
-    assert ("docker drops new connections to its containers" in said) == nftables
+    with kept(namespace, nftables=nftables) as firewall:
+        problems = "".join(firewall.report()["problems"])
+    assert ("docker drops new connections to its containers" in problems) == nftables
 
 
 def test_iptables_installed_later_is_read_beside_nftables(
@@ -375,20 +375,23 @@ def test_iptables_installed_later_is_read_beside_nftables(
 ) -> None:
     which = programs.which
     monkeypatch.setattr(programs, "which", lambda name: which(name) if name == "nft" else None)
-    with kept(namespace, nftables=True) as wall:
+    with kept(namespace, nftables=True) as firewall:
         damage(namespace, "iptables -P FORWARD DROP")
-        assert wall.report()["problems"] == []
+        assert firewall.report()["problems"] == []
         monkeypatch.setattr(programs, "which", which)
-        wait_until(lambda: "cannot overrule it" in "".join(wall.report()["problems"]), "a look")
+        wait_until(
+            lambda: "cannot overrule it" in "".join(firewall.report()["problems"]),
+            "the problem being reported",
+        )
 
 
 def test_a_dropping_forward_chain_without_accept_rules_is_reported(
     namespace: Namespace, nftables: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     nothing = replace(POLICY, masquerade=False, forward=False)
-    with kept(namespace, nothing, nftables=nftables) as wall:
+    with kept(namespace, nothing, nftables=nftables) as firewall:
         damage(namespace, "iptables -P FORWARD DROP")
-        wait_until(lambda: wall.report()["problems"], "the policy being seen")
+        wait_until(lambda: firewall.report()["problems"], "the policy being seen")
         damage(namespace, "iptables -A FORWARD -s 10.0.0.0/8 -j ACCEPT")
-        wait_until(lambda: not wall.report()["problems"], "the rule being seen")
+        wait_until(lambda: not firewall.report()["problems"], "the rule being seen")
     assert caplog.text.count("--iptables-forward-rules=false") == 1
