@@ -1,4 +1,4 @@
-"""Garbage on the wire is counted by its reason and never reaches a container or the host."""
+"""Bad datagrams are counted by reason and never reach a container or the host."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h; not in Python's socket module
 
 
 class Sniffer:
-    """What comes in by an interface, without link headers; a context manager."""
+    """Reads the packets that an interface receives, without link headers."""
 
     def __init__(self, netns: Namespace, interface: str, protocol: int) -> None:
         def open_there() -> socket.socket:
@@ -48,7 +48,7 @@ class Sniffer:
         self._socket.close()
 
     def packets(self) -> list[bytes]:
-        """All since the last call."""
+        """The packets since the last call."""
         found: list[bytes] = []
         while True:
             try:
@@ -61,7 +61,7 @@ class Sniffer:
 
 @dataclass(frozen=True)
 class Field:
-    """A lab one of whose hosts is shot at: from the next host, a member, and by a stranger."""
+    """A lab in which a member (the next host) and an unknown host send to one of the hosts."""
 
     lab: Lab
     stranger: Namespace
@@ -79,12 +79,12 @@ class Field:
         return self.member.containers[0]
 
     def packet(self, payload: bytes = b"garbage", *, src: str = "", dst: str = "") -> bytes:
-        """A good packet, unless an address is given."""
+        """A packet that must pass, unless an address is given."""
         addresses = IP(src=src or str(self.source.address), dst=dst or str(self.container.address))
         return bytes(addresses / UDP(sport=9, dport=9) / payload)
 
     def received(self) -> int:
-        """Datagrams that the target's pump has judged."""
+        """The number of datagrams that the target's pump has processed."""
         stats: dict[str, int] = self.target.status()["stats"]
         assert stats["udp_overflows"] == 0, "the kernel dropped some: send more slowly"
         return stats["udp_received_packets"]
@@ -109,7 +109,7 @@ def stranger(lab: Lab) -> Namespace:
 
 @pytest.fixture(scope="module", params=range(len(MIXED_PRESETS)), ids=MIXED_PRESETS)
 def field(lab: Lab, stranger: Namespace, request: pytest.FixtureRequest) -> Field:
-    """Each host in turn is the target, for each receives another way."""
+    """Each host in turn is the target, because each has other offloads."""
     target, member, third = lab.hosts[request.param :] + lab.hosts[: request.param]
     field = Field(lab, stranger, target, member, third)
     assert lab.ping(field.source, field.container) is not None
@@ -117,14 +117,14 @@ def field(lab: Lab, stranger: Namespace, request: pytest.FixtureRequest) -> Fiel
 
 
 def sender(field: Field, netns: Namespace) -> socket.socket:
-    """A UDP socket that sends to the target's pump, by a port that is not flannel's."""
+    """A UDP socket that sends to the target's pump, from another port than flannel's."""
     out = netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
     out.connect((str(field.target.address), PORT))
     return out
 
 
 def forged(field: Field, source: str, payload: bytes) -> None:
-    """One datagram of the stranger with another outer source than its own."""
+    """One datagram of the unknown host with a forged outer source."""
     target = str(field.target.address)
     out = field.stranger.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with out:
@@ -214,7 +214,7 @@ FROM_MEMBER: dict[str, tuple[str, list[Maker]]] = {
 
 
 def shoot_and_count(field: Field, shots: int, shoot: Callable[[], None]) -> Counter[str]:
-    """What ``shoot`` adds to the target's counters; nothing of it may pass, a good packet does."""
+    """What ``shoot`` adds to the target's counters. Its packets must not pass; a valid one must."""
     with (
         Sniffer(field.target.netns, "flannel0", ETH_P_ALL) as tunnel,
         Sniffer(field.container.netns, "eth0", ETH_P_IP) as container,
@@ -254,7 +254,7 @@ def test_malformed_datagram_from_a_member_is_counted_and_dropped(field: Field, k
 
 
 def test_new_address_of_the_host_is_refused_as_source(field: Field) -> None:
-    """No member may speak in its name, though flannel0 accepts packets from local addresses."""
+    """No member may send from it, although flannel0 accepts packets from local addresses."""
     address = IPv4Interface("203.0.113.7/32")
     shot = field.packet(src=str(address.ip))
     with (
@@ -290,14 +290,14 @@ def test_datagrams_from_an_unknown_peer_are_dropped(field: Field) -> None:
 
 
 def test_forged_outer_source_is_limited_to_that_members_subnet(field: Field) -> None:
-    """UDP has no signature: whoever can forge a member's address is taken for that member."""
+    """UDP is not authenticated: who forges a member's address is treated as that member."""
     theirs = field.packet(src=str(field.third.containers[0].address))
     count = shoot_and_count(field, 1, lambda: forged(field, str(field.member.address), theirs))
     assert count == {"spoofed_source": 1}
 
 
 def test_only_the_bad_packets_of_one_send_are_dropped(field: Field) -> None:
-    """A sender may hand the kernel many datagrams at once, and ours hands them over so."""
+    """One send with UDP_SEGMENT carries many datagrams, and the pump sends them this way too."""
     good = field.packet(MARK + b"0123456789")
     shots = [good, altered(good, 0, b"\x44"), good, altered(good, 12, b"\x0a\x01\xfa\x01"), good]
     shots += [altered(good, 2, b"\0\x14"), altered(good, 0, b"\0"), good[:-1]]
@@ -320,7 +320,7 @@ def test_only_the_bad_packets_of_one_send_are_dropped(field: Field) -> None:
 
 
 def judged(datagram: bytes, of_stranger: bool) -> str:
-    """The reason for which a random datagram must be refused."""
+    """The reason with which the pump must refuse a random datagram."""
     if not datagram or datagram[0] >> 4 not in (4, 6):
         return "not_ip"
     if datagram[0] >> 4 == 6:
@@ -333,7 +333,7 @@ def judged(datagram: bytes, of_stranger: bool) -> str:
 
 
 def mutated(good: bytes, chance: random.Random) -> bytes:
-    """A good packet with a few bytes of its header changed, or another length."""
+    """A valid packet with a few changed header bytes, or another length."""
     packet = bytearray(good)
     for _ in range(chance.randrange(4)):
         packet[chance.randrange(20)] = chance.randrange(256)
@@ -341,7 +341,7 @@ def mutated(good: bytes, chance: random.Random) -> bytes:
 
 
 def test_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> None:
-    """Noise from a stranger and from a member, and a stranger's packets that are almost good."""
+    """Random bytes from an unknown host and a member, and almost valid packets of the former."""
     chance = random.Random(8285)
     good = field.packet()
     expected: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Garbage below ``<prefix>/subnets/`` costs one warning each and no route of anybody."""
+"""An invalid entry below ``<prefix>/subnets/`` causes one warning and removes no other route."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ELSEWHERE = "172.30.0.50"  # a PublicIP that is nobody's here
 
 
 def garbage(lab: Lab) -> dict[str, tuple[str, str]]:
-    """Key -> value and the words of the warning about it.
+    """Key -> value and what the warning about it must contain.
 
     Some of it is aimed at the first two hosts of the lab.
     """
@@ -23,7 +23,7 @@ def garbage(lab: Lab) -> dict[str, tuple[str, str]]:
     assert other.subnet
     good = lease_value(ELSEWHERE)
     return {
-        # keys that are no subnets
+        # keys that are not subnets
         "hello": (good, '"hello"'),
         "10.1.160.0": (good, '"10.1.160.0"'),
         "10.1.160.0-33": (good, '"10.1.160.0-33"'),
@@ -33,7 +33,7 @@ def garbage(lab: Lab) -> dict[str, tuple[str, str]]:
         "10.1.161.0-24&nonsense-64": (good, "nonsense"),
         "\u202e10.1.162.0-24": (good, "202e"),
         "x" * 1000: (good, "xxxx"),
-        # values that are no leases
+        # values that are not leases
         "10.1.170.0-24": ("", "10.1.170.0-24"),
         "10.1.171.0-24": ("{", "10.1.171.0-24"),
         "10.1.172.0-24": ("[]", "10.1.172.0-24"),
@@ -44,7 +44,7 @@ def garbage(lab: Lab) -> dict[str, tuple[str, str]]:
         "10.1.177.0-24": ('{"PublicIP":"fd00::1"}', "fd00::1"),
         "10.1.178.0-24": ("[" * 100_000, "10.1.178.0-24"),
         "10.1.179.0-24": ('{"PublicIP":"172.30.0.50"}' * 2, "10.1.179.0-24"),
-        # leases that must not become routes
+        # leases that must get no route
         "0.0.0.0-0": (good, "not inside Network"),
         "10.0.0.0-8": (good, "not inside Network"),
         "192.168.7.0-24": (good, "not inside Network"),
@@ -85,7 +85,7 @@ def true_routes(lab: Lab, host: Host) -> dict[str, str]:
 
 @pytest.fixture
 def littered(lab: Lab) -> Iterator[EtcdWriter]:
-    """The lab with all the garbage in etcd while its daemons run."""
+    """The lab with all invalid entries in etcd while its daemons run."""
     writer = EtcdWriter(lab)
     for host in lab.hosts:
         host.log_path.write_text("")
@@ -118,7 +118,7 @@ def assert_one_warning_each(host: Host, words: dict[str, str]) -> None:
 @pytest.mark.usefixtures("littered")
 def test_new_invalid_leases_remove_no_route(lab: Lab) -> None:
     assert_good_routes_work(lab)
-    # What is aimed at the first two hosts reads differently there.
+    # The first two hosts log other reasons for the entries about themselves.
     assert_one_warning_each(lab.hosts[2], {key: word for key, (_, word) in garbage(lab).items()})
     for host in lab.hosts[:2]:
         assert len(log_lines(host, "WARNING")) == len(garbage(lab))

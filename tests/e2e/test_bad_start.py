@@ -1,4 +1,4 @@
-"""A start that cannot work says why in one sentence, changes nothing, and ends or waits."""
+"""A start that cannot succeed logs one sentence, changes nothing, and ends or waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GOOD = '{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}'
 
 @pytest.fixture(scope="module")
 def bare_lab(network_rights: None) -> Iterator[Lab]:
-    """Two hosts without a daemon, and the lease of a third that is elsewhere."""
+    """Two hosts without a daemon, and the lease of a third host outside the lab."""
     with Lab(hosts=2, start_daemons=False) as lab:
         lab.etcdctl("put", f"{lab.prefix}/subnets/10.1.150.0-24", lease_value("172.30.0.50"))
         lab.hosts[0].netns.add_bridge("bare0")
@@ -44,7 +44,7 @@ def bare_lab(network_rights: None) -> Iterator[Lab]:
 
 @pytest.fixture
 def host(bare_lab: Lab) -> Iterator[Host]:
-    """Where the start happens; afterwards no device may be left."""
+    """The host on which the daemon starts; afterwards no device may be left."""
     host = bare_lab.hosts[0]
     host.log_path.unlink(missing_ok=True)
     yield host
@@ -64,7 +64,7 @@ def daemon_command(lab: Lab, host: Host, *flags: str, iface: str = "eth0") -> li
 def assert_refused(
     lab: Lab, host: Host, command: Sequence[str], *words: str, wrapper: Sequence[str] = ()
 ) -> None:
-    """The command ends with 1 and one sentence that holds the words, and has changed nothing."""
+    """The command must exit with 1 and one sentence with these words, and change nothing."""
     before = etcd_state(lab)
     result = host.run([*wrapper, *command], timeout=EXIT_WITHIN, env=child_environment())
     lines = result.stderr.splitlines()
@@ -146,7 +146,7 @@ def test_port_used_by_another_program_ends_the_start(bare_lab: Lab, host: Host) 
 
 
 def test_second_daemon_does_not_disturb_the_first(bare_lab: Lab, host: Host) -> None:
-    """For the same network, and on the same port for another network."""
+    """Neither for the same network nor on the same port for another one."""
     host.start_daemon()
     bare_lab.etcdctl("put", "/twin/network/config", GOOD)
     before = etcd_state(bare_lab)
@@ -181,7 +181,7 @@ def test_second_daemon_is_refused_even_without_etcd(bare_lab: Lab, host: Host) -
 
 
 def config_prefix(lab: Lab, name: str, config: str) -> str:
-    """A prefix of its own, under which this is the config."""
+    """A new prefix with this config."""
     prefix = f"/{name}/network"
     lab.etcdctl("put", f"{prefix}/config", config)
     return prefix
@@ -229,7 +229,7 @@ def test_existing_route_to_the_network_ends_the_start(bare_lab: Lab, host: Host)
 def waiting_daemon(
     lab: Lab, host: Host, *flags: str, because: str, tools: Path | None = None
 ) -> Iterator[subprocess.Popen[Any]]:
-    """A daemon that waits; the block cures it, and then it must become ready by itself.
+    """A daemon that waits; the block removes the cause, and then it must become ready by itself.
 
     ``because`` is in its one line about the fault and in the answer of /readyz. ``tools`` is
     where it finds other programs first.
@@ -334,7 +334,7 @@ def test_daemon_waits_for_an_etcd_that_does_not_answer(bare_lab: Lab, host: Host
 
 @pytest.fixture(scope="module")
 def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[TlsFiles, TlsFiles]:
-    """Of the authority that the daemon trusts, and of another one."""
+    """Certificates of the authority that the daemon trusts, and of another one."""
     folder = tmp_path_factory.mktemp("tls")
     return make_tls_files(folder / "trusted"), make_tls_files(folder / "other")
 
@@ -343,7 +343,7 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[TlsFiles, TlsFi
 def local_etcd(
     host: Host, folder: Path, port: int | None = None, **how: Any
 ) -> Iterator[EtcdServer]:
-    """An etcd with a good config on the host's own loopback."""
+    """An etcd with a valid config on the host's own loopback."""
     server = host.netns.call(lambda: EtcdServer(folder, **how))
     if port is not None:
         server.url = server.url.replace(f":{server.port}", f":{port}")
@@ -443,7 +443,7 @@ def test_subnet_env_of_another_network_is_ignored_with_a_line(bare_lab: Lab, hos
 
 
 def test_subnet_env_with_only_the_subnet_is_used(bare_lab: Lab, host: Host) -> None:
-    """As flannel does: the network config says whether it fits."""
+    """As with flannel, the network config determines whether it fits."""
     prefix = config_prefix(bare_lab, "alone", GOOD)
     host.subnet_file.write_text("FLANNEL_SUBNET=10.1.77.1/24\n")
     host.start_daemon([f"-etcd-prefix={prefix}"])
@@ -472,7 +472,7 @@ def test_unwritable_subnet_env_means_forwarding_but_not_ready(bare_lab: Lab, hos
 def test_rules_that_cannot_be_written_mean_forwarding_but_not_ready(
     bare_lab: Lab, host: Host, tmp_path: Path
 ) -> None:
-    """As while another program holds iptables' lock."""
+    """This happens while another program holds the lock of iptables."""
     for name in ("iptables-save", "iptables-restore"):
         tool = tmp_path / name
         tool.write_text(

@@ -1,4 +1,4 @@
-"""The CNI project's own plugins, configured as the README says, on the overlay."""
+"""The CNI project's plugins on the overlay, with the config in the README."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def cni_lab(request: pytest.FixtureRequest, network_rights: None) -> Iterator[La
 
 
 def documented() -> dict[str, Any]:
-    """The config in the README, for the host of its examples."""
+    """The config in the README, which is for its example host."""
     (text,) = re.findall(r"```json\n(\{\n  \"cniVersion.*?)```", README.read_text(), re.DOTALL)
     config: dict[str, Any] = json.loads(text)
     return config
 
 
 def network(host: Host, *, ip_masq: bool) -> dict[str, Any]:
-    """What a runtime hands to the first plugin: the documented config with this host's values."""
+    """The input of the first plugin: the documented config with this host's values."""
     env, config = host.env, documented()
     assert env
     (plugin,) = config.pop("plugins")
@@ -95,7 +95,7 @@ def plugged(lab: Lab, *, ip_masq: bool = False) -> Iterator[tuple[Container, Con
 
 
 def test_containers_with_the_documented_config_see_each_others_addresses(cni_lab: Lab) -> None:
-    """Beyond the overlay they get only with --ip-masq, which masquerades there."""
+    """They reach hosts outside the overlay only with --ip-masq."""
     with plugged(cni_lab) as (here, there):
         for host, container in zip(cni_lab.hosts, (here, there), strict=True):
             assert host.subnet
@@ -111,7 +111,7 @@ def test_containers_with_the_documented_config_see_each_others_addresses(cni_lab
 
 
 def test_masquerading_plugin_hides_containers_and_is_reported(cni_lab: Lab) -> None:
-    """With flannel's rules as well: the plugin's come after them."""
+    """Also with flannel's rules, because the plugin's rules come after them."""
     with plugged(cni_lab, ip_masq=True) as (here, there):
         host = cni_lab.hosts[0]
         assert host.subnet

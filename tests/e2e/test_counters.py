@@ -1,4 +1,4 @@
-"""Status and metrics count what the kernel counts: its interface statistics, and nftables rules.
+"""Status and metrics agree with the kernel's interface statistics and nftables counters.
 
 Without offloads one packet is one datagram everywhere, and both can be compared one to one.
 """
@@ -35,7 +35,7 @@ def lab(network_rights: None) -> Iterator[Lab]:
 
 @contextmanager
 def nft_counters(host: Host, rules: Mapping[str, tuple[str, str]]) -> Iterator[Callable[[], Any]]:
-    """``rules``: name -> hook and match. Yields a reader: name -> (packets, bytes) so far."""
+    """``rules``: name -> hook and match. Yields a function: name -> (packets, bytes)."""
     script = ["add table ip count"]
     for name, (hook, match) in rules.items():
         chain = f"{{ type filter hook {hook} priority 0; }}"
@@ -55,7 +55,7 @@ def nft_counters(host: Host, rules: Mapping[str, tuple[str, str]]) -> Iterator[C
 
 
 def told(host: Host) -> dict[str, int]:
-    """All counters of the status, those of peers with their address behind the name."""
+    """All counters of the status; those of a peer have its address after the name."""
     status = host.status()
     counters: dict[str, int] = dict(status["stats"])
     for peer in status["peers"]:
@@ -74,7 +74,7 @@ def metric(name: str) -> str:
 
 
 class Growth:
-    """By how much counters grow from here on; status and metrics must agree."""
+    """The growth of the counters from now on; status and metrics must agree."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -84,7 +84,7 @@ class Growth:
         return told(self._host)[name] - self._told[name]
 
     def agrees_with(self, expected: Mapping[str, int]) -> None:
-        """Waits a little: a packet is counted after it was sent."""
+        """Waits a little, because a packet is counted after it was sent."""
 
         def grown() -> dict[str, int]:
             return {name: self.of(name) for name in expected}
@@ -98,7 +98,7 @@ class Growth:
 
 
 def kernel_counters(host: Host) -> dict[str, int]:
-    """What flannel0's own statistics say; ``rx`` is what the daemon wrote."""
+    """The statistics of flannel0; ``rx`` counts what the daemon wrote."""
     shown = host.run(["ip", "-json", "-s", "link", "show", "flannel0"], check=True).stdout
     stats = json.loads(shown)[0]["stats64"]
     return {
@@ -111,7 +111,7 @@ def kernel_counters(host: Host) -> dict[str, int]:
 
 
 def burst(lab: Lab, target: IPv4Address, count: int) -> None:
-    """Small packets of UDP from the first host's container, as fast as it can."""
+    """Sends small UDP packets from the first host's container as fast as possible."""
 
     def send() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -185,7 +185,7 @@ def test_drop_counters_equal_the_kernels(lab: Lab) -> None:
 
 
 def test_packets_dropped_by_a_full_tunnel_queue_are_counted(lab: Lab) -> None:
-    """The worker stands still, so the queue fills; afterwards it takes what is left."""
+    """The worker is stopped, so the queue fills; afterwards it reads what is in the queue."""
     host, other = lab.hosts[0], lab.hosts[1]
     before, growth = kernel_counters(host), Growth(host)
     rules = {"sent": ("forward", f"oifname flannel0 ip daddr {other.ping_address} COUNT")}

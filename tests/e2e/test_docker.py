@@ -1,4 +1,4 @@
-"""Real docker on the overlay, wired by the packaging: units, drop-in and the file between them."""
+"""Real docker on the overlay, with the packaged unit, drop-in and options file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ NAME = "idle"
 def docker_lab(network_rights: None) -> Iterator[Lab]:
     with Lab(hosts=2, containers=0, start_daemons=False) as lab:
         for host in lab.hosts:
-            # Docker then switches it on, and sets the FORWARD chain to DROP.
+            # Docker then enables it and sets the FORWARD chain to DROP.
             host.netns.sysctl("ipv4/ip_forward", 0)
         yield lab
 
 
 @pytest.fixture(scope="module")
 def dockers(docker_lab: Lab) -> Iterator[list[Dockerd]]:
-    """Docker's start brings flannel-udp up: nobody else starts it."""
+    """Docker's start also starts flannel-udp."""
     with ExitStack() as running:
         booted = [running.enter_context(SystemdHost(host)) for host in docker_lab.hosts]
         for each in booted:
@@ -46,12 +46,12 @@ def dockers(docker_lab: Lab) -> Iterator[list[Dockerd]]:
 
 @pytest.fixture(scope="module")
 def containers(dockers: list[Dockerd]) -> list[Container]:
-    """One on each host."""
+    """One container on each host."""
     return [docker.run_container(NAME) for docker in dockers]
 
 
 def checked(docker: Dockerd) -> dict[str, str]:
-    """What status --check finds bad on the host, by subject."""
+    """The bad findings of status --check on the host, by subject."""
     result = docker.booted.run("/opt/flannel-udp/bin/flannel-udp status --check --json")
     found = json.loads(result.stdout)
     return {each["subject"]: each["text"] for each in found if not each["is_good"]}
@@ -127,7 +127,7 @@ def test_restart_of_docker_loses_no_packet_of_the_host(
     host = docker.host
     assert host.subnet
     tunnel = str(host.subnet.network_address)
-    # While docker is away, the host itself must stay within reach of the other's containers.
+    # While docker is stopped, the other host's containers must reach this host itself.
     ping = ["ping", "-n", "-q", "-i", "0.02", "-c", "200", "-W", "5", tunnel]
     with there.netns.popen(ping, stdout=subprocess.PIPE, text=True) as pinging:
         docker.booted.run_all("systemctl restart docker")
@@ -169,7 +169,7 @@ def test_status_reports_that_docker_masquerades_without_ip_masq(
 
 
 def test_check_reports_docker_that_does_not_use_our_options(dockers: list[Dockerd]) -> None:
-    """As before the drop-in is there: docker takes the subnet that it always takes."""
+    """Without the drop-in docker uses its default subnet."""
     docker = dockers[1]
     docker.booted.run_all(
         *("systemctl stop docker docker.socket", f"rm -r {UNITS}/docker.service.d"),

@@ -1,4 +1,4 @@
-"""Etcd comes back with other data than it had: every host keeps its subnet and its routes."""
+"""Etcd lost or replaced its data: every host keeps its subnet and its routes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def shown_status(host: Host) -> str:
 
 
 def await_own_leases(lab: Lab) -> None:
-    """And no others, in etcd."""
+    """Waits until etcd has exactly the leases of the lab's hosts."""
     ours = {host.subnet: str(host.address) for host in lab.hosts}
     wait_until(lambda: leases_in(lab.etcdctl, lab.prefix) == ours, "our leases", RECOVER_WITHIN)
 
@@ -80,7 +80,7 @@ def awaits(lab: Lab, condition: Callable[[Host], object], what: str) -> None:
 def test_routes_survive_lost_data_until_new_leases_contradict_them(
     lab: Lab, tmp_path: Path, how: str
 ) -> None:
-    """The strangers do what a flanneld does: nothing, until their next renewal."""
+    """The other leases are not written again, as those of a flanneld before its next renewal."""
     before = subnets(lab)
     backup = tmp_path / "backup" if how != "wiped" else None
     if backup:
@@ -124,8 +124,8 @@ def test_routes_survive_lost_data_until_new_leases_contradict_them(
 
 
 def test_hosts_remove_their_old_leases_and_all_keep_their_subnets(lab: Lab) -> None:
-    """The old data gives the first host's subnet to the second, and the third the one it had
-    before. Its revision has overtaken ours, so that only what it holds gives it away."""
+    """The old data has a lease of the second host on the first one's subnet, and a former lease of
+    the third. Its revision is higher than ours, so that only its content shows the replacement."""
     first, second, third = lab.hosts
     put(lab, "10.1.250.0-24", str(third.address))
     awaits(lab, lambda host: host is third or route(host, "10.1.250.0/24"), "the former lease")
@@ -152,10 +152,10 @@ def test_hosts_remove_their_old_leases_and_all_keep_their_subnets(lab: Lab) -> N
             writer.delete("10.1.251.0-24")
             await_loss(*lab.hosts)
         timer.start()
-        # Two hosts have to come back to etcd, one after the other: each has its own next try.
+        # Two hosts must reconnect to etcd one after the other, each at its own next attempt.
         timer.expect("withdrawn", partial(await_own_leases, lab), within=RECOVERY + 3)
         await_agreement(lab.hosts, lab.etcdctl, lab.prefix)
-        # The first host's peers believe the data until its false owner has withdrawn the claim.
+        # The first host's peers use the old lease until the second host has removed it.
         heartbeat.seconds_until_back(time.monotonic())
         outage = heartbeat.outage()
         lasted = timer.net_duration(outage.began, outage.ended) if outage else 0.0

@@ -1,4 +1,4 @@
-"""Whatever etcd does, no packet is lost that has nothing to do with it, and all hosts find back."""
+"""Faults of etcd cost no packet, and all hosts agree with it afterwards."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def lab(network_rights: None) -> Iterator[Lab]:
 
 
 def make_etcd_speak(lab: Lab) -> None:
-    """A rule that rejects packets does so to those that are sent: here to the answer. Else it is
-    noticed when the connection is tested, every ten seconds."""
+    """A reject rule acts on sent packets. Without the answer to this event, the fault would
+    be noticed only by the connection test every ten seconds."""
     lab.etcdctl("put", f"{lab.prefix}/config", json.dumps(CONFIG))
 
 
@@ -71,7 +71,7 @@ def test_frozen_server_is_noticed_and_costs_no_packet(lab: Lab) -> None:
 
 
 def test_cut_off_hosts_lose_no_packet_and_catch_up(lab: Lab) -> None:
-    """The third host hears everything; the news of the meantime reaches all in the end."""
+    """Only the third host sees the change at once; the others see it after the cut."""
     dropped, reset, whole = lab.hosts
     key = f"{lab.prefix}/subnets/10.1.251.0-24"
     with timed_fault("etcd unreachable", lab.hosts) as timer:
@@ -95,7 +95,7 @@ def test_cut_off_hosts_lose_no_packet_and_catch_up(lab: Lab) -> None:
 
 
 def test_leases_are_read_in_a_large_answer_after_a_compaction(lab: Lab) -> None:
-    """All must be read anew, in one answer larger than gRPC takes by default."""
+    """The answer is larger than the 4 MB that gRPC accepts by default."""
     host = lab.hosts[0]
     writer = EtcdWriter(lab)
     names = [f"10.1.{number}.128-26" for number in range(130, 210)]

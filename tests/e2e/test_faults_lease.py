@@ -1,4 +1,4 @@
-"""A lease that is revoked or stolen ends its own host alone, one that expired comes back."""
+"""A revoked or taken lease ends only its own daemon; an expired one is created again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ends(host: Host) -> None:
 
 
 def await_route(hosts: list[Host], subnet: str, public_ip: str | None) -> None:
-    """Until all of them send what is for the subnet there, or nowhere."""
+    """Waits until all hosts have this route for the subnet, or none."""
     moved = f"{subnet} leading to {public_ip}"
     wait_until(lambda: all(routes(host).get(subnet) == public_ip for host in hosts), moved)
 
@@ -87,7 +87,7 @@ def test_lease_taken_over_by_another_host_ends_only_its_daemon(lab: Lab) -> None
 
 
 def test_lease_that_expired_while_cut_off_is_created_again(lab: Lab) -> None:
-    """The etcd lease is gone then: the first renewal is answered with a life of 0 seconds."""
+    """The etcd lease no longer exists then: the first renewal returns a TTL of 0."""
     victim, *others = lab.hosts
     key, subnet, known = key_of(lab, victim), str(victim.subnet), routes(victim)
     short = lab.etcdctl("lease", "grant", str(SHORT_LIFE)).split()[1]

@@ -1,4 +1,4 @@
-"""What other programs do to a host's network is put right within a second, while packets flow."""
+"""Changes by other programs to a host's network are repaired within a second."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NETWORK = "10.1.0.0/16"
 
 @dataclass
 class Scene:
-    """Two hosts, of which the first one suffers, and traffic between their containers."""
+    """Two hosts, the first of which has the faults, and traffic between their containers."""
 
     lab: Lab
     heartbeat: Heartbeat
@@ -48,15 +48,15 @@ class Scene:
         self.host.run(["ip", *words.split()], check=True)
 
     def await_return(self) -> float:
-        """Until packets arrive that leave from now on; after how many seconds they did, without
-        what the machine was busy elsewhere."""
+        """Seconds until a packet arrives that is sent after this call, without the time in which
+        the machine ran other programs."""
         since = time.monotonic()
         seconds = self.heartbeat.seconds_until_back(since)
         return self.starvation.net_duration(since, since + seconds)
 
     def down_for(self) -> float:
-        """Seconds in which packets were lost so far, without what the machine was busy
-        elsewhere."""
+        """Seconds in which packets were lost so far, without the time in which the machine ran
+        other programs."""
         outage = self.heartbeat.outage()
         if outage is None:
             return 0.0
@@ -83,7 +83,7 @@ def pair_lab(network_rights: None) -> Iterator[Lab]:
 
 @pytest.fixture
 def scene(pair_lab: Lab) -> Iterator[Scene]:
-    """The same daemons run from test to test: none of the faults ends one."""
+    """The same daemons run in all tests, because none of the faults ends them."""
     one, other = pair_lab.hosts
     for host in pair_lab.hosts:
         host.log_path.write_text("")
@@ -166,7 +166,7 @@ def test_forwarding_resumes_within_a_second_of_a_fault(scene: Scene, fault: str)
     assert routes(scene.host) == table
     assert scene.host.status()["offloads"] == offloads
     assert unreachable(scene.lab) == []
-    # Where the repair falls between two steps of the fault, each of the steps has a line.
+    # If the repair happens between two steps of the fault, each step has a line.
     told = [text.partition("WARNING ")[2] for text in log_lines(scene.host, "WARNING")]
     assert len(set(told)) == len(told) <= 2
 
@@ -201,7 +201,7 @@ def test_address_that_is_removed_and_added_ends_no_daemon(scene: Scene) -> None:
 
 
 def test_daemon_is_not_ready_while_it_cannot_forward(scene: Scene) -> None:
-    """The socket is shut down, and another one stays on its port."""
+    """The socket is shut down, and a copy of it still holds the port."""
     with udp_socket_of(scene.host) as stolen:
         with suppress(OSError):
             stolen.shutdown(socket.SHUT_RDWR)
@@ -247,7 +247,7 @@ def test_repeatedly_deleted_device_ends_the_daemon(pair_lab: Lab) -> None:
 
 
 def test_new_address_ends_the_daemon_and_keeps_the_subnet(pair_lab: Lab) -> None:
-    """The last one here, because the host keeps the address. The connections go on, too."""
+    """The last test here, because the host keeps the new address. Connections survive."""
     host, other = pair_lab.hosts
     assert host.daemon
     host.log_path.write_text("")

@@ -1,4 +1,4 @@
-"""Clusters, logins and certificates that fail and come back while containers talk."""
+"""Etcd clusters, logins and certificates that fail and recover, without loss of packets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lab(network_rights: None) -> Iterator[Lab]:
 
 @contextmanager
 def daemons(lab: Lab, server: EtcdServer, *flags: str) -> Iterator[list[Host]]:
-    """The hosts, with their daemons on this server; what it is asked for is the lease of each."""
+    """The hosts, whose daemons use this server instead of the lab's."""
     server.put(f"{PREFIX}/config", json.dumps(CONFIG))
     for host in lab.hosts:
         host.log_path.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def await_line(hosts: list[Host], *words: str) -> None:
 
 
 def await_leader(member: EtcdServer) -> None:
-    """An election is etcd's matter, and etcdctl may wait for it longer than it takes."""
+    """Waits for an election; etcdctl may itself wait longer than the election takes."""
     written = partial(succeeds, member.etcdctl, "put", "/elsewhere", "")
     wait_until(written, "a leader", NOTICE_WITHIN)
 
@@ -123,7 +123,7 @@ def test_expired_token_and_revoked_permission_are_survived(lab: Lab, tmp_path: P
             with ExitStack() as cuts:
                 for host in hosts:
                     cuts.enter_context(cut_off(host, RESET))
-                # The open watches do not mind the expiry: the next calls do.
+                # An open watch survives the expiry; the next call does not.
                 server.put(f"{PREFIX}/config", json.dumps(CONFIG))
                 timer.start()
                 timer.expect_noticed(*hosts, within=NOTICED_AT_ONCE, what="cut noticed")
@@ -161,8 +161,8 @@ def test_changed_password_is_logged_and_works_when_restored(lab: Lab, tmp_path: 
 
 
 def test_expired_certificate_is_logged_and_rotated_files_are_used(lab: Lab, tmp_path: Path) -> None:
-    """Both sides show one. The server comes back with an expired one, then with one of another
-    authority, until our files follow."""
+    """Client and server have certificates. The server returns with an expired one, then with one of
+    another authority, until our files are replaced too."""
     old, new = tls_files(tmp_path / "old"), tls_files(tmp_path / "new")
     ca, cert, key = (tmp_path / name for name in ("ca.pem", "client.pem", "client.key"))
 

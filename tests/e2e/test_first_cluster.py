@@ -1,4 +1,4 @@
-"""A first cluster with what ``flannel-udp etcd`` starts and with the commands it prints."""
+"""A first cluster with the etcd of ``flannel-udp etcd`` and the commands that it prints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def first_etcd(host: Host, folder: Path, *argv: str) -> subprocess.CompletedProc
 
 @pytest.fixture
 def kept(bare_lab: Lab) -> Iterator[ExitStack]:
-    """What a test started ends with it."""
+    """Kills the processes that a test started."""
     with ExitStack() as stack:
         yield stack
 
@@ -47,7 +47,7 @@ def kill(pid: int) -> None:
 
 
 def join(host: Host, command: str, kept: ExitStack) -> subprocess.Popen[bytes]:
-    """Run what was printed, with a subnet.env of the host's own."""
+    """Runs the printed command, with a subnet.env of the host's own."""
     log = kept.enter_context((host.directory / "joined.log").open("wb"))
     daemon = host.netns.popen(
         [*shlex.split(command), f"--subnet-file={host.subnet_file}"],
@@ -99,12 +99,12 @@ def test_two_hosts_join_with_the_printed_commands(
     addresses = {line.split()[3] for line in listening.splitlines()}
     assert addresses == {"172.30.0.1:2379", "127.0.0.1:2379", "127.0.0.1:2380"}
 
-    # The daemon is started anew; etcd does not notice.
+    # The daemon is restarted; etcd is not affected.
     daemons[0].terminate()
     assert daemons[0].wait(20) == 0
     assert Path(f"/proc/{started[1]}").exists()
 
-    # Asked again, it changes nothing.
+    # A second run changes nothing.
     again = first_etcd(first, folder, "--network=10.55.0.0/16")
     assert again.returncode == 0, again.stderr
     assert "etcd serves http://172.30.0.1:2379 already" in again.stdout

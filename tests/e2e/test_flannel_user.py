@@ -1,4 +1,4 @@
-"""A host that ran flannel keeps its command line, its files, and what its containers see."""
+"""A host that ran flannel keeps its command line and files, and its containers' addresses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = (
 )
 PREFIX = "/flannel/network"
 
-# Each host gets a /run of its own, in which /run/flannel is the directory the lab looks into.
+# Each host gets its own /run, in which /run/flannel is the directory that the lab reads.
 OWN_RUN = 'mount -t tmpfs tmpfs /run; mkdir /run/flannel; mount --bind "$0" /run/flannel; exec "$@"'
 
 

@@ -1,4 +1,4 @@
-"""A member that is not this program: both directions work and each reads the other's lease."""
+"""A member that runs another program: packets flow both ways, and each reads all leases."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mixed_lab(network_rights: None) -> Iterator[Lab]:
 
 
 def plug_container(host: Host) -> None:
-    """What the lab does for hosts with our daemon."""
+    """A container, as the lab makes it on hosts with our daemon."""
     netns = Namespace(f"{host.netns.name}-c1")
     netns.create()
     host.netns.add_bridge("docker0")
@@ -77,7 +77,7 @@ def leave(process: subprocess.Popen[Any]) -> None:
 
 
 def wait_for_route(lab: Lab, address: IPv4Address | None) -> None:
-    """Until our hosts send the other program's subnet there; None: nowhere."""
+    """Waits until our hosts have this next hop, or none, for the other program's subnet."""
     expected = str(address) if address else None
     wait_until(
         lambda: all(routes(host).get(str(SUBNET)) == expected for host in lab.hosts[:2]),
@@ -86,7 +86,7 @@ def wait_for_route(lab: Lab, address: IPv4Address | None) -> None:
 
 
 def wait_until_acquainted(lab: Lab) -> None:
-    """Until each of the two programs has read the other's leases."""
+    """Waits until both programs have read each other's leases."""
     *ours, foreign = lab.hosts
     wait_for_route(lab, foreign.address)
     learned = [f"learned {str(host.subnet).replace('/', '-')} {host.address}" for host in ours]

@@ -1,4 +1,4 @@
-"""/healthz and /readyz tell an orchestrator what flannel tells it; /metrics is beside them."""
+"""/healthz and /readyz answer as flannel's do; /metrics uses the same port."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_health_answers_at_once_and_readiness_follows_forwarding(
 
 
 def test_daemon_stays_ready_while_etcd_does_not_answer(health_lab: Lab, host: Host) -> None:
-    """Else one outage of etcd would mark every host of the cluster unready."""
+    """Otherwise one outage of etcd would make every host of the cluster unready."""
     host.log_path.unlink(missing_ok=True)
     host.start_daemon()
     revision = host.status()["etcd"]["revision"]

@@ -1,4 +1,4 @@
-"""On a network that loses packets, the overlay keeps its throughput as well as the kernel's own."""
+"""On a lossy network, the overlay loses no larger share of its throughput than kernel VXLAN."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = 0.95
 VXLAN_PORT = 8472
 VXLAN_MTU = 1450
 
-# Each frame of either overlay, in either direction, is lost with a chance of 1 %.
+# Each frame of both overlays is lost with a probability of 1 %, in both directions.
 LOSSES = f"""
 table bridge losses {{
     chain forward {{
@@ -45,7 +45,7 @@ def subnet_of(host: Host) -> IPv4Network:
 
 
 def add_vxlan(host: Host, peer: Host) -> None:
-    """As flannel's vxlan backend sets it up, without the route."""
+    """Set up as by flannel's vxlan backend, but without the route."""
     ends = f"local {host.address} remote {peer.address} dev eth0 dstport {VXLAN_PORT}"
     for command in (
         f"ip link add vxlan1 mtu {VXLAN_MTU} type vxlan id 1 {ends}",
@@ -57,7 +57,7 @@ def add_vxlan(host: Host, peer: Host) -> None:
 
 @contextmanager
 def through_vxlan(lab: Lab) -> Iterator[None]:
-    """The same containers reach each other through the kernel's overlay."""
+    """Routes between the same containers through kernel VXLAN."""
     routes = []
     for host, peer in (lab.hosts, lab.hosts[::-1]):
         subnet = subnet_of(peer)
@@ -81,7 +81,7 @@ def lossy_lab(network_rights: None) -> Iterator[Lab]:
 
 
 def compare_shares(lab: Lab) -> float:
-    """What a loss leaves of our throughput, to what it leaves of VXLAN's.
+    """The share of our throughput that remains with loss, divided by that of VXLAN.
 
     The four are measured in an order that takes a steady change of the machine's load out of it.
     """

@@ -1,4 +1,4 @@
-"""Many hosts at once: every packet goes to the peer that it is for."""
+"""Many hosts at once: every packet reaches the right peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masquerading and forwarding as containers and a host outside the overlay see them."""
+"""Masquerading and forwarding, observed from containers and from a host outside the overlay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tool(request: pytest.FixtureRequest) -> str:
 def masq_lab(
     network_rights: None, tool: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
-    """Two hosts that drop what nobody accepts in FORWARD, as docker sets it."""
+    """Two hosts with the FORWARD policy DROP, as docker sets it."""
     path = use_variant(tool if tool in VARIANTS else "nft", tmp_path_factory.mktemp("path"))
     config = {"Network": "10.1.0.0/16", "EnableNFTables": tool == NFTABLES}
     lab = Lab(
@@ -47,14 +47,14 @@ def masq_lab(
 
 
 def rules(host: Host) -> list[str]:
-    """All of flannel's in the host, without counters."""
+    """All rules of flannel's chains in the host, without counters."""
     lines = host.run(["iptables-save"], check=True).stdout.splitlines()
     lines += host.run(["nft", "-s", "list", "table", "ip", "flannel-ipv4"]).stdout.splitlines()
     return [line for line in lines if "flannel" in line.lower()]
 
 
 def outside_listener(lab: Lab) -> socket.socket:
-    """A TCP server on a host outside the overlay, which has no way back into it."""
+    """A TCP server on a host outside the overlay, which has no route into it."""
 
     def open_there() -> socket.socket:
         return socket.create_server((str(UNDERLAY.ip), 0))
@@ -91,7 +91,7 @@ def test_nothing_inside_the_overlay_is_masqueraded(masq_lab: Lab) -> None:
 
 @contextmanager
 def routed_outside(lab: Lab, network: IPv4Network) -> Iterator[None]:
-    """The host outside the overlay sends what is for the network to the first host."""
+    """The host outside the overlay uses the first host as its gateway to the network."""
     lab.switch.add_route(network, via=lab.hosts[0].address)
     yield
     lab.switch.run(["ip", "route", "del", str(network)], check=True)
@@ -111,7 +111,7 @@ def test_outside_host_reaches_local_containers_with_its_own_address(masq_lab: La
 def test_outside_host_reaches_remote_containers_masqueraded_as_its_gateway(
     masq_lab: Lab,
 ) -> None:
-    """Else the answers would take another way, past the tunnel."""
+    """Otherwise the answers would take another path than through the tunnel."""
     (host, other), (_, there) = masq_lab.hosts, masq_lab.containers
     assert host.subnet
     assert other.subnet
@@ -145,7 +145,7 @@ def test_packets_marked_by_kube_proxy_are_not_masqueraded(masq_lab: Lab, mark: i
 
 @contextmanager
 def marked(host: Host, container: Container, mark: int | None) -> Iterator[None]:
-    """What the container sends bears the mark, as kube-proxy's rules would have it."""
+    """Marks what the container sends, as kube-proxy's rules would."""
     chain = "{ type filter hook prerouting priority mangle; }"
     rule = f"ip saddr {container.address} meta mark set {mark or 0}"
     rules = f"add table ip test; add chain ip test only {chain}; add rule ip test only {rule}"
@@ -155,13 +155,13 @@ def marked(host: Host, container: Container, mark: int | None) -> Iterator[None]
 
 
 def test_packet_for_an_unused_address_is_dropped_by_the_blackhole(masq_lab: Lab) -> None:
-    """While the bridge is gone, it would go back into the tunnel that it came from."""
+    """Without a bridge the packet would be routed back into the tunnel."""
     (host, _), (_, there) = masq_lab.hosts, masq_lab.containers
     assert host.subnet
     nobody = host.subnet.network_address + 99
 
     def returned() -> int:
-        """How many of three packets for nobody the tunnel gets to carry again."""
+        """How many of three packets to an unused address are routed back into the tunnel."""
         before = host.status()["stats"]["tun_read_packets"]
         said = there.run(["ping", "-n", "-c", "3", "-i", "0.2", "-W", "1", str(nobody)]).stdout
         assert " 0 received" in said
@@ -179,7 +179,7 @@ def test_packet_for_an_unused_address_is_dropped_by_the_blackhole(masq_lab: Lab)
 
 
 def test_repair_of_rules_loses_no_packet(masq_lab: Lab, tool: str) -> None:
-    """Of the two rules that let a packet through, one is taken away and restored, repeatedly."""
+    """One of the two rules that accept a packet is repeatedly removed and restored."""
     host, (one, other) = masq_lab.hosts[0], masq_lab.containers
     before = rules(host)
     damage = ["iptables", "-w", "20", "-D", "FLANNEL-FWD", "1"]

@@ -1,4 +1,4 @@
-"""A way between two hosts that becomes narrower, and wide again."""
+"""The path MTU between two hosts becomes smaller, and large again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flannel_udp.lab.etcd import child_environment
 from flannel_udp.lab.lab import Host, Lab
 
 NARROW = 1400  # bytes of a frame's IP packet, where the hosts' interfaces take 1500
-SIZE = 1444  # a datagram that the tunnel's MTU just takes
+SIZE = 1444  # the largest datagram that fits the tunnel's MTU
 COUNT = 40
 GSO_AGAIN_WITHIN = 20.0  # seconds; the pump tries after 10
 
@@ -55,14 +55,14 @@ def routed_lab(network_rights: None, presets: tuple[str, str]) -> Iterator[Lab]:
 
 
 def set_path_mtu(lab: Lab, mtu: int) -> None:
-    """Of both ways through the router, which tells senders when a packet is too large."""
+    """Sets the MTU of both directions through the router, which sends ICMP to senders."""
     for network, device in ((NEAR, "underlay"), (FAR, "host2")):
         route = f"ip route change {network} dev {device} mtu {mtu}"
         lab.switch.run(route.split(), check=True)
 
 
 def learn_path_mtu(lab: Lab, source: Host, target: Host) -> None:
-    """Until single large packets pass: the first ones are lost in telling the source's kernel."""
+    """Waits until large packets pass: the first ones are lost while the kernels learn the MTU."""
     target_address = str(target.containers[0].address)
     ping = ["ping", "-n", "-M", "dont", "-c", "1", "-W", "1", "-s", "1400", target_address]
     wait_until(lambda: source.containers[0].run(ping).returncode == 0, "large packets passing")
@@ -79,7 +79,7 @@ def test_lower_path_mtu_loses_nothing_and_gso_returns_after_it(
     near, far = routed_lab.hosts
 
     def burst() -> int:
-        """Sends superpackets, all of which must arrive, once; how many left in whole runs."""
+        """Sends superpackets, which must arrive exactly once; returns how many left with GSO."""
         sent, arrived = stats(near)["udp_segmented_sends"], stats(far)["udp_received_packets"]
         payload = os.urandom(SIZE * COUNT)
         whole = [payload[at : at + SIZE] for at in range(0, len(payload), SIZE)]
@@ -103,7 +103,7 @@ def test_lower_path_mtu_loses_nothing_and_gso_returns_after_it(
     for source, target in ((near, far), (far, near)):
         learn_path_mtu(routed_lab, source, target)
     assert stats(near)["send_fallbacks"] == 0
-    # The kernel refuses this run, and takes and fragments its packets one by one.
+    # The kernel refuses this run with GSO, and fragments its packets when sent one by one.
     assert burst() == 0
     assert stats(near)["send_fallbacks"] == 1
     assert burst() == 0
@@ -116,7 +116,7 @@ def test_lower_path_mtu_loses_nothing_and_gso_returns_after_it(
 
     set_path_mtu(routed_lab, 1500)
     for host in routed_lab.hosts:
-        # Else the kernels remember for ten minutes.
+        # Otherwise the kernels remember the MTU for ten minutes.
         host.run(["ip", "route", "flush", "cache"], check=True)
     wait_until(lambda: burst() > 0, "sending whole runs again", GSO_AGAIN_WITHIN)
     assert "refused" not in shown()

@@ -1,4 +1,4 @@
-"""Whatever ends a daemon, the next one goes on with the same subnet and nothing is in its way."""
+"""After every kind of end, the next daemon starts and gets the same subnet."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def running(pair_lab: Lab) -> Iterator[Lab]:
 
 
 def network_routes(host: Host) -> list[str]:
-    """The devices that the routes to Network lead into."""
+    """The devices of the routes to Network."""
     shown = json.loads(host.run(["ip", "-j", "route", "show", "10.1.0.0/16"], check=True).stdout)
     return [route["dev"] for route in shown]
 
@@ -79,7 +79,7 @@ def test_killed_daemon_starts_again_with_its_subnet(running: Lab) -> None:
 
 
 def test_killed_daemon_finds_its_subnet_in_etcd_alone(running: Lab) -> None:
-    """subnet.env lives in /run, which a reboot empties."""
+    """subnet.env is in /run, which is empty after a reboot."""
     host = running.hosts[0]
     before = host.subnet
     host.kill_daemon()
@@ -100,7 +100,7 @@ def test_killed_daemon_finds_its_subnet_in_subnet_env_alone(running: Lab) -> Non
 
 
 def test_daemon_killed_during_its_start_does_not_block_the_next(running: Lab) -> None:
-    """Killed at every stage of the start, as far as its log tells the stages apart."""
+    """Kills it after each line that the start logs."""
     host = running.hosts[0]
     assert host.stop_daemon() == 0
     for stage in ("external interface", "forwarding", "following"):
@@ -149,7 +149,7 @@ Follower.join = lambda self, timeout=None: time.sleep(2.5) or join(self)
 
 
 def test_lost_lease_ends_forwarding_first(make_lab: Callable[[Lab], Lab], tmp_path: Path) -> None:
-    """Also where ending takes long, as with a thread that waits for a frozen endpoint of etcd."""
+    """Even if the end takes long, for example because a thread waits for a frozen etcd."""
     (tmp_path / "sitecustomize.py").write_text(STUCK)
     lab = make_lab(Lab(hosts=2, daemon_env={"PYTHONPATH": str(tmp_path)}))
     host, other = lab.hosts
@@ -157,7 +157,7 @@ def test_lost_lease_ends_forwarding_first(make_lab: Callable[[Lab], Lab], tmp_pa
     key = str(host.subnet).replace("/", "-")
     lab.etcdctl("del", f"{lab.prefix}/subnets/{key}")
     wait_until(lambda: log_lines(host, "ERROR", "was revoked"), "the loss")
-    before = drops(other)  # it does not know our packets any more
+    before = drops(other)  # it no longer accepts our packets
     assert lab.ping(host.containers[0], other.containers[0], wait=1) is None
     assert drops(other) == before, "a packet was sent"
     assert host.daemon
@@ -198,7 +198,7 @@ def test_key_taken_over_by_another_host_ends_the_daemon(running: Lab) -> None:
 
 
 def test_reservation_gets_no_etcd_lease(running: Lab) -> None:
-    """A key that an operator wrote by hand is used, and neither given a life time nor deleted."""
+    """A key that an operator wrote by hand is used, gets no TTL and is not deleted."""
     host = running.hosts[0]
     assert host.stop_daemon() == 0
     delete_leases(running)

@@ -1,4 +1,4 @@
-"""What the last process left is used only where it still fits; else the start is a fresh one."""
+"""The state of the last process is used only if it still fits; otherwise the start is fresh."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_another_offload_flag_means_a_fresh_start(running: Lab) -> None:
 
 
 def test_changed_network_config_means_a_fresh_start(running: Lab) -> None:
-    """It is found out while packets flow already, for etcd may be away."""
+    """Noticed while packets already flow, because the daemon does not wait for etcd."""
     host = running.hosts[0]
     config = running.etcdctl("get", "--print-value-only", f"{running.prefix}/config").strip()
     terminate(host)
@@ -93,7 +93,7 @@ def test_device_deleted_during_the_restart_means_a_fresh_start(running: Lab) -> 
 
 @contextmanager
 def moved(host: Host, address: str) -> Iterator[None]:
-    """The host has another address on eth0 while the block runs."""
+    """The host has another address on eth0 during the block."""
     old, new = f"{host.address}/24", f"{address}/24"
     move(host, old, new)
     yield
@@ -107,7 +107,7 @@ def move(host: Host, old: str, new: str) -> None:
 
 
 def test_another_address_means_a_fresh_start(running: Lab) -> None:
-    """The lease of the old one stays its own, for nobody has said that it is of no use."""
+    """The lease of the old PublicIP stays, because the daemon cannot know that it is unused."""
     host, other = running.hosts
     before, old = host.subnet, device_index(host)
     terminate(host)
@@ -154,7 +154,7 @@ def test_another_prefix_means_a_fresh_start(running: Lab) -> None:
 
 
 def test_another_network_namespace_means_a_fresh_start(running: Lab) -> None:
-    """The device is of no use there."""
+    """The device is in the old namespace."""
     host = running.hosts[0]
     terminate(host)
     here, there = host.netns, Namespace(f"{host.netns.name}-b")

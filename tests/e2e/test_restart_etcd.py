@@ -1,4 +1,4 @@
-"""A restart while etcd is away, slow, or not what it was: packets flow, and nothing is missed."""
+"""A restart while etcd is down, frozen or has lost its data: packets flow, no change is missed."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_frozen_etcd_delays_neither_stop_nor_start(running: Lab) -> None:
 
 
 def test_killed_daemon_has_recorded_its_newest_routes(running: Lab) -> None:
-    """They are recorded now and then, not only at the end."""
+    """They are recorded repeatedly, not only at the end."""
     host = running.hosts[0]
     folder = f"{running.prefix}/subnets/"
     running.etcdctl("put", f"{folder}10.1.155.0-24", lease_value("172.30.0.155"))
@@ -140,7 +140,7 @@ def test_killed_daemon_has_recorded_its_newest_routes(running: Lab) -> None:
 
 
 def state(host: Host) -> bytes:
-    """What the daemon has recorded for its successor."""
+    """The state that the daemon has recorded for the next process."""
     descriptor = host.manager.stored["state"]
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
@@ -165,7 +165,7 @@ def test_lost_lease_is_not_handed_over(running: Lab) -> None:
 def test_lease_lost_before_the_restart_ends_the_next_daemon(
     running: Lab, change: tuple[str, ...], sentence: str
 ) -> None:
-    """The last process heard of it and could not look into it: its calls were refused by then."""
+    """The last process received the event but could not check it: etcd refused its calls."""
     host = running.hosts[0]
     key = f"{running.prefix}/subnets/{str(host.subnet).replace('/', '-')}"
     root = "--user=root:secret"

@@ -1,4 +1,4 @@
-"""A restart keeps device, socket and routes: packets wait a moment, and nothing breaks."""
+"""A restart keeps device, socket and routes: packets wait, and no connection breaks."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from flannel_udp.lab.lab import Host, Lab
 
 
 def known_since(host: Host) -> float:
-    """When the host's only peer got its route, on time.monotonic."""
+    """When the host's only peer got its route, as time.monotonic()."""
     (peer,) = host.status()["peers"]
     return time.monotonic() - float(peer["age_seconds"])
 
 
 @pytest.mark.parametrize(
     ("index", "end", "lost"),
-    # A packet that the worker holds at the moment of kill -9 dies with it.
+    # A packet that the worker has read but not sent at kill -9 is lost.
     [(0, terminate, 0), (0, Host.kill_daemon, 2), (1, terminate, 0)],
     ids=["stopped", "killed", "stopped without offloads"],
 )
@@ -94,14 +94,14 @@ def test_sigusr2_executes_the_program_again(running: Lab, keeps: bool) -> None:
 
 
 def made(host: Host) -> tuple[bool, bool]:
-    """Whether it has the rules of --ip-masq, and the route of --ip-blackhole-route."""
+    """Whether the host has the rules of --ip-masq, and the route of --ip-blackhole-route."""
     rules, table = host.run(["iptables-save"]).stdout, host.run(["ip", "route"]).stdout
     return "FLANNEL-POSTRTG" in rules, f"blackhole {host.subnet}" in table
 
 
 @pytest.fixture
 def unkept(running: Lab) -> Iterator[Host]:
-    """A host that nobody keeps descriptors for, with all that a daemon makes on one."""
+    """A host without a descriptor store, whose daemon has rules and a blackhole route."""
     host = running.hosts[0]
     terminate(host)
     host.manager.drop_descriptors()
@@ -119,7 +119,7 @@ def restart(host: Host) -> None:
 
 
 def test_stop_during_a_restart_removes_everything(unkept: Host) -> None:
-    """The signal waits for the next program, which has not made anything itself yet."""
+    """The signal stays pending for the next program, which has not created anything itself."""
     restart(unkept)
     terminate(unkept)
     assert takeovers(unkept) == 1
@@ -137,7 +137,7 @@ def test_device_deleted_during_a_restart_is_created_again(running: Lab, unkept: 
 
 
 def spoil_certificate(host: Host) -> None:
-    """As in the middle of a rotation."""
+    """As during a rotation."""
     (host.directory / "ca.pem").write_text("half of a certi")
 
 
@@ -213,7 +213,7 @@ def test_failed_start_leaves_the_tunnel_to_the_next_one(running: Lab) -> None:
 
 
 def test_route_replaced_during_the_restart_is_restored(running: Lab) -> None:
-    """As it would while the daemon runs."""
+    """As while the daemon runs."""
     host = running.hosts[0]
     before = device_index(host)
     with traffic(running) as flow:
@@ -255,9 +255,9 @@ def test_repeatedly_deleted_device_is_not_handed_over(running: Lab) -> None:
 def test_shut_down_socket_is_recreated_after_its_copy_is_closed(
     running: Lab,
 ) -> None:
-    """Its copy holds the port."""
+    """The copy in the store holds the port."""
     host = running.hosts[0]
-    with host.manager._lock:  # it hears nothing
+    with host.manager._lock:  # the store answers nothing
         with suppress(OSError), udp_socket_of(host) as stolen:
             stolen.shutdown(socket.SHUT_RDWR)
         time.sleep(0.2)  # in which a daemon that did not wait would try and fail
@@ -285,7 +285,7 @@ def test_firewall_rules_and_blackhole_route_stay_for_the_next_process(running: L
     assert takeovers(host) == 1
     assert made(host) == (True, True)
     terminate(host)
-    # A stop for good: systemd closes the descriptors, and nobody is left to remove the rest.
+    # After a final stop systemd closes the descriptors, and no process removes the rest.
     host.manager.drop_descriptors()
     assert devices(host) == []
     host.run([sys.executable, "-m", "flannel_udp", "cleanup"], check=True)

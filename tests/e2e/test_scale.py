@@ -1,4 +1,4 @@
-"""A host that joins ten thousand others, or 65,536, can reach each of them at once."""
+"""A host that joins 10,000 or 65,536 others can reach each of them right after its start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def subnet_of(number: int) -> IPv4Address:
 
 
 def host_of(number: int) -> IPv4Address:
-    """Behind the default route of every host in the lab."""
+    """The gateway of all hosts in the lab."""
     return FIRST_HOST + number
 
 
@@ -44,14 +44,14 @@ def empty_lab(network_rights: None) -> Iterator[Lab]:
 
 
 def fill(lab: Lab, count: int) -> None:
-    """So many other hosts have leases, those that have them already among them."""
+    """Writes leases until so many other hosts have one."""
     known = len(lab.etcdctl("get", "--prefix", "--keys-only", f"{lab.prefix}/subnets/").split())
     names = {f"{subnet_of(n)}-24": lease_value(str(host_of(n))) for n in range(known, count)}
     EtcdWriter(lab).put_many(names)
 
 
 class Arrivals:
-    """When each outer destination was first seen on the underlay, by a thread that sniffs."""
+    """Records in a thread when each outer destination was first seen on the underlay."""
 
     def __init__(self, lab: Lab, wanted: set[IPv4Address]) -> None:
         self.first_seen: dict[IPv4Address, float] = {}
@@ -90,7 +90,7 @@ class Arrivals:
 
 
 def knock_until(stop: threading.Event, host: Host, numbers: list[int]) -> None:
-    """Send to a container of each of these hosts, again and again."""
+    """Sends repeatedly to a container of each of these hosts."""
     with host.netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as out:
         while not stop.wait(0.01):
             for number in numbers:
@@ -98,7 +98,7 @@ def knock_until(stop: threading.Event, host: Host, numbers: list[int]) -> None:
 
 
 def resident_megabytes(pid: int) -> float:
-    """The most memory the process has ever held (VmHWM, see proc(5))."""
+    """The peak resident memory of the process (VmHWM, see proc(5))."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1000

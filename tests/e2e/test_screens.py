@@ -1,4 +1,4 @@
-"""The pictures in docs/ show what the programs print now; ``make screens`` takes them anew.
+"""The pictures in docs/ show what the programs print; ``make screens`` updates them.
 
 Real programs run in terminals beside a real lab, and rich draws what stands on their screens. Two
 pictures are alike if they hold the same lines, less the figures and names that differ between runs.
@@ -36,21 +36,21 @@ DOCS = Path(__file__).parents[2] / "docs"
 PROGRAM = (sys.executable, "-m", "flannel_udp")
 NAMES = ("lab", "status", "top")
 LAST_LINE = "The lab stays up until Ctrl-C."
-WIDE, HIGH = 104, 120  # the lab's terminal: nothing folds, nothing leaves it at the top
+WIDE, HIGH = 104, 120  # the lab's terminal: no line wraps or scrolls out
 OFFLOAD = "(TSO|USO|UDP GSO|UDP GRO)"
 COLORS = {"default": None, "brown": "yellow"}  # pyte's names -> rich's
 
 
 @dataclass(frozen=True)
 class Demo:
-    """``flannel-udp lab --keep``, which stays up: what it printed, and its record."""
+    """A running ``flannel-udp lab --keep``: its output and its record."""
 
     lines: list[Text]
     record: LabRecord
 
     @property
     def hints(self) -> list[str]:
-        """What it offers to type."""
+        """The commands that it suggests."""
         printed = [line.plain.strip() for line in self.lines]
         return printed[printed.index("To look inside, in another terminal:") + 1 :]
 
@@ -60,7 +60,7 @@ class Demo:
 
     @contextmanager
     def traffic(self) -> Iterator[None]:
-        """The first host's container talks to those of the second and, less, of the third."""
+        """Packets from the first host's container to the second's and, fewer, to the third's."""
         own, second = (Namespace(f"{self.record.prefix}host{number}-c1") for number in (1, 2))
         table = "\n".join(line.plain for line in self.lines)
         addresses = re.findall(r"host[23]-c1 .* (10\.1\.[\d.]+)", table)
@@ -95,7 +95,7 @@ def demo(network_rights: None) -> Iterator[Demo]:
 
 @pytest.fixture(scope="module")
 def pictures(demo: Demo) -> dict[str, str]:
-    """What each program shows now, as SVG."""
+    """The current screen of each program, as SVG."""
     shown = {"lab": demo.lines}
     with demo.traffic(), screen_of(demo.in_host("top", "--interval=0.2")) as top:
         top.wait_for(Filled(), "traffic")
@@ -118,10 +118,10 @@ def screen_of(argv: Sequence[str], columns: int = 80, lines: int = 24) -> Iterat
 
 
 class Filled:
-    """Whether the sparklines have grown as long as they get: for a second they did not grow."""
+    """Whether the sparklines have their full length: they did not grow for a second."""
 
     def __init__(self) -> None:
-        self._counts = deque([0] * 10, maxlen=10)  # a look takes a tenth of a second
+        self._counts = deque([0] * 10, maxlen=10)  # a sample takes a tenth of a second
 
     def __call__(self, text: str) -> bool:
         self._counts.append(len(re.findall("[▁-█]", text)))
@@ -154,7 +154,7 @@ def drawn(name: str, lines: list[Text]) -> str:
 
 
 def words(svg: str) -> list[list[str]]:
-    """The words of each line, less what differs between runs."""
+    """The words of each line, without what differs between runs."""
     lines: dict[int, list[str]] = defaultdict(list)
     for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
         if found := re.search(r"line-(\d+)", text.get("clip-path", "")):

@@ -1,4 +1,4 @@
-"""What a host's own kernel does not let out: its firewall refuses it, or its link is too slow."""
+"""Packets that the host's own kernel does not send: refused by the firewall, or too many."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ while True:
 
 @contextmanager
 def refused(host: Host, peer: Host) -> Iterator[None]:
-    """The host's firewall keeps its tunnel from sending to the peer."""
+    """The host's firewall drops what its tunnel sends to the peer."""
     host.run(["nft", "-f", "-"], input=REFUSAL % peer.address, check=True)
     try:
         yield
@@ -57,7 +57,7 @@ def flood(source: Container, target: Container) -> Iterator[None]:
 
 @contextmanager
 def slow_link(host: Host) -> Iterator[None]:
-    """Its interface sends slowly and queues more than a socket's buffer holds."""
+    """The host's interface is slow, with a queue larger than a socket's buffer."""
     limits = "tbf rate 10mbit burst 100kb limit 64mb"
     host.run(["tc", "qdisc", "add", "dev", "eth0", "root", *limits.split()], check=True)
     try:
@@ -71,7 +71,7 @@ def dropped_by_peer(host: Host) -> dict[str, int]:
 
 
 def tunnel_drops(host: Host) -> int:
-    """Packets that the tunnel's queue did not take, as the kernel counts."""
+    """The kernel's count of packets that did not fit into the tunnel's queue."""
     shown = host.run(["ip", "-j", "-s", "link", "show", "flannel0"], check=True).stdout
     (link,) = json.loads(shown)
     return int(link["stats64"]["tx"]["dropped"])
@@ -79,7 +79,7 @@ def tunnel_drops(host: Host) -> int:
 
 @pytest.fixture(params=range(len(MIXED_PRESETS)), ids=MIXED_PRESETS)
 def hosts(lab: Lab, request: pytest.FixtureRequest) -> list[Host]:
-    """Each host in turn comes first, for each sends another way."""
+    """Each host in turn is the sender, because each has other offloads."""
     first: int = request.param
     return lab.hosts[first:] + lab.hosts[:first]
 
@@ -124,7 +124,7 @@ def test_flood_to_a_refused_peer_does_not_slow_others(
             for name, way in (("open", nullcontext()), ("refused", refused(host, refused_peer))):
                 with way:
                     rates[name].append(lab.throughput(host.containers[1], peer.containers[0]))
-    # Half of it would already mean that the refusals cost more than the sends.
+    # Below half, refusals would cost more than sends.
     assert median(rates["refused"]) > 0.5 * median(rates["open"]), rates
 
 
@@ -142,7 +142,7 @@ def test_overload_is_dropped_and_counted_in_the_tunnel_queue(lab: Lab, hosts: li
 
         wait_until(overflow, "an overflow of the tunnel's queue", 20)
         assert host.status()["stats"]["send_pauses"] > pauses
-        # The other direction does not wait.
+        # The other direction is not delayed.
         assert exchange(theirs, ours, payloads) == payloads
     wait_until(lambda: lab.ping(ours, theirs) is not None, "sending again")
     assert exchange(ours, theirs, payloads) == payloads

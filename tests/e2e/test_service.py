@@ -1,4 +1,4 @@
-"""The packaged units, installed as the README says and run by a real systemd."""
+"""The packaged units, installed as the README describes and run by a real systemd."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = 30.0  # seconds
 
 @pytest.fixture(scope="module")
 def service_lab(network_rights: None) -> Iterator[Lab]:
-    """The first host is for systemd; the second has a daemon without."""
+    """The first host runs systemd, the second a daemon without it."""
     with Lab(hosts=2, containers=0, start_daemons=False) as lab:
         lab.hosts[1].start_daemon()
         yield lab
@@ -31,7 +31,7 @@ def service_lab(network_rights: None) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def booted(service_lab: Lab) -> Iterator[SystemdHost]:
-    """Its services use iptables-legacy, which asks more of their sandbox than the one with nft."""
+    """Its services use iptables-legacy, which needs more rights than the variant with nft."""
     with SystemdHost(service_lab.hosts[0]) as booted:
         for name in ("iptables", "iptables-save", "iptables-restore"):
             program = shutil.which(name.replace("iptables", "iptables-legacy"))
@@ -98,7 +98,7 @@ def test_restart_loses_no_packet_and_a_crash_only_few(
     assert service.property_of("NFileDescriptorStore") == "3"
 
 
-# What the unit's processes may do, or else are kept from though root may do it.
+# What the unit's processes may do (True), and what they may not although they are root.
 ATTEMPTS = {
     "write to /proc/sys/net": ("echo 1 > /proc/sys/net/ipv4/conf/lo/accept_local", True),
     "lock iptables": (": >> /run/xtables.lock", True),
@@ -148,7 +148,7 @@ def test_sandbox_allows_only_what_the_daemon_needs(service: SystemdHost, tmp_pat
 
 
 def test_settings_of_a_flannel_host_work_unchanged(service_lab: Lab, service: SystemdHost) -> None:
-    """What Red Hat's package of flannel has in its file."""
+    """The settings file of Red Hat's flannel package."""
     prefix = "/atomic.io/network"
     service_lab.etcdctl("put", f"{prefix}/config", '{"Network":"10.7.0.0/16"}')
     ours = service.path(SETTINGS).read_text()
@@ -167,7 +167,7 @@ def test_settings_of_a_flannel_host_work_unchanged(service_lab: Lab, service: Sy
         assert (status["interface"], status["firewall"]["masquerade"]) == ("eth0", True)
     finally:
         service.write(SETTINGS, ours)
-    # Ours wins where both files have a setting.
+    # Our file overrides the other one.
     service.write(SETTINGS, ours + "FLANNELD_ETCD_PREFIX=/coreos.com/network\n")
     service.run_all(f"systemctl restart {UNIT}")
     assert service.host.status()["network"] == "10.1.0.0/16"
@@ -217,7 +217,7 @@ def test_failed_mk_docker_opts_leaves_the_overlay_up(
 
 def test_start_after_a_wrong_flag_waits_five_seconds(service: SystemdHost) -> None:
     def rests() -> bool:
-        """Whether its last process is one that sleeps, and not the shell that may become it."""
+        """Whether its last process is the sleep, and not the shell that executes it."""
         shown = service.run(f"systemctl status {UNIT}").stdout
         return bool(re.search(r"\d sleep 5$", shown, re.MULTILINE))
 
@@ -228,7 +228,7 @@ def test_start_after_a_wrong_flag_waits_five_seconds(service: SystemdHost) -> No
     assert service.property_of("SubState") == "stop-post"
     assert service.log.count("there is no flag --bogus") == 1
     service.write(SETTINGS, ours)
-    service.run(f"systemctl kill --kill-whom=control {UNIT}")  # enough of it
+    service.run(f"systemctl kill --kill-whom=control {UNIT}")  # end the sleep
     wait_until(lambda: service.property_of("ActiveState") == "active", "the next start", PATIENCE)
 
 
@@ -269,13 +269,13 @@ def test_unit_of_the_first_etcd_refuses_an_older_etcd(booted: SystemdHost) -> No
     assert booted.property_of("UnitFileState", etcd) == "enabled"
     version = booted.path(NOTE).read_text()
 
-    # An upgrade: whatever starts it, the newer version is noted.
+    # An upgrade: the newer version is recorded at each start.
     booted.write(NOTE, "3.0.0\n")
     booted.run_all(f"systemctl restart {etcd}")
     assert booted.path(NOTE).read_text() == version
     assert "etcd serves http://172.30.0.1:2379 already" in booted.run_all(FIRST_ETCD)
 
-    # The way back.
+    # A downgrade.
     booted.write(NOTE, "99.1.2\n")
     assert booted.run(f"systemctl restart {etcd}").returncode == 1
     assert "the data in /var/lib/flannel-udp was last used by etcd 99.1.2 and" in booted.log

@@ -1,4 +1,4 @@
-"""Daemons that start at the same moment learn of each other; flannel's do not always."""
+"""Daemons that start at the same moment get each other's leases; flannel's may miss one."""
 
 from __future__ import annotations
 

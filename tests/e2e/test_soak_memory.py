@@ -19,13 +19,13 @@ from flannel_udp.lab.host import Host
 from flannel_udp.lab.lab import Lab
 
 WARM_UP = 10.0  # seconds in which caches and arenas fill
-# What a daemon may grow by, in bytes: some pages that still fill, and for each change of a table
-# less than any object that were kept of it.
+# How many bytes a daemon may grow by: some pages that still fill, and for each change of a table
+# less than the size of any object that it could leak.
 SETTLING, PER_CHANGE = 128 << 10, 50
 
 
 def memory(host: Host) -> int:
-    """Bytes of the daemon's own memory, Python and pump."""
+    """Bytes of the daemon's private memory, of Python and the pump."""
     assert host.daemon is not None
     status = Path(f"/proc/{host.daemon.pid}/status").read_text()
     found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
@@ -34,7 +34,7 @@ def memory(host: Host) -> int:
 
 
 def keep_sending(lab: Lab, stop: threading.Event) -> float:
-    """TCP between two containers until it is stopped; the slowest round, Gbit/s."""
+    """Runs TCP between two containers until stopped; returns the slowest round in Gbit/s."""
     ends = lab.hosts[0].containers[0], lab.hosts[1].containers[0]
     slowest = float("inf")
     while not stop.is_set():
@@ -43,7 +43,7 @@ def keep_sending(lab: Lab, stop: threading.Event) -> float:
 
 
 def run(lab: Lab, churn: Churn, seconds: float) -> tuple[list[int], int]:
-    """Change tables for so long: the most memory each daemon had of second to second; changes."""
+    """Changes routes for so long; returns each daemon's peak memory, and the changes."""
     peaks = [0] * len(lab.hosts)
     started, count, looks = time.monotonic(), 0, 0
     while (elapsed := time.monotonic() - started) < seconds:

@@ -1,4 +1,4 @@
-"""Hosts that join at the same moment learn of each other (flannel loses one now and then)."""
+"""Hosts that join at the same moment get each other's leases (flannel may miss one)."""
 
 from __future__ import annotations
 

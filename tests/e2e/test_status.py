@@ -1,4 +1,4 @@
-"""What an operator sees of a running daemon: status, top, the checks, and whether it is true."""
+"""status, top and status --check show the real state of a running daemon."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def status(host: Host, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def firewall(host: Host, hook: str, rule: str) -> contextlib.AbstractContextManager[None]:
-    """One nftables rule while the block runs."""
+    """One nftables rule during the block."""
 
     @contextlib.contextmanager
     def ruled() -> Iterator[None]:
@@ -60,7 +60,7 @@ def firewall(host: Host, hook: str, rule: str) -> contextlib.AbstractContextMana
 
 
 def findings(host: Host, *wrapper: str) -> dict[str, str]:
-    """What is bad, by subject: code and sentence. The exit code must agree."""
+    """Code and sentence of each bad finding, by subject; the exit code must agree."""
     check = [*wrapper, *command(host, "status", "--check", "--json")]
     result = host.run(check, timeout=60, env=child_environment())
     found = json.loads(result.stdout)
@@ -183,7 +183,7 @@ def test_check_reports_leases_and_routes_that_differ(lab: Lab) -> None:
 
 
 def test_check_reports_leases_deleted_while_the_daemon_is_cut_off(lab: Lab) -> None:
-    """The check is of another group than the daemon, which alone is cut off from etcd."""
+    """The daemon is cut off from etcd by its group; the check has another one."""
     host = lab.hosts[0]
     own = f"{lab.prefix}/subnets/{host.subnet}".replace("/24", "-24")
     lease = f"{json.loads(lab.etcdctl('get', '--write-out=json', own))['kvs'][0]['lease']:x}"
@@ -222,7 +222,7 @@ def test_check_without_raw_sockets_reports_it_and_checks_the_rest(lab: Lab) -> N
 
 
 def test_check_of_many_down_hosts_takes_seconds(lab: Lab) -> None:
-    """One after the other they would take more than a second each."""
+    """Checked one after the other, each host would take more than a second."""
     host = lab.hosts[0]
     gone = {f"10.1.{number}.0-24": f"172.31.0.{number}" for number in range(1, 255)}
     writer = EtcdWriter(lab)
@@ -286,7 +286,7 @@ def test_check_reports_a_changed_network_config(lab: Lab) -> None:
 
 
 def test_both_hosts_with_one_public_ip_report_it(lab: Lab) -> None:
-    """The second takes the first's subnet without a word of etcd's."""
+    """The second host takes the first one's subnet, and etcd sends no event about it."""
     first, _, second = lab.hosts
     assert second.stop_daemon() == 0
     second.subnet_file.unlink()
@@ -321,7 +321,7 @@ def top(lab: Lab) -> Iterator[Terminal]:
 
 
 def left_clean(terminal: Terminal) -> bool:
-    """Back from the alternate screen, with a cursor, and with the settings it had."""
+    """It leaves the alternate screen, shows the cursor and restores the settings."""
     ends = [terminal.output.rindex(code) for code in (b"\x1b[?1049l", b"\x1b[?25h")]
     begins = [terminal.output.rindex(code) for code in (b"\x1b[?1049h", b"\x1b[?25l")]
     return min(ends) > max(begins) and terminal.after() == terminal.before

@@ -1,4 +1,4 @@
-"""Packets of a stable route do not notice what happens to other leases."""
+"""Changes of other leases do not affect the packets of an unchanged route."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ INTERVAL = 0.0005  # seconds between two packets of the stream
 
 
 class Churn:
-    """Leases that come, change and go; none of them carries the streams."""
+    """Leases that are added, changed and removed; the streams use none of them."""
 
     def __init__(self, lab: Lab, writer: EtcdWriter, seed: int) -> None:
         self._writer = writer
         self._random = random.Random(seed)
         self._narrow = [f"10.1.{third}.0-24" for third in range(150, 250)]
-        # Wider than the subnets of the streams and around them: longest prefix must win.
+        # Contains the subnets of the streams: the longest prefix must win.
         self._wide = ["10.1.0.0-17", "10.1.0.0-18", "10.1.64.0-18"]
         self._holders = [f"172.30.0.{last}" for last in (lab.hosts[2].address.packed[3], 50, 51)]
         self._present: set[str] = set()
@@ -76,12 +76,12 @@ def test_changes_of_other_leases_lose_or_misroute_no_packet(lab: Lab, writer: Et
     assert changes >= 0.95 * RATE * SECONDS
     assert min(stream.sent for stream in streams) > 1000
     assert [routes(host) for host in lab.hosts] == before
-    # A packet that was sent elsewhere would be refused there.
+    # The host would count a misrouted packet as a drop.
     assert [drops(host) for host in lab.hosts] == quiet
 
 
 def test_resync_after_an_outage_of_etcd_loses_no_packet(lab: Lab) -> None:
-    """The change that the hosts miss is compacted away, so that each must read everything anew."""
+    """The change that the hosts miss is compacted, so that each must read all leases again."""
     hosts = lab.hosts[:2]
     etcd = IPv4Network(UNDERLAY.ip)
     pair = hosts[0].containers[0], hosts[1].containers[0]

@@ -1,4 +1,4 @@
-"""What containers send is what arrives, whatever its size; errors reach who caused them."""
+"""Data of every size arrives unchanged; ICMP errors reach the sender."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_datagrams_in_fragments_arrive_unchanged(pair: tuple[Container, Containe
     sample = random.Random(8285).sample(range(PLAIN_MOST + 1, UDP_MOST), 60)
     payloads = [os.urandom(size) for size in edges + sample]
     for source, target in (pair, pair[::-1]):
-        # One at a time: the receiver's memory for reassembly holds only some.
+        # One at a time, because the receiver's memory for reassembly is limited.
         arrived = [got for payload in payloads for got in exchange(source, target, [payload])]
         assert arrived == payloads
 
@@ -105,7 +105,7 @@ def test_datagrams_in_fragments_arrive_unchanged(pair: tuple[Container, Containe
 def test_datagrams_sent_with_udp_segment_arrive_separately(
     underlay: str, presets: tuple[str, str], pair: tuple[Container, Container], *, gro: bool
 ) -> None:
-    # One call takes at most 64 datagrams; one of the pump's, 63.
+    # One call sends at most 64 datagrams; one of the pump's sends 63.
     wholes = [(1, 64), (33, 63), (1200, 53), (PLAIN_MOST, 44), (1200, 2), (PLAIN_MOST, 1)]
     cuts = [(size, size * count + rest) for size, count in wholes for rest in (0, 1, size - 1)]
     for source, target in (pair, pair[::-1]):
@@ -123,7 +123,7 @@ def test_datagrams_sent_with_udp_segment_arrive_separately(
 def test_container_gets_icmp_when_nobody_leases_the_subnet(
     traffic_lab: Lab, pair: tuple[Container, Container]
 ) -> None:
-    """The answer comes from the tunnel's own address, which a kernel drops unless told not to."""
+    """The answer's source is the tunnel's own address, which the kernel drops by default."""
     host, container = traffic_lab.hosts[0], pair[0]
     assert host.subnet
     answer = container.run(["ping", "-n", "-c", "1", "-W", "2", "10.1.250.7"])
@@ -156,14 +156,14 @@ def test_container_gets_icmp_for_a_closed_port_of_the_peer(
 def test_undeliverable_packets_never_stop_the_others(
     traffic_lab: Lab, pair: tuple[Container, Container]
 ) -> None:
-    """They use up the limit of error messages, not the overlay."""
+    """They exhaust the rate limit of ICMP errors, but do not block the overlay."""
     payloads = [os.urandom(1000) for _ in range(500)]
     arrived = []
     with listen(pair[0], socket.SOCK_DGRAM) as nowhere:
         for start in range(0, len(payloads), BURST):
-            # Together fewer than the tunnel's queue holds.
+            # In total fewer than fit into the tunnel's queue.
             for last in range(1000):
-                with suppress(OSError):  # the error of an earlier one
+                with suppress(OSError):  # the error of an earlier packet
                     nowhere.sendto(b"x" * 100, (f"10.1.250.{last % 250 + 1}", 9))
             arrived += exchange(*pair, payloads[start : start + BURST])
     assert arrived == payloads

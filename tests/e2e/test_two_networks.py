@@ -1,4 +1,4 @@
-"""Two daemons on one host, for two networks, do not get in each other's way."""
+"""Two daemons on one host, for two networks, do not disturb each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIX = "/second/network"
 
 @pytest.fixture
 def seconds(lab: Lab) -> Iterator[list[subprocess.Popen[Any]]]:
-    """The daemons of the second network, one on each host besides the first network's."""
+    """The daemons of the second network, one on each host in addition to the first network's."""
     lab.etcdctl("put", f"{PREFIX}/config", CONFIG)
     daemons = []
     for host in lab.hosts:

@@ -1,4 +1,4 @@
-"""``--v``: 1 tells decisions, 2 also looks, calls and libraries; neither tells a secret."""
+"""``--v=1`` logs decisions, 2 also checks, calls and libraries; none logs a secret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEW_LEASE, STRANGER = "10.1.251.0-24", "172.30.0.50"
 
 @pytest.fixture(scope="module")
 def lab(network_rights: None) -> Iterator[Lab]:
-    """One host at each level; they log in, though this etcd asks for no password."""
+    """One host at each level; they log in, although this etcd requires no password."""
     flags = (*HEALTH_FLAGS, "--iptables-resync=1", "--etcd-username=flannel")
     with Lab(
         hosts=3,
@@ -39,7 +39,7 @@ def test_each_log_level_adds_its_lines(lab: Lab) -> None:
     plain, decisions, everything = lab.hosts
 
     def await_both(*words: str) -> None:
-        """A line of level 1: the second host has it, the third too, the first has not."""
+        """A line of level 1: the second and third host log it, the first does not."""
         for host in (decisions, everything):
             wait_until(partial(told, host, "DEBUG", *words), f"{words} in the log of {host.name}")
         assert not log_lines(plain, "DEBUG", *words)
