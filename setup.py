@@ -2,7 +2,4 @@
 
 from setuptools import setup
 
-setup(
-    cffi_modules=["build_ext.py:ffi"],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+setup(cffi_modules=["build_ext.py:ffi"], options={"bdist_wheel": {"py_limited_api": "cp311"}})

@@ -32,9 +32,7 @@ def plan_of(config: pytest.Config) -> Plan:
     rounds = config.getoption("--rounds")
     arguments = tuple(shlex.split(config.getoption("--daemon-args")))
     return replace(
-        plan,
-        rounds=rounds or plan.rounds,
-        daemons={**plan.daemons, "auto": Daemons(arguments)},
+        plan, rounds=rounds or plan.rounds, daemons={**plan.daemons, "auto": Daemons(arguments)}
     )
 
 

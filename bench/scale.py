@@ -335,11 +335,7 @@ def main(argv: list[str] | None = None) -> int:
             data = Path(directory, str(count))
             # As under systemd: the state is recorded for the next process all the while.
             lab = Lab(
-                hosts=2,
-                config=CONFIG,
-                start_daemons=False,
-                keeps_descriptors=True,
-                etcd_data=data,
+                hosts=2, config=CONFIG, start_daemons=False, keeps_descriptors=True, etcd_data=data
             )
             with lab:
                 figures = measure(lab, count, arguments.seconds, arguments.rate, traffic)

@@ -1,7 +1,5 @@
 """The clock that leases and routes are aged by."""
 
-from __future__ import annotations
-
 import time
 
 

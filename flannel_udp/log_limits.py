@@ -3,8 +3,6 @@
 Times are CLOCK_MONOTONIC seconds. Unless it says otherwise, an object is owned by one thread.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -1,7 +1,5 @@
 """Sets up logging: the format of the lines (text, JSON, for the journal) and the verbosity."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """The daemon's flags, parsed and validated (pure)."""
 
-from __future__ import annotations
-
 import posixpath
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address

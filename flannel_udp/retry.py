@@ -1,7 +1,5 @@
 """Retries: how long to wait between two attempts."""
 
-from __future__ import annotations
-
 import logging
 import random
 import threading

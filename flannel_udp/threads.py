@@ -1,7 +1,5 @@
 """Threads with one owner: started, stopped, joined, and their errors reported, in one way."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

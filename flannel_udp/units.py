@@ -1,7 +1,5 @@
 """Numbers formatted for people (pure)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 _BARS = "▁▂▃▄▅▆▇█"

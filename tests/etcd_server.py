@@ -319,10 +319,7 @@ class EtcdServer:
 
 @contextlib.contextmanager
 def etcd_cluster(
-    folder: Path,
-    size: int = 3,
-    netns: Namespace | None = None,
-    address: str = "127.0.0.1",
+    folder: Path, size: int = 3, netns: Namespace | None = None, address: str = "127.0.0.1"
 ) -> Iterator[list[EtcdServer]]:
     """Members of one cluster, started and stopped together."""
     members = [

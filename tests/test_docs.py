@@ -30,7 +30,7 @@ SYSTEM_PROGRAMS = {
 }
 # Flags of systemctl, docker, etcdctl and iptables-restore that the documents mention.
 SYSTEM_FLAGS = {
-    *("--now", "--ip-masq", "--endpoints", "--prefix", "--noflush", "--detach", "--name", "--rm"),
+    *("--now", "--ip-masq", "--endpoints", "--prefix", "--noflush", "--detach", "--name", "--rm")
 }
 FINDING = ("bad(", "note(")  # functions that return a finding of `status --check`
 # Errors that end a running daemon, or that it waits for the end of.

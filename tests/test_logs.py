@@ -45,11 +45,7 @@ def test_an_exception_stays_on_its_line() -> None:
 def program(*argv: str, **environ: str) -> list[str]:
     """The lines on stderr of a daemon with these flags, which cannot start."""
     result = subprocess.run(
-        [sys.executable, *PROGRAM, *argv],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=environ,
+        [sys.executable, *PROGRAM, *argv], capture_output=True, text=True, timeout=30, env=environ
     )
     assert result.returncode == 1
     return result.stderr.splitlines()
@@ -57,8 +53,7 @@ def program(*argv: str, **environ: str) -> list[str]:
 
 def test_the_program_logs_json_from_the_first_line_to_the_last() -> None:
     first, last = map(
-        json.loads,
-        program("--kube-api-url=x", "--etcd-cafile=/none", FLANNELD_LOG_FORMAT="json"),
+        json.loads, program("--kube-api-url=x", "--etcd-cafile=/none", FLANNELD_LOG_FORMAT="json")
     )
     assert "--kube-api-url has no effect" in first["message"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])

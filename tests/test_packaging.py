@@ -138,9 +138,7 @@ def test_clean_checkout_installs(installed: Path, checkout: Path) -> None:
     assert run([installed / "flannel-udp", "--version"], cwd=Path("/")).strip() == __version__
 
 
-def test_wheel_supports_later_pythons_and_auditwheel_names_its_glibc(
-    dist: Path,
-) -> None:
+def test_wheel_supports_later_pythons_and_auditwheel_names_its_glibc(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     assert fnmatch.fnmatch(wheel.name, "flannel_udp-*-cp311-abi3-manylinux_2_*.whl")
 

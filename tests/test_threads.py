@@ -14,9 +14,7 @@ class Scripted(Service):
     """Runs each of ``steps`` once: an exception is raised, None waits for ``stop``."""
 
     def __init__(
-        self,
-        *steps: Exception | None,
-        on_fatal: Callable[[BaseException], None] | None = None,
+        self, *steps: Exception | None, on_fatal: Callable[[BaseException], None] | None = None
     ) -> None:
         super().__init__("scripted", on_fatal)
         self.steps, self.waiting = list(steps), threading.Event()

@@ -1,7 +1,5 @@
 """``flannel-udp cleanup``: removes what a daemon that is gone left on this host."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from ipaddress import IPv4Network

@@ -1,7 +1,5 @@
 """``flannel-udp config`` and ``flannel-udp lease``: operands to calls of Cluster, and output."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

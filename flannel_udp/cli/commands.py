@@ -3,8 +3,6 @@
 A command imports what it needs when it runs, so that --help and a wrong flag answer at once.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,11 +116,7 @@ def _declare_etcd(flags: FlagParser) -> None:
     )
     flags.add_setting("data-dir", "DIR", "for etcd's data", Path, Path("/var/lib/flannel-udp"))
     flags.add_setting(
-        "port",
-        "PORT",
-        "for clients; etcd itself uses the next one",
-        convert.number(1, 65534),
-        2379,
+        "port", "PORT", "for clients; etcd itself uses the next one", convert.number(1, 65534), 2379
     )
     flags.add_switch("no-systemd", "start a detached process even if systemd runs")
     flags.add_setting(

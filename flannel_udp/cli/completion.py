@@ -1,7 +1,5 @@
 """Completion scripts, and the whole command line as one parser, which the man page needs too."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 

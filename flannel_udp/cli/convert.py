@@ -1,7 +1,5 @@
 """Conversions of a flag's text to its value (pure). Each raises argparse.ArgumentTypeError."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Callable

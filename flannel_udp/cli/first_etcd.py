@@ -3,8 +3,6 @@
 It is a process and a systemd unit of its own, so a restart of the daemon does not stop it.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

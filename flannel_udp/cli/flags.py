@@ -1,7 +1,5 @@
 """The command-line parser, the flags that commands share, and the daemon's own flags (pure)."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import textwrap

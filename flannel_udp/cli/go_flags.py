@@ -1,7 +1,5 @@
 """Splits a command line into flags and operands by the rules of Go's flag package (pure)."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence

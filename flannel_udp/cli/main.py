@@ -1,7 +1,5 @@
 """The command line: flags and ``FLANNELD_*`` variables, sub-commands, exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import logging

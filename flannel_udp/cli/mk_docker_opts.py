@@ -1,7 +1,5 @@
 """``mk-docker-opts``: docker's options for the subnet in subnet.env, as flannel's script writes."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Mapping, Sequence

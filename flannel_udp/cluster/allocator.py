@@ -1,7 +1,5 @@
 """Which subnet a new host gets (pure)."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network

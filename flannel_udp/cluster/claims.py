@@ -4,8 +4,6 @@ Values and the order of choice are flannel's, whose hosts read and write the sam
 time. No transaction ever writes two leases: flannel reads only the first event of a watch answer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import random

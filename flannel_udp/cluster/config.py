@@ -1,12 +1,10 @@
 """The network config that all hosts of a cluster share: ``<prefix>/config`` in etcd (pure)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from flannel_udp.cluster import gojson
 from flannel_udp.errors import BackendTypeError, NetworkConfigError
@@ -35,7 +33,7 @@ class NetworkConfig:
     enable_nftables: bool = False
 
     @classmethod
-    def parse(cls, text: str | bytes) -> NetworkConfig:
+    def parse(cls, text: str | bytes) -> Self:
         """Read the JSON of ``<prefix>/config`` by flannel's rules.
 
         Raises BackendTypeError for a backend other than udp, and NetworkConfigError for anything

@@ -4,8 +4,6 @@ The daemon keeps its config: a changed Network or Port would cut its containers 
 logged once, and the status shows the difference for as long as it lasts.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import fields
 

@@ -7,8 +7,6 @@ Every watch resumes at the last delivered revision + 1, so no event is lost. Whe
 continue from there (compacted, wiped, restored), a snapshot of all leases replaces what was known.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """JSON objects, read as flannel's Go ``encoding/json`` reads them (pure)."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, NoReturn
 

@@ -5,8 +5,6 @@ registers again only at its next renewal, up to 23 hours later; until then the l
 is the best information on where its containers are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network

@@ -3,8 +3,6 @@
 Revisions alone do not show it: those of the other data may have overtaken ours.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 

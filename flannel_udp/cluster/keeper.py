@@ -1,7 +1,5 @@
 """Keeping our own lease: renewing it in time and noticing when it is no longer ours."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Leases: which host carries which subnet, as etcd stores it and as events report it (pure)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

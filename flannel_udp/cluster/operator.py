@@ -3,8 +3,6 @@
 Every change is conditional: a concurrent write by somebody else is never overwritten.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 

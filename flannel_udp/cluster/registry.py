@@ -3,8 +3,6 @@
 The keys and values are flannel's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading

@@ -5,8 +5,6 @@ The order is that of CONTRACT.md, "Start and stop". A lease takes this path, fro
     etcd watch -> Registry -> Follower -> LeaseKeeper, Reconciler -> Pump
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging

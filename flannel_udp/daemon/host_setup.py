@@ -1,7 +1,5 @@
 """What the overlay needs on this host beside the device itself: address, routes, firewall rules."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The settings of this start: what was chosen, and what each part is told of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 

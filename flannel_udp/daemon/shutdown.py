@@ -1,17 +1,10 @@
 """Why the daemon stops, and whether another process takes over."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading
 
-from flannel_udp.errors import (
-    AddressChangedError,
-    FlannelError,
-    LeaseLostError,
-    TunnelLostError,
-)
+from flannel_udp.errors import AddressChangedError, FlannelError, LeaseLostError, TunnelLostError
 from flannel_udp.host import systemd
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,5 @@
 """How a process begins: with a new lease and tunnel, or with those of the last process."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The certificate files that the flags name, read and checked before any connection."""
 
-from __future__ import annotations
-
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,15 +4,13 @@ Of python-etcd3 only the generated messages and stubs are used. Its client and w
 on the first connection error and have no deadlines.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from etcd3 import etcdrpc
@@ -23,14 +21,7 @@ from flannel_udp.etcd.certificates import Certificates
 from flannel_udp.etcd.endpoints import parse_endpoints
 from flannel_udp.etcd.faults import Fault, Kind, LeaseGoneError, RevisionError, explain
 from flannel_udp.etcd.members import Member, Members, StreamEndedError, fault_from, metadata
-from flannel_udp.etcd.values import (
-    Identity,
-    KeyRange,
-    KeyValue,
-    Swap,
-    WatchResponse,
-    prefix_end,
-)
+from flannel_udp.etcd.values import Identity, KeyRange, KeyValue, Swap, WatchResponse, prefix_end
 from flannel_udp.etcd.watch import Watch, key_value
 from flannel_udp.log_limits import LineBudget
 from flannel_udp.logs import DETAIL
@@ -74,7 +65,7 @@ class Etcd:
         self._token: str | None = None  # None: log in first; empty: etcd has no authentication
 
     @classmethod
-    def connect(cls, options: Options) -> Etcd:
+    def connect(cls, options: Options) -> Self:
         """A client as the flags configure it. Opens no connection: an absent etcd is no error yet.
 
         Raises UsageError for a malformed endpoint and CertificateError for an unusable file.

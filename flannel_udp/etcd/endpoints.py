@@ -1,7 +1,5 @@
 """The etcd endpoints that ``--etcd-endpoints`` names (pure)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit

@@ -4,8 +4,6 @@ gRPC's own texts contain ports, addresses and library names that differ from try
 here do not, so that a lasting failure has the same text each time and is logged once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto

@@ -1,7 +1,5 @@
 """The connections to etcd's endpoints: which of them to use, and with which certificates."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The programs etcd and etcdctl: where they are, and which version may use the data."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import shutil

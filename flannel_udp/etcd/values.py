@@ -1,8 +1,7 @@
 """Keys and revisions as etcd reports them (pure)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Identity:
     cluster: int
     term: int
 
-    def continues(self, before: Identity | None) -> bool:
+    def continues(self, before: Self | None) -> bool:
         """Whether it may be the data of ``before``; True if that is unknown (None)."""
         return before is None or (self.cluster == before.cluster and self.term >= before.term)
 

@@ -1,7 +1,5 @@
 """The watch stream of etcd, and the base of the threads that read one."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import threading

@@ -6,11 +6,10 @@ New content is written beside the old; then one small write makes the header poi
 killed at any moment leaves either the old content or the new.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib
+from typing import Self
 
 from flannel_udp.errors import HandoverError
 
@@ -28,11 +27,11 @@ class MemoryFile:
         self._offset = self._end = _HEADER.size
 
     @classmethod
-    def create(cls) -> MemoryFile:
+    def create(cls) -> Self:
         """A new, empty file. Raises OSError."""
         return cls(os.memfd_create("flannel-udp", os.MFD_CLOEXEC))
 
-    def __enter__(self) -> MemoryFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

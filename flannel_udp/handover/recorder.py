@@ -4,8 +4,6 @@ The state is recorded when the daemon stops for a successor, and while it runs: 
 next process starts from the last record, and etcd delivers what it missed.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

@@ -4,8 +4,6 @@ It has three parts. The head decides whether the descriptors may be used. The ta
 flow at once. The leases let the new process follow etcd from where the old one stopped.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

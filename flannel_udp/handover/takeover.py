@@ -5,8 +5,6 @@ no longer than a Python start takes. The host's address is confirmed, and etcd a
 flow again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

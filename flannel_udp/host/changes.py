@@ -4,8 +4,6 @@ A notice only causes another look; the state is then read again. So nothing depe
 the notices, nor on receiving all of them.
 """
 
-from __future__ import annotations
-
 import errno
 import socket
 import struct

@@ -1,7 +1,5 @@
 """The host's interfaces as values, and the choice of the external one (pure)."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterator, Sequence

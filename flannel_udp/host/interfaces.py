@@ -3,8 +3,6 @@
 The rules of the choice are in ``interface_choice.py``.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The IPv4 routes in the kernel: reading them, those that conflict with ours, and blackholes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network

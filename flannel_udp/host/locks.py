@@ -4,8 +4,6 @@ The locks are files owned by root. The kernel releases them when the process end
 (flock(2)). Their names contain the network namespace, because namespaces may share /run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

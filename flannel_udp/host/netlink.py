@@ -3,8 +3,6 @@
 Everything here concerns the network namespace of the calling thread.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

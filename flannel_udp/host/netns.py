@@ -6,8 +6,6 @@ signal that children ask for is sent when the thread that started them ends (prc
 which interrupts only the main thread, does not stop it half-way (see settle).
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import signal
@@ -126,7 +124,7 @@ class Namespace:
             ip.link("set", index=index_of(ip, name), state="up")
 
     @_inside
-    def add_veth(self, name: str, peer: Namespace, peer_name: str, mtu: int = 1500) -> None:
+    def add_veth(self, name: str, peer: "Namespace", peer_name: str, mtu: int = 1500) -> None:
         """A pair of devices, one here and one in the peer namespace, both up."""
         with netlink(f"add the veth {name}") as ip, open(peer.path, "rb") as peer_file:
             end = {"ifname": peer_name, "net_ns_fd": peer_file.fileno(), "mtu": mtu}

@@ -1,7 +1,5 @@
 """subnet.env: the file from which other programs learn this host's subnet."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

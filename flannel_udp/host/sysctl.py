@@ -1,7 +1,5 @@
 """The kernel's network settings in /proc/sys/net."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

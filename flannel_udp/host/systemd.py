@@ -5,8 +5,6 @@ last one ended (https://systemd.io/FILE_DESCRIPTOR_STORE/). They arrive as in sd
 a process passes them in the same way to a program that it executes in its own place.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import logging

@@ -3,8 +3,6 @@
 ``backends/pump/ends.py`` opens the device; here is what rtnetlink sets up on it afterwards.
 """
 
-from __future__ import annotations
-
 import errno
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -15,14 +13,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_udp.host import sysctl
 from flannel_udp.host.kernel_routes import Route, foreign_routes, read_routes, refuse_taken
-from flannel_udp.host.netlink import (
-    IFF_UP,
-    dump,
-    index_of,
-    interface_names,
-    netlink,
-    tolerate_gone,
-)
+from flannel_udp.host.netlink import IFF_UP, dump, index_of, interface_names, netlink, tolerate_gone
 
 OUTER_HEADERS = 28  # bytes: IPv4 without options (20) and UDP (8)
 

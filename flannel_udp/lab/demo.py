@@ -1,7 +1,5 @@
 """``flannel-udp lab``: build a lab, ping between all nodes, measure, clean up."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import shutil

@@ -1,7 +1,5 @@
 """The lab's etcd: a real single-member server inside a network namespace."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The lab's hosts and their containers: network namespaces with a real daemon in each host."""
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -8,8 +8,6 @@ The demo (``flannel-udp lab``), the tests and the benchmarks share it::
                                             flannel0 10.1.5.0/32
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """Which labs exist on this machine; the next one removes what a killed one left behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ It receives sd_notify(3) and, if asked to, stores descriptors by name as systemd
 outlives the process, and the next one gets them as sd_listen_fds(3) defines.
 """
 
-from __future__ import annotations
-
 import array
 import contextlib
 import fcntl

@@ -1,7 +1,5 @@
 """``flannel-udp status --check``: gathers the facts of host, leases and peers, and judges them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing

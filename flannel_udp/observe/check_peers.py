@@ -4,8 +4,6 @@ Pings go to the flannel0 addresses, through the tunnel. If a peer does not answe
 UDP port and this host's counters show the cause.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import struct

@@ -1,7 +1,5 @@
 """``flannel-udp status --check``: the rules that judge host and leases by given facts (pure)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -100,9 +98,7 @@ def _bridge_rules_finding(bridge: Bridge, *, is_loaded: bool) -> Finding:
             f"off: {consequence} sysctl -w net.bridge.bridge-nf-call-iptables=1",
         )
     return note(
-        "br-netfilter-missing",
-        "br_netfilter",
-        f"not loaded: {consequence} modprobe br_netfilter",
+        "br-netfilter-missing", "br_netfilter", f"not loaded: {consequence} modprobe br_netfilter"
     )
 
 

@@ -1,7 +1,5 @@
 """The health server: /healthz, /readyz and /metrics over HTTP."""
 
-from __future__ import annotations
-
 import contextlib
 import http.server
 import logging

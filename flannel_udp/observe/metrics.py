@@ -1,7 +1,5 @@
 """/metrics: the status as Prometheus metrics, with the name and help text of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector

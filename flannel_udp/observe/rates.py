@@ -1,7 +1,5 @@
 """Rates: the difference of the counters in two statuses, by time (pure)."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Whether containers can rely on the overlay, and the status as every reader gets it."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Callable, Iterator

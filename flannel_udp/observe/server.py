@@ -1,7 +1,5 @@
 """What the health server and the status socket share: one thread that accepts connections."""
 
-from __future__ import annotations
-
 import logging
 import os
 import select

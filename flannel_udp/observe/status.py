@@ -1,7 +1,5 @@
 """Gathers the status that the socket, /metrics and the command line show."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import KW_ONLY, dataclass
 from ipaddress import IPv4Address, IPv4Network

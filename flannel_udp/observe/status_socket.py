@@ -1,7 +1,5 @@
 """The status over a unix socket: the daemon serves it, the command line reads it."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

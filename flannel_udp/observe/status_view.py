@@ -1,7 +1,5 @@
 """``flannel-udp status``: prints the status and the findings, as text or JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict

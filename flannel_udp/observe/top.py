@@ -1,7 +1,5 @@
 """``flannel-udp top``: the traffic with each peer, live."""
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -1,7 +1,5 @@
 """Which addresses this host cannot send outer packets to, by its routing tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from ipaddress import IPv4Address
 

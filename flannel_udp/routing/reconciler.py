@@ -1,7 +1,5 @@
 """Snapshots and events of leases become routes in the pump, and lines in the log."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import defaultdict

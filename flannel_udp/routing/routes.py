@@ -1,7 +1,5 @@
 """Which routes a set of leases asks for: subnet -> PublicIP of the host that leases it (pure)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network

@@ -34,11 +34,7 @@ def options(variables: dict[str, str], *, both: bool = True, ip_masq: bool = Tru
     )
 
 
-VARIABLES = {
-    "FLANNEL_SUBNET": "10.1.74.1/24",
-    "FLANNEL_MTU": "1472",
-    "FLANNEL_IPMASQ": "false",
-}
+VARIABLES = {"FLANNEL_SUBNET": "10.1.74.1/24", "FLANNEL_MTU": "1472", "FLANNEL_IPMASQ": "false"}
 
 
 def test_docker_options_are_those_of_flannels_script() -> None:

@@ -15,12 +15,7 @@ from flannel_udp.cluster.claims import LEASE_TTL, Claims
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.lease import Events, LeaseRemoved, OwnLease, WatchOpened, encode_key
 from flannel_udp.cluster.registry import Registry
-from flannel_udp.errors import (
-    EtcdError,
-    LeaseLostError,
-    NetworkExhaustedError,
-    ReservationError,
-)
+from flannel_udp.errors import EtcdError, LeaseLostError, NetworkExhaustedError, ReservationError
 from flannel_udp.etcd.client import Etcd
 
 CONFIG = NetworkConfig.parse('{"Network":"10.1.0.0/16"}')

@@ -173,9 +173,7 @@ def test_what_one_transaction_wrote_arrives_as_one_change(
     assert len(change.events) == 88
 
 
-def test_events_of_a_cut_off_time_are_delivered_afterwards(
-    both: tuple[Setting, TcpProxy],
-) -> None:
+def test_events_of_a_cut_off_time_are_delivered_afterwards(both: tuple[Setting, TcpProxy]) -> None:
     here, proxy = both
     here.begin()
     for number in range(2, 5):
@@ -189,9 +187,7 @@ def test_events_of_a_cut_off_time_are_delivered_afterwards(
     assert len(here.listener.events) == 3
 
 
-def test_a_killed_server_is_followed_again_when_it_is_back(
-    both: tuple[Setting, TcpProxy],
-) -> None:
+def test_a_killed_server_is_followed_again_when_it_is_back(both: tuple[Setting, TcpProxy]) -> None:
     here, _ = both
     here.begin()
     here.server.restart()
@@ -217,11 +213,7 @@ def test_a_compacted_history_is_read_again(both: tuple[Setting, TcpProxy]) -> No
     (snapshot,) = here.listener.snapshots
     assert not snapshot.history_lost
     assert here.follower.history_losses == 0
-    assert {lease.key for lease in snapshot.leases} == {
-        "10.1.1.0-24",
-        "10.1.3.0-24",
-        "10.1.4.0-24",
-    }
+    assert {lease.key for lease in snapshot.leases} == {"10.1.1.0-24", "10.1.3.0-24", "10.1.4.0-24"}
     here.await_watching()
     here.put("10.1.5.0-24", "172.30.0.5")
     here.await_lease("10.1.5.0-24")
@@ -301,9 +293,7 @@ def wipe_and_compact(server: EtcdServer) -> None:
     server.compact()
 
 
-def test_wiped_and_compacted_data_is_recognised_by_its_term(
-    both: tuple[Setting, TcpProxy],
-) -> None:
+def test_wiped_and_compacted_data_is_recognised_by_its_term(both: tuple[Setting, TcpProxy]) -> None:
     here, proxy = both
     here.server.restart()  # each start is another election
     here.begin()

@@ -32,10 +32,7 @@ class Operator:
     def __init__(self, server: EtcdServer) -> None:
         self.server = server
         self.prefix = f"/{uuid.uuid4().hex[:8]}/network"
-        self.environ = {
-            "FLANNELD_ETCD_ENDPOINTS": server.url,
-            "FLANNELD_ETCD_PREFIX": self.prefix,
-        }
+        self.environ = {"FLANNELD_ETCD_ENDPOINTS": server.url, "FLANNELD_ETCD_PREFIX": self.prefix}
 
     def __call__(self, *argv: str) -> int:
         return commands.run(argv, self.environ)

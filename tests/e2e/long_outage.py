@@ -11,16 +11,7 @@ from functools import partial
 
 from etcd_server import wait_until
 from fault_timer import AFTER_SILENCE, RECOVERY, timed_fault
-from faults import (
-    CONFIG,
-    DROP,
-    RESET,
-    STRANGER,
-    await_agreement,
-    await_loss,
-    change_cut,
-    cut_off,
-)
+from faults import CONFIG, DROP, RESET, STRANGER, await_agreement, await_loss, change_cut, cut_off
 from instruments import control_seconds, lease_value, leases, log_lines
 
 from flannel_udp.lab.lab import Host, Lab

@@ -16,15 +16,7 @@ from typing import Any
 
 import pytest
 from etcd_server import EtcdServer, TlsFiles, make_tls_files, wait_until
-from instruments import (
-    HEALTH_FLAGS,
-    devices,
-    etcd_state,
-    health,
-    lease_value,
-    leases,
-    log_lines,
-)
+from instruments import HEALTH_FLAGS, devices, etcd_state, health, lease_value, leases, log_lines
 
 from flannel_udp.lab.etcd import child_environment
 from flannel_udp.lab.lab import Host, Lab

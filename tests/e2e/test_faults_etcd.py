@@ -43,11 +43,7 @@ def await_routes(host: Host, least: int) -> None:
 
 
 def assert_outage_is_survived(
-    lab: Lab,
-    what: str,
-    begin: Callable[[], None],
-    end: Callable[[], None],
-    within: float,
+    lab: Lab, what: str, begin: Callable[[], None], end: Callable[[], None], within: float
 ) -> None:
     with timed_fault(what, lab.hosts) as timer:
         begin()

@@ -9,14 +9,7 @@ from functools import partial
 import pytest
 from etcd_server import wait_until
 from fault_timer import NOTICED_AT_ONCE, RECOVERY, FaultTimer, timed_fault
-from faults import (
-    NOTICE_WITHIN,
-    RESET,
-    STRANGER,
-    await_agreement,
-    cut_off,
-    fault_lab,
-)
+from faults import NOTICE_WITHIN, RESET, STRANGER, await_agreement, cut_off, fault_lab
 from instruments import devices, lease_value, log_lines, routes
 
 from flannel_udp.lab.lab import Host, Lab

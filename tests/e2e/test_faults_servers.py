@@ -146,10 +146,7 @@ def test_changed_password_is_logged_and_works_when_restored(lab: Lab, tmp_path: 
     """User and password without TLS."""
     with EtcdServer(tmp_path, netns=lab.switch, address=ADDRESS) as server:
         server.enable_auth("flannel", "secret", f"{PREFIX}/")
-        with (
-            daemons(lab, server, *USER) as hosts,
-            timed_fault("password changed", hosts) as timer,
-        ):
+        with daemons(lab, server, *USER) as hosts, timed_fault("password changed", hosts) as timer:
             server.etcdctl("user", "passwd", "flannel", "--interactive=false", stdin="other")
             server.restart()
             timer.start()

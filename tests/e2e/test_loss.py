@@ -98,9 +98,7 @@ def compare_shares(lab: Lab) -> float:
     return (left_of_ours / ours) / (left_of_theirs / theirs)
 
 
-def test_loss_costs_no_more_throughput_than_with_kernel_vxlan(
-    lossy_lab: Lab,
-) -> None:
+def test_loss_costs_no_more_throughput_than_with_kernel_vxlan(lossy_lab: Lab) -> None:
     ratios: list[float] = []
     for _ in range(ROUNDS, MOST_ROUNDS + 1, ROUNDS):
         ratios += [compare_shares(lossy_lab) for _ in range(ROUNDS)]

@@ -108,9 +108,7 @@ def test_outside_host_reaches_local_containers_with_its_own_address(masq_lab: La
     assert peer[0] == str(UNDERLAY.ip)
 
 
-def test_outside_host_reaches_remote_containers_masqueraded_as_its_gateway(
-    masq_lab: Lab,
-) -> None:
+def test_outside_host_reaches_remote_containers_masqueraded_as_its_gateway(masq_lab: Lab) -> None:
     """Otherwise the answers would take another path than through the tunnel."""
     (host, other), (_, there) = masq_lab.hosts, masq_lab.containers
     assert host.subnet

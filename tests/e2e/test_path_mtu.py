@@ -36,10 +36,7 @@ def routed_lab(network_rights: None, presets: tuple[str, str]) -> Iterator[Lab]:
     """The second host is behind a router: the switch, which now routes between two networks."""
     with Lab(hosts=2, start_daemons=False, presets=presets) as lab:
         far = lab.hosts[1]
-        for command in (
-            "ip link set host2 nomaster",
-            f"ip addr add {FAR_ROUTER}/24 dev host2",
-        ):
+        for command in ("ip link set host2 nomaster", f"ip addr add {FAR_ROUTER}/24 dev host2"):
             lab.switch.run(command.split(), check=True)
         lab.switch.sysctl("ipv4/ip_forward", 1)
         for command in (
@@ -73,9 +70,7 @@ def stats(host: Host) -> dict[str, int]:
     return counters
 
 
-def test_lower_path_mtu_loses_nothing_and_gso_returns_after_it(
-    routed_lab: Lab,
-) -> None:
+def test_lower_path_mtu_loses_nothing_and_gso_returns_after_it(routed_lab: Lab) -> None:
     near, far = routed_lab.hosts
 
     def burst() -> int:

@@ -11,15 +11,7 @@ from pathlib import Path
 
 import pytest
 from etcd_server import wait_until
-from instruments import (
-    delete_leases,
-    devices,
-    drops,
-    lease_value,
-    leases,
-    log_lines,
-    unreachable,
-)
+from instruments import delete_leases, devices, drops, lease_value, leases, log_lines, unreachable
 
 from flannel_udp.lab.lab import Host, Lab
 

@@ -8,22 +8,9 @@ from collections.abc import Callable
 import pytest
 from etcd_server import wait_until
 from faults import RESET, cut_off
-from instruments import (
-    devices,
-    lease_value,
-    leases,
-    log_lines,
-    routes,
-    unreachable,
-)
+from instruments import devices, lease_value, leases, log_lines, routes, unreachable
 from restart_traffic import traffic
-from restarts import (
-    EXIT_WITHIN,
-    lose_data,
-    stored,
-    takeovers,
-    terminate,
-)
+from restarts import EXIT_WITHIN, lose_data, stored, takeovers, terminate
 
 from flannel_udp.lab.lab import Host, Lab
 

@@ -13,22 +13,9 @@ from ipaddress import IPv4Interface
 import pytest
 from etcd_server import make_tls_files, wait_until
 from faults import delete_device_until_exit
-from instruments import (
-    devices,
-    log_lines,
-    routes,
-    udp_socket_of,
-    unreachable,
-)
+from instruments import devices, log_lines, routes, udp_socket_of, unreachable
 from restart_traffic import Traffic, traffic
-from restarts import (
-    EXIT_WITHIN,
-    STORED,
-    device_index,
-    stored,
-    takeovers,
-    terminate,
-)
+from restarts import EXIT_WITHIN, STORED, device_index, stored, takeovers, terminate
 
 from flannel_udp.lab.lab import Host, Lab
 
@@ -252,9 +239,7 @@ def test_repeatedly_deleted_device_is_not_handed_over(running: Lab) -> None:
     assert unreachable(running) == []
 
 
-def test_shut_down_socket_is_recreated_after_its_copy_is_closed(
-    running: Lab,
-) -> None:
+def test_shut_down_socket_is_recreated_after_its_copy_is_closed(running: Lab) -> None:
     """The copy in the store holds the port."""
     host = running.hosts[0]
     with host.manager._lock:  # the store answers nothing

@@ -84,9 +84,7 @@ def hosts(lab: Lab, request: pytest.FixtureRequest) -> list[Host]:
     return lab.hosts[first:] + lab.hosts[:first]
 
 
-def test_packets_for_a_refused_peer_are_counted_without_losing_others(
-    hosts: list[Host],
-) -> None:
+def test_packets_for_a_refused_peer_are_counted_without_losing_others(hosts: list[Host]) -> None:
     host, refused_peer, peer = hosts
     before, refusals = dropped_by_peer(host), drops(host).get("tun_send_firewall", 0)
     payloads = [os.urandom(1000) for _ in range(500)]
@@ -114,9 +112,7 @@ def test_packets_for_a_refused_peer_are_counted_without_losing_others(
     assert exchange(host.containers[0], refused_peer.containers[0], payloads) == payloads
 
 
-def test_flood_to_a_refused_peer_does_not_slow_others(
-    lab: Lab,
-) -> None:
+def test_flood_to_a_refused_peer_does_not_slow_others(lab: Lab) -> None:
     host, refused_peer, peer = lab.hosts
     rates: dict[str, list[float]] = {"refused": [], "open": []}
     with flood(host.containers[0], refused_peer.containers[0]):

@@ -13,15 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from etcd_server import wait_until
-from instruments import (
-    HEALTH_FLAGS,
-    EtcdWriter,
-    lease_value,
-    leases,
-    log_lines,
-    metrics,
-    routes,
-)
+from instruments import HEALTH_FLAGS, EtcdWriter, lease_value, leases, log_lines, metrics, routes
 from terminal import Terminal
 
 from flannel_udp.lab.etcd import child_environment

@@ -132,9 +132,7 @@ def test_container_gets_icmp_when_nobody_leases_the_subnet(
     assert drops(host)["tun_no_route"] >= 1
 
 
-def test_program_gets_the_error_of_its_own_connection(
-    pair: tuple[Container, Container],
-) -> None:
+def test_program_gets_the_error_of_its_own_connection(pair: tuple[Container, Container]) -> None:
     started = time.monotonic()
     with pytest.raises(OSError, match="unreachable"):
         connect(pair[0], IPv4Address("10.1.250.8"), 80)

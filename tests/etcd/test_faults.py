@@ -19,11 +19,7 @@ from flannel_udp.etcd.faults import CLOSED, NO_ANSWER, Fault, Kind, explain, fau
         ("PERMISSION_DENIED", "etcdserver: permission denied", Kind.REFUSED),
         ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", Kind.REFUSED),
         ("NOT_FOUND", "etcdserver: requested lease not found", Kind.LEASE_GONE),
-        (
-            "OUT_OF_RANGE",
-            "etcdserver: mvcc: required revision has been compacted",
-            Kind.COMPACTED,
-        ),
+        ("OUT_OF_RANGE", "etcdserver: mvcc: required revision has been compacted", Kind.COMPACTED),
         (
             "OUT_OF_RANGE",
             "etcdserver: mvcc: required revision is a future revision",
@@ -38,8 +34,7 @@ def test_the_kind_decides_what_the_caller_does(code: str, text: str, kind: Kind)
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["Failed to connect to remote host: connect() timed out", "tcp handshaker shutdown"],
+    "text", ["Failed to connect to remote host: connect() timed out", "tcp handshaker shutdown"]
 )
 def test_packets_that_a_firewall_drops_are_no_answer(text: str) -> None:
     text = f"failed to connect to all addresses; last error: UNKNOWN: ipv4:172.30.9.2:2379: {text}"

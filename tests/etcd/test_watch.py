@@ -95,9 +95,7 @@ def test_a_watch_from_a_compacted_revision_raises(server: EtcdServer, client: Et
     assert caught.value.compacted
 
 
-def test_a_member_behind_the_start_of_a_watch_is_no_lost_data(
-    client: Etcd,
-) -> None:
+def test_a_member_behind_the_start_of_a_watch_is_no_lost_data(client: Etcd) -> None:
     with pytest.raises(EtcdError, match="it has not caught up with the cluster at http"):
         list(watch(client, "/c/", put(client, "/c/b") + 100))
 

@@ -139,10 +139,7 @@ def torn_table(left: Left) -> None:
     ],
 )
 def test_anything_else_is_given_up_with_a_sentence(
-    change: Callable[[Left], None],
-    sentence: str,
-    left: Left,
-    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Left], None], sentence: str, left: Left, caplog: pytest.LogCaptureFixture
 ) -> None:
     change(left)
     with left.taken() as taken:

@@ -14,13 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_udp.errors import SubnetFileError
-from flannel_udp.host.subnet_env import (
-    Previous,
-    SubnetEnv,
-    read,
-    read_previous,
-    write,
-)
+from flannel_udp.host.subnet_env import Previous, SubnetEnv, read, read_previous, write
 
 ENV = SubnetEnv(IPv4Network("10.1.0.0/16"), IPv4Interface("10.1.5.1/24"), 1472, False)
 TEXT = (

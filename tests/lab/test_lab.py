@@ -264,9 +264,7 @@ def start_lab_process() -> tuple[subprocess.Popen[str], lab_record.LabRecord]:
     return process, record
 
 
-def test_killed_lab_is_removed_by_the_next_start(
-    bare_lab: Lab,
-) -> None:
+def test_killed_lab_is_removed_by_the_next_start(bare_lab: Lab) -> None:
     process, record = start_lab_process()
     switch, host = f"{record.prefix}switch", f"{record.prefix}host1"
     assert list(netns.Namespace(switch).pids())

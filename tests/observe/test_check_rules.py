@@ -80,9 +80,7 @@ def test_leases_without_route_and_routes_without_lease_are_bad() -> None:
 
 
 def host(*bridges: Bridge, ip_forward: bool = True, rules: bool | None = True) -> list[Finding]:
-    return [
-        *host_findings(STATUS, ip_forward=ip_forward, bridge_rules=rules, bridges=bridges),
-    ]
+    return [*host_findings(STATUS, ip_forward=ip_forward, bridge_rules=rules, bridges=bridges)]
 
 
 def bridge(name: str, address: str, mtu: int | None = 1472) -> Bridge:

@@ -161,8 +161,7 @@ def test_a_stranger_inside_anothers_subnet_gets_no_route_until_that_goes() -> No
     assert routes.replace([lease("10.1.6.0-24"), stranger]) == Changes()
     changes = routes.apply([LeaseRemoved("10.1.6.0-24")])
     assert changes == Changes(
-        {IPv4Network("10.1.6.128/25"): IPv4Address("172.30.0.66")},
-        (IPv4Network("10.1.6.0/24"),),
+        {IPv4Network("10.1.6.128/25"): IPv4Address("172.30.0.66")}, (IPv4Network("10.1.6.0/24"),)
     )
 
 

@@ -1,7 +1,5 @@
 """The two ends that the pump joins, a TUN device and a UDP socket: opened, probed, reopened."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

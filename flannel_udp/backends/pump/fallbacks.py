@@ -1,7 +1,5 @@
 """Sentences about offloads that the kernel refuses or breaks while packets flow (pure)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Set
 from ipaddress import IPv4Address

@@ -8,8 +8,6 @@ every order of faults. Between two inspections there is a pause, so that neither
 program that undoes each repair makes this thread busy.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import select
@@ -21,12 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.backends.pump.ends import Tunnel, has_lost_ends, reopen_lost_ends
 from flannel_udp.backends.pump.pump import Pump
-from flannel_udp.errors import (
-    AddressChangedError,
-    DeviceError,
-    InterfaceError,
-    TunnelLostError,
-)
+from flannel_udp.errors import AddressChangedError, DeviceError, InterfaceError, TunnelLostError
 from flannel_udp.host import interfaces, tunnel_device
 from flannel_udp.host.changes import HostChanges, host_changes
 from flannel_udp.host.interface_choice import ExternalInterface

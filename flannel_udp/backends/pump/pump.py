@@ -4,14 +4,12 @@ It holds no logic, and is the only module that imports the compiled extension. C
 ``ipaddress`` types, which become 32-bit integers in host byte order.
 """
 
-from __future__ import annotations
-
 import enum
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import Any, Self
 
 from flannel_udp.backends.pump._pump import ffi, lib
 
@@ -173,7 +171,7 @@ class Pump:
         """Stops the worker, waits for it and frees the pump. The descriptors stay open."""
         ffi.release(self._pump)
 
-    def __enter__(self) -> Pump:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """The pump's events: refused packets and offloads are logged, and its end is reported."""
 
-from __future__ import annotations
-
 import logging
 import os
 import select
@@ -34,10 +32,7 @@ class PumpWatch(Service):
     """Its thread waits for the pump's event descriptor."""
 
     def __init__(
-        self,
-        pump: Pump,
-        on_failure: Callable[[], None],
-        on_fatal: Callable[[BaseException], None],
+        self, pump: Pump, on_failure: Callable[[], None], on_fatal: Callable[[BaseException], None]
     ) -> None:
         """``on_failure`` is called when the worker has ended by itself; the pump may then be
         restarted, and is watched further."""

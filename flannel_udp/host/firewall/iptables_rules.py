@@ -4,12 +4,11 @@ Several daemons share the chains. Each finds its rules by the comment and its Ne
 chain and the mark rule at its top are shared, and the last daemon removes them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from typing import Self
 
 from flannel_udp.host.firewall.policy import (
     FORWARD_COMMENT,
@@ -71,7 +70,7 @@ class Ruleset:
     policies: dict[tuple[str, str], str]
 
     @classmethod
-    def parse(cls, text: str) -> Ruleset:
+    def parse(cls, text: str) -> Self:
         """Takes any text; a rule without a match or target is ""."""
         rules: dict[str, dict[str, list[str]]] = {}
         policies = {}

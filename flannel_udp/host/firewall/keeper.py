@@ -1,7 +1,5 @@
 """Keeping the overlay's firewall rules in force, and noticing rules of others that harm it."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time

@@ -4,8 +4,6 @@ The table is shared by all daemons of a host; each has chains of its own, named 
 which a host has one daemon each.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the firewall must do for one overlay, whichever tool writes it (pure)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network

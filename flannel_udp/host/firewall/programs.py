@@ -1,7 +1,5 @@
 """Finding and running the programs that write firewall rules."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

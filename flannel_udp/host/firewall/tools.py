@@ -3,8 +3,6 @@
 Everything here concerns the network namespace of the calling thread.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

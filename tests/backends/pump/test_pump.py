@@ -136,9 +136,7 @@ def test_a_source_outside_the_network_passes(rig: Rig) -> None:
     assert receiver.recvfrom(100)[1][0] == "192.168.7.7"
 
 
-def test_a_source_address_of_this_host_is_refused_while_it_has_it(
-    rig: Rig,
-) -> None:
+def test_a_source_address_of_this_host_is_refused_while_it_has_it(rig: Rig) -> None:
     """Whichever of its addresses: a router that does NAT may have another for PublicIP."""
     receiver = rig.socket("10.1.5.0", 4000)
     ours = IPv4Address("192.168.7.7")

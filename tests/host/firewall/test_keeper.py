@@ -161,8 +161,7 @@ def test_damage_is_repaired(
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["nft delete table ip flannel-ipv4", "nft flush chain ip flannel-ipv4 postrtg-8285"],
+    "command", ["nft delete table ip flannel-ipv4", "nft flush chain ip flannel-ipv4 postrtg-8285"]
 )
 def test_damage_to_nftables_is_repaired(namespace: Namespace, command: str) -> None:
     with kept(namespace, nftables=True):
@@ -236,10 +235,7 @@ def test_rules_of_others_in_any_form_and_encoding_are_read_and_kept(
     ("nftables", "program"), [(False, "iptables-restore"), (True, "nft")], ids=["iptables", "nft"]
 )
 def test_a_missing_tool_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    nftables: bool,
-    program: str,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, nftables: bool, program: str
 ) -> None:
     monkeypatch.setattr(programs, "which", lambda _: None)
     with pytest.raises(FirewallError, match=f"{program} is not installed; apt-get install"):

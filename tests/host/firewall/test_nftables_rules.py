@@ -54,9 +54,7 @@ def test_the_rules_are_flannels_in_flannels_order(namespace: Namespace) -> None:
     assert written(namespace, POLICY) == {masquerade: MASQUERADE, forward: FORWARD}
 
 
-def test_each_half_is_written_and_removed_alone(
-    namespace: Namespace,
-) -> None:
+def test_each_half_is_written_and_removed_alone(namespace: Namespace) -> None:
     masquerade, forward = chain_names(PORT)
     only_forward = replace(POLICY, masquerade=False)
     for policy, expected in (
