@@ -1,1 +1,1 @@
-"""Benchmarks: the parts and the whole overlay, always against a yardstick in the same rounds."""
+"""Benchmarks of the parts and of the whole overlay, relative to a baseline in the same rounds."""

@@ -1,4 +1,4 @@
-"""The chart of the overlay beside kernel VXLAN."""
+"""The chart of the overlay relative to kernel VXLAN."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Container
 import pygal
 from pygal.style import CleanStyle
 
-from bench.plan import UNDERLAYS, WAYS
+from bench.plan import DATAPATHS, UNDERLAYS
 
-BARS = {  # all of them rates: the longer, the better
+BARS = {  # all are rates: longer is better
     "tcp1": "TCP, 1 stream",
     "tcp4": "TCP, 4 streams",
     "udp64": "UDP, 64 bytes",
@@ -25,20 +25,20 @@ COLORS = {
     "none": "#e0a526",
     "loop": "#c4513d",
 }
-YARDSTICK = "vxlan"
+BASELINE = "vxlan"
 STEP = 0.5
 
 
 def draw(ratio: Callable[[str, str], float], names: Container[str]) -> bytes:
-    """An SVG. ``ratio`` of two names (underlay/figure/way), in seconds; ``names`` were measured."""
+    """Returns an SVG. ``ratio`` is of the seconds of two names; only ``names`` were measured."""
     groups = [(underlay, figure) for underlay in UNDERLAYS for figure in BARS]
     bars: dict[str, list[float | None]] = {}
-    for way, title in WAYS.items():
+    for datapath, title in DATAPATHS.items():
         bars[title] = []
         for underlay, figure in groups:
-            name, yardstick = f"{underlay}/{figure}/{way}", f"{underlay}/{figure}/{YARDSTICK}"
-            known = name in names and yardstick in names
-            bars[title].append(1 / ratio(name, yardstick) if known else None)
+            name, baseline = f"{underlay}/{figure}/{datapath}", f"{underlay}/{figure}/{BASELINE}"
+            known = name in names and baseline in names
+            bars[title].append(1 / ratio(name, baseline) if known else None)
     longest = max(bar for each in bars.values() for bar in each if bar is not None)
     picture = pygal.Bar(
         title="Times as fast as kernel VXLAN",
@@ -48,7 +48,7 @@ def draw(ratio: Callable[[str, str], float], names: Container[str]) -> bytes:
         truncate_label=-1,
         truncate_legend=-1,
         legend_at_bottom=True,
-        legend_at_bottom_columns=len(WAYS),
+        legend_at_bottom_columns=len(DATAPATHS),
         legend_box_size=14,
         width=1200,
         height=560,
@@ -57,7 +57,7 @@ def draw(ratio: Callable[[str, str], float], names: Container[str]) -> bytes:
         style=CleanStyle(
             background="#ffffff",
             plot_background="#ffffff",
-            colors=tuple(COLORS[way] for way in WAYS),
+            colors=tuple(COLORS[datapath] for datapath in DATAPATHS),
             font_family="sans-serif",
             title_font_size=20,
             label_font_size=13,
@@ -66,7 +66,7 @@ def draw(ratio: Callable[[str, str], float], names: Container[str]) -> bytes:
         ),
         js=(),
     )
-    picture.uuid = "benchmarks"  # else every drawing of the same figures differs
+    picture.uuid = "benchmarks"  # a fixed id, so that the same figures give the same file
     for title, heights in bars.items():
         picture.add(title, heights)
     return bytes(picture.render())

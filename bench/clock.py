@@ -1,7 +1,7 @@
-"""A clock that moves only when told to.
+"""A clock that only ``advance`` moves.
 
 The benchmarks interleave: A B C A B C. pytest-benchmark runs all rounds of A before those of B, so
-each round is measured beforehand and its duration played back on this clock.
+each round is measured before, and this clock replays its duration.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Compares ways a packet can go, also two builds of the pump, in rounds interleaved in one lab.
+"""Compares datapaths, also two builds of the pump, in interleaved rounds in one lab.
 
     python -m bench.compare --ways auto,vxlan --figures tcp1,udp64,rtt --rounds 5
     python -m bench.compare --way 'old=PYTHONPATH=/checkout' --way 'new=--busy-poll-us 20'
 
-A row shows the median of every way, and in brackets its ratio to the way of --to: the median over
-the rounds, of two rates or of two durations.
+A row shows the median of every datapath, and in brackets the median over the rounds of its ratio to
+the datapath of --to, of two rates or of two durations.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import campaign
+from bench import overlay_rounds
+from bench.datapaths import DatapathError
 from bench.measure import MeasurementError
-from bench.plan import DAEMONS, FIGURES, MEASUREMENTS, UNDERLAYS, WAYS, Daemons, Plan
-from bench.ways import WayError
+from bench.plan import DAEMONS, DATAPATHS, FIGURES, MEASUREMENTS, UNDERLAYS, Daemons, Plan
 from flannel_udp.errors import FlannelError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    own = dict(arguments.way)
-    names = (*arguments.ways, *(name for name in own if name not in arguments.ways))
-    yardstick = arguments.to or ("vxlan" if "vxlan" in names else next(iter(names), ""))
-    if yardstick not in names:
-        parser().error(f"--to names none of the ways: {', '.join(names) or 'give some'}")
+    own = dict(arguments.datapath)
+    names = (*arguments.datapaths, *(name for name in own if name not in arguments.datapaths))
+    baseline = arguments.to or ("vxlan" if "vxlan" in names else next(iter(names), ""))
+    if baseline not in names:
+        parser().error(f"--to is none of the datapaths: {', '.join(names) or 'give some'}")
     plan = Plan(
         rounds=arguments.rounds,
         part_rounds=0,
-        ways=names,
+        datapaths=names,
         seconds=dict.fromkeys(arguments.figures, arguments.seconds),
         daemons=DAEMONS | own,
     )
@@ -48,17 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for underlay in UNDERLAYS if arguments.underlay == "both" else (arguments.underlay,):
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                results = campaign.run(plan, underlay, Path(scratch))
-        except (FlannelError, MeasurementError, WayError) as error:
+                results = overlay_rounds.run(plan, underlay, Path(scratch))
+        except (FlannelError, MeasurementError, DatapathError) as error:
             print(error, file=sys.stderr)
             return 1
-        title = f"underlay {underlay}, {plan.rounds} rounds, ratios to {yardstick}"
+        title = f"underlay {underlay}, {plan.rounds} rounds, ratios to {baseline}"
         console = Console(width=42 + 18 * len(names))
-        console.print(_table(title, results, names, yardstick))
+        console.print(_table(title, results, names, baseline))
     return 0
 
 
-def _table(title: str, results: campaign.Results, names: Sequence[str], yardstick: str) -> Table:
+def _table(
+    title: str, results: overlay_rounds.Results, names: Sequence[str], baseline: str
+) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     table.add_column("", no_wrap=True)
     for name in names:
@@ -71,9 +73,9 @@ def _table(title: str, results: campaign.Results, names: Sequence[str], yardstic
                 cells.append("")
                 continue
             ratio = ""
-            if yardstick in rounds:
-                pairs = zip(rounds[name], rounds[yardstick], strict=True)
-                found = statistics.median(way / to for way, to in pairs)
+            if baseline in rounds:
+                pairs = zip(rounds[name], rounds[baseline], strict=True)
+                found = statistics.median(datapath / to for datapath, to in pairs)
                 ratio = f" ({1 / found if meaning.is_rate else found:.2f})"
             cells.append(f"{meaning.shown(statistics.median(rounds[name])):.4g}{ratio}")
         table.add_row(f"{meaning.title}, {meaning.unit}", *cells)
@@ -86,13 +88,16 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ways = f"some of {','.join(WAYS)}"
-    parser.add_argument("--ways", type=_some_of(WAYS), default=(), help=ways)
+    datapaths = f"some of {','.join(DATAPATHS)}"
+    parser.add_argument(
+        "--ways", type=_some_of(DATAPATHS), default=(), dest="datapaths", help=datapaths
+    )
     parser.add_argument(
         "--way",
-        type=_own_way,
+        type=_own_datapath,
         action="append",
         default=[],
+        dest="datapath",
         metavar="NAME=[VARIABLE=VALUE ...] [FLAG ...]",
         help="a pair of daemons with this environment and these flags",
     )
@@ -105,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1, help="of each measurement (default 1)")
     parser.add_argument("--underlay", choices=(*UNDERLAYS, "both"), default="direct")
-    parser.add_argument("--to", help="the way of the ratios (default vxlan, else the first)")
+    parser.add_argument("--to", help="the datapath of the ratios (default vxlan, else the first)")
     return parser
 
 
@@ -120,7 +125,7 @@ def _some_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
-def _own_way(word: str) -> tuple[str, Daemons]:
+def _own_datapath(word: str) -> tuple[str, Daemons]:
     name, is_there, rest = word.partition("=")
     if not is_there or not name.isalnum():
         raise argparse.ArgumentTypeError(f"{word} does not begin with a NAME= of letters, digits")

@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and the way their samples get into pytest-benchmark."""
+"""Options of the benchmarks, and the fixture that passes samples to pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("flannel_udp benchmarks")
     group.addoption("--plan", choices=PLANS, default="full", help="how much to measure")
     group.addoption("--rounds", type=int, help="instead of the plan's")
-    group.addoption("--daemon-args", default="", help="flags of the daemons of the way auto")
+    group.addoption("--daemon-args", default="", help="flags of the daemons of the datapath auto")
 
 
 def plan_of(config: pytest.Config) -> Plan:
@@ -43,21 +43,19 @@ def plan(pytestconfig: pytest.Config) -> Plan:
 
 @pytest.fixture
 def replay(benchmark: Any) -> Replay:
-    """Hands samples, in seconds, to pytest-benchmark as its rounds.
+    """Passes samples, in seconds, to pytest-benchmark as its rounds.
 
-    They were taken before, in rounds interleaved with those of the other benchmarks. The name is
-    what limits.toml knows them by; ``beside`` is the name of the yardstick.
+    They were measured before, interleaved with the other benchmarks. The name is that of
+    limits.toml; ``beside`` is the name of the baseline.
     """
 
-    def hand_over(
-        group: str, name: str, seconds: Sequence[float], beside: str | None = None
-    ) -> None:
+    def record(group: str, name: str, seconds: Sequence[float], beside: str | None = None) -> None:
         waiting = iter(seconds)
         benchmark.group = group
         benchmark.extra_info.update(name=name, beside=beside)
         benchmark.pedantic(lambda: clock.advance(next(waiting)), rounds=len(seconds))
 
-    return hand_over
+    return record
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

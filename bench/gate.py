@@ -1,7 +1,7 @@
 """Judges measured figures by their limits.
 
-``python -m bench.gate RESULTS ..`` reads the JSON of pytest-benchmark, takes the rounds of several
-runs together, and exits with 1 if a figure is beyond its gate, or was not measured.
+``python -m bench.gate RESULTS ..`` reads the JSON of pytest-benchmark, pools the rounds of several
+runs, and exits with 1 if a figure is beyond its gate, or was not measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 LIMITS = Path(__file__).with_name("limits.toml")
 
-Samples = Mapping[str, list[float]]  # by name, as underlay/figure/way: seconds of every round
+Samples = Mapping[str, list[float]]  # by name, as underlay/figure/datapath: seconds of every round
 
 
 class ResultsError(Exception):
@@ -27,7 +27,7 @@ class ResultsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How two samples may compare; see limits.toml."""
+    """The allowed ratio of two samples; see limits.toml."""
 
     title: str
     of: str
@@ -47,7 +47,7 @@ class Verdict:
     ratio: float | None
 
     def reaches(self, value: float | None) -> bool:
-        """Whether the ratio is as good as ``value``; there is always reached what nobody asks."""
+        """Whether the ratio is at least as good as ``value``; None is always reached."""
         if value is None:
             return True
         if self.ratio is None:
@@ -56,7 +56,7 @@ class Verdict:
 
     @property
     def grade(self) -> str:
-        """In one or two words, for the tables."""
+        """The result in one or two words, for the tables."""
         if self.ratio is None:
             return "not measured"
         if not self.reaches(self.limit.gate):
@@ -89,7 +89,7 @@ def read_samples(results: Mapping[str, Any]) -> Samples:
 
 
 def pool(runs: Iterable[Samples]) -> Samples:
-    """The rounds of all runs, as if they had been one. Only what every run has measured."""
+    """The rounds of all runs together, of the names that every run has measured."""
     first, *others = runs
     names = set(first).intersection(*others)
     return {name: sum((run[name] for run in others), first[name]) for name in names}
@@ -100,7 +100,7 @@ def judge(limits: Iterable[Limit], samples: Samples) -> list[Verdict]:
 
 
 def _ratio(limit: Limit, samples: Samples) -> float | None:
-    """The median over the rounds. Both samples are durations: a rate's ratio is upside down."""
+    """The median over the rounds. Samples are durations, so the ratio of rates is the inverse."""
     if limit.of not in samples or limit.to not in samples:
         return None
     pairs = zip(samples[limit.of], samples[limit.to], strict=True)

@@ -1,4 +1,4 @@
-"""What is measured, in which units, and how long each measurement may take."""
+"""What is measured, in which units, and how long each measurement takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Underlay = Literal["direct", "wire"]
 UNDERLAYS: tuple[Underlay, ...] = ("direct", "wire")
 
 BUSY_POLL_US = 200
-WAYS = {
+DATAPATHS = {
     "plain": "no overlay",
     "vxlan": "kernel VXLAN",
     "auto": "auto",
@@ -23,7 +23,7 @@ WAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Daemons:
-    """What the daemons of a way are started with, beside what every daemon of a lab gets."""
+    """Additional arguments and environment of a datapath's daemons."""
 
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -39,9 +39,9 @@ DAEMONS = {
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure is kept as seconds per something, and shown as people speak of it.
+    """A figure is stored as seconds per unit, and shown in its usual unit.
 
-    ``scale / seconds`` is what is shown of a rate, ``scale * seconds`` of a duration.
+    A rate is shown as ``scale / seconds``, a duration as ``scale * seconds``.
     """
 
     title: str
@@ -64,7 +64,7 @@ FIGURES = {
     "loaded_rtt": Figure("Round trip beside TCP", "us", 1e6, is_rate=False),
     "cpu": Figure("CPU of both pumps, TCP", "s/GB", 1, is_rate=False, of_pump=True),
 }
-MEASUREMENTS = {  # and the figures that each gives
+MEASUREMENTS = {  # the figures that each measurement gives
     "tcp1": ("tcp1", "loaded_rtt", "cpu"),
     "tcp4": ("tcp4",),
     "udp64": ("udp64",),
@@ -75,34 +75,34 @@ MEASUREMENTS = {  # and the figures that each gives
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``seconds`` is how long each measurement takes; what is not in it is not measured.
+    """``seconds`` is the duration of each measurement; others are not measured.
 
-    ``part_rounds`` is the rounds of the parts, which take milliseconds. A way in ``daemons`` is a
-    pair of daemons.
+    ``part_rounds`` is the number of rounds of the parts, which take milliseconds. A datapath in
+    ``daemons`` is a pair of daemons.
     """
 
     rounds: int
     part_rounds: int
-    ways: tuple[str, ...]
+    datapaths: tuple[str, ...]
     seconds: Mapping[str, float]
     daemons: Mapping[str, Daemons] = field(default_factory=lambda: DAEMONS)
 
-    def figures(self, way: str) -> list[str]:
-        """What the plan measures of a way."""
+    def figures(self, datapath: str) -> list[str]:
+        """The figures that the plan measures of a datapath."""
         return [
             figure
             for measurement in self.seconds
             for figure in MEASUREMENTS[measurement]
-            if way in self.daemons or not FIGURES[figure].of_pump
+            if datapath in self.daemons or not FIGURES[figure].of_pump
         ]
 
 
 PLANS = {
     "full": Plan(
-        5, 15, tuple(WAYS), {"tcp1": 1, "tcp4": 1, "udp64": 0.6, "udp1400": 0.6, "rtt": 0.5}
+        5, 15, tuple(DATAPATHS), {"tcp1": 1, "tcp4": 1, "udp64": 0.6, "udp1400": 0.6, "rtt": 0.5}
     ),
     "quick": Plan(
-        1, 3, tuple(WAYS), {"tcp1": 1, "tcp4": 1, "udp64": 0.3, "udp1400": 0.3, "rtt": 0.2}
+        1, 3, tuple(DATAPATHS), {"tcp1": 1, "tcp4": 1, "udp64": 0.3, "udp1400": 0.3, "rtt": 0.2}
     ),
     "gate": Plan(7, 7, ("vxlan", "auto"), {"tcp1": 1, "udp64": 0.5, "rtt": 0.5}),
 }

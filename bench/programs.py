@@ -1,4 +1,4 @@
-"""The C code of the benchmarks, compiled when it is needed."""
+"""Compiles the C code of the benchmarks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KERNELS = """
 
 
 def build(name: str, directory: Path) -> Path:
-    """The program made of bench/NAME.c, in the directory. Raises CalledProcessError."""
+    """Compiles bench/NAME.c into the directory. Raises CalledProcessError."""
     program = directory / name
     compiler = shutil.which("cc") or "gcc"
     flags = ("-O2", "-std=gnu11", "-Wall", "-Wextra")

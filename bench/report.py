@@ -1,4 +1,4 @@
-"""Turns results into docs/benchmarks.json, and that into a page and a chart.
+"""Converts results to docs/benchmarks.json, and that to a page and a chart.
 
 ``python -m bench.report RESULTS`` reads the JSON of pytest-benchmark.
 """
@@ -16,10 +16,10 @@ from typing import Any, Self
 
 from bench import chart
 from bench.gate import ResultsError, Verdict, judge, read_limits, read_results, read_samples
-from bench.plan import BUSY_POLL_US, FIGURES, UNDERLAYS, WAYS
+from bench.plan import BUSY_POLL_US, DATAPATHS, FIGURES, UNDERLAYS
 
 DOCS = Path(__file__).parent.parent / "docs"
-YARDSTICK = "vxlan"
+BASELINE = "vxlan"
 
 _HEAD = f"""\
 # Benchmarks
@@ -27,39 +27,39 @@ _HEAD = f"""\
 Written by `make bench`, from [benchmarks.json](benchmarks.json); do not edit it by hand.
 
 Two hosts in network namespaces, joined by a bridge, with a container on each; iperf3, pings and
-floods of UDP go from one container to the other. Every way from host to host is there at the same
-time. A round measures one figure of every way, one after another, then the next figure, so what is
-compared lies seconds apart. Figures are medians of the rounds. In brackets: the median of the
-rounds' ratios to kernel VXLAN, of rates as of durations.
+floods of UDP go from one container to the other. All datapaths exist at the same time. A round
+measures one figure of each datapath, then the next figure, so that compared samples are seconds
+apart. Figures are medians of the rounds. In brackets: the median over the rounds of the ratio to
+kernel VXLAN, of rates or of durations.
 
-Underlay `direct` passes superpackets from host to host whole. Underlay `wire` has frames of at most
-1500 bytes, merged where they arrive, as between real network cards. Both hosts share the machine's
+Underlay `direct` passes superpackets whole from host to host. Underlay `wire` has frames of at most
+1500 bytes, merged on receive, as with real network cards. Both hosts share the machine's
 processors.
 
-| way | |
+| datapath | |
 | --- | --- |
 | no overlay | the hosts route to each other's containers |
-| kernel VXLAN | set up as flannel's vxlan backend does |
-| auto | this program as it comes |
+| kernel VXLAN | set up as by flannel's vxlan backend |
+| auto | flannel-udp with default flags |
 | busy poll {BUSY_POLL_US} us | with `--busy-poll-us` |
 | tso, none | with `--offload tso` and `--offload none` |
-| one read, one send | a plain loop in C (`bench/rival.c`), a system call per packet and side |
+| one read, one send | a loop in C (`bench/simple_loop.c`), one system call per packet and side |
 
-Preset `full` is `auto` that refuses to start if an offload is missing, so it has no column.
+Preset `full` has no column: it is `auto` that refuses to start if an offload is missing.
 
-![Throughput and round trips beside kernel VXLAN](benchmarks.svg)
+![Throughput and round trips relative to kernel VXLAN](benchmarks.svg)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What docs/benchmarks.json holds. Names are those of limits.toml."""
+    """The content of docs/benchmarks.json. Names are those of limits.toml."""
 
     command: str
     date: str
     machine: Mapping[str, str]
     groups: Mapping[str, Sequence[str]]  # names by title
-    beside: Mapping[str, str]  # the yardstick of a part
+    beside: Mapping[str, str]  # baseline of each part
     samples: Mapping[str, Sequence[float]]  # by name: seconds of every round
     verdicts: Sequence[Mapping[str, Any]]  # Limit, with ratio and grade
 
@@ -71,8 +71,8 @@ class Digest:
         for each in results["benchmarks"]:
             name = each["extra_info"]["name"]
             groups.setdefault(each["group"], []).append(name)
-            if yardstick := each["extra_info"].get("beside"):
-                beside[name] = yardstick
+            if baseline := each["extra_info"].get("beside"):
+                beside[name] = baseline
         samples = read_samples(results)
         verdicts = judge(read_limits(), samples)
         if missing := [each.limit.title for each in verdicts if each.ratio is None]:
@@ -117,8 +117,8 @@ def _flat(verdict: Verdict) -> dict[str, Any]:
 def page(digest: Digest) -> str:
     """docs/benchmarks.md."""
     parts = [_HEAD, _table(("", ""), [[key, text] for key, text in _facts(digest).items()])]
-    parts += ["## Held to\n", _held_to(digest)]
-    parts += [f"Why not: {each['title']}. {each['why']}\n" for each in _missed(digest)]
+    parts += ["## Limits\n", _limits(digest)]
+    parts += [f"Missed aim: {each['title']}. {each['why']}\n" for each in _missed(digest)]
     for underlay in UNDERLAYS:
         parts += [f"## Underlay {underlay}\n", _overlay(digest, underlay)]
     parts += ["## The parts\n", _parts(digest)]
@@ -126,7 +126,7 @@ def page(digest: Digest) -> str:
 
 
 def _facts(digest: Digest) -> dict[str, str]:
-    rounds = len(digest.samples[f"{UNDERLAYS[0]}/tcp1/{YARDSTICK}"])
+    rounds = len(digest.samples[f"{UNDERLAYS[0]}/tcp1/{BASELINE}"])
     further = {"date": digest.date, "rounds": str(rounds), "command": "`make bench`"}
     return {**digest.machine, **further}
 
@@ -135,7 +135,7 @@ def _missed(digest: Digest) -> list[Mapping[str, Any]]:
     return [each for each in digest.verdicts if each["grade"] != "aim reached" and each["why"]]
 
 
-def _held_to(digest: Digest) -> str:
+def _limits(digest: Digest) -> str:
     rows = []
     for each in digest.verdicts:
         bounds = ["" if each[key] is None else f"{each[key]:g}" for key in ("aim", "least", "gate")]
@@ -147,18 +147,18 @@ def _overlay(digest: Digest, underlay: str) -> str:
     rows = []
     for key, figure in FIGURES.items():
         cells = []
-        for way in WAYS:
-            name, yardstick = f"{underlay}/{key}/{way}", f"{underlay}/{key}/{YARDSTICK}"
+        for datapath in DATAPATHS:
+            name, baseline = f"{underlay}/{key}/{datapath}", f"{underlay}/{key}/{BASELINE}"
             if name not in digest.samples:
                 cells.append("")
                 continue
             cell = _number(figure.shown(digest.seconds(name)))
-            if yardstick in digest.samples and way != YARDSTICK:
-                ratio = digest.ratio(name, yardstick)
+            if baseline in digest.samples and datapath != BASELINE:
+                ratio = digest.ratio(name, baseline)
                 cell += f" ({1 / ratio if figure.is_rate else ratio:.2f})"
             cells.append(cell)
         rows.append([f"{figure.title}, {figure.unit}", *cells])
-    return _table(("", *WAYS.values()), rows)
+    return _table(("", *DATAPATHS.values()), rows)
 
 
 def _parts(digest: Digest) -> str:
@@ -169,9 +169,9 @@ def _parts(digest: Digest) -> str:
             if not name.startswith("parts/"):
                 continue
             cells = [title, what or kind, _time(digest.seconds(name))]
-            yardstick = digest.beside.get(name, name)
-            if yardstick != name:
-                cells += [f"{digest.ratio(name, yardstick):.2f}", yardstick.split("/", 2)[2]]
+            baseline = digest.beside.get(name, name)
+            if baseline != name:
+                cells += [f"{digest.ratio(name, baseline):.2f}", baseline.split("/", 2)[2]]
             rows.append([*cells, "", ""][:5])
     return _table(("", "part", "time", "ratio", "to"), rows)
 

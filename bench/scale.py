@@ -1,8 +1,8 @@
-"""How the control plane grows with the number of leases: ``python -m bench.scale``.
+"""Measures the control plane by the number of leases: ``python -m bench.scale``.
 
-For each number: the start of a daemon with all routes, then lease changes, a thousand a second by
-default, in transactions of fifty, while traffic of another peer flows. Real etcd, real daemons, in
-the lab. The figures go into a JSON file, of which scale_report.py makes page and chart.
+For each number of leases it measures the start of a daemon with all routes, then lease changes (by
+default a thousand a second, in transactions of fifty) while traffic of another peer flows. The
+lab has a real etcd and real daemons. scale_report.py makes page and chart from the JSON results.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from flannel_udp.lab.lab import Host, Lab
 
 SIZES = (10, 100, 1_000, 10_000, 65_536)
 STARTS = 3
-BATCH = 50  # changes in one transaction, as far as there are so many leases
+BATCH = 50  # changes in one transaction, or all leases if fewer
 FILL_BATCH = 128  # etcd's default limit
 CONFIG = '{"Network":"10.0.0.0/7","SubnetLen":24,"Backend":{"Type":"udp"}}'  # 131,072 subnets
 FIRST_SUBNET, FIRST_HOST = IPv4Address("10.8.0.0"), IPv4Address("198.18.0.0")
 
-# The subnet whose moves are timed goes through these addresses, so that no two moves look alike.
+# The timed subnet moves through these addresses in turn, so that each move can be recognised.
 TIMED_SUBNET = IPv4Address("11.255.0.0")
 TIMED_HOSTS = [IPv4Address("203.0.113.0") + number for number in range(250)]
-KNOCK_SECONDS = 0.001  # between two packets to it: the resolution of the timing
+PROBE_SECONDS = 0.001  # between two packets to it: the resolution of the timing
 
 PING_GAP_US = 5_000
 TMPFS = Path("/dev/shm")
@@ -60,7 +60,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one number of leases. Times in seconds, memory in bytes."""
+    """The figures for one number of leases. Times in seconds, memory in bytes."""
 
     leases: int
     starts: list[float]  # from the start of the process to READY=1, with all routes
@@ -75,7 +75,7 @@ class Figures:
     busy: Traffic  # the same while leases change
 
     def summary(self) -> str:
-        """For who watches the measurement."""
+        """One line for the terminal."""
         return (
             f"start {min(self.starts):.2f} s, {self.memory / 1e6:.0f} MB,"
             f" {self.changes_per_second:.0f} changes/s, 99 % are routes after"
@@ -91,7 +91,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 class Writer:
-    """etcd's JSON gateway over one connection that stays open."""
+    """Writes through etcd's JSON gateway over one open connection."""
 
     def __init__(self, lab: Lab) -> None:
         url = urlsplit(lab.etcd.url)
@@ -100,7 +100,7 @@ class Writer:
         self._folder = f"{lab.prefix}/subnets/"
 
     def put(self, leases: Mapping[IPv4Address, IPv4Address]) -> None:
-        """In one transaction: the subnets (of length 24) and the PublicIP of each."""
+        """Writes leases in one transaction: subnet (of length 24) -> PublicIP."""
         puts = [
             {
                 "requestPut": {
@@ -118,7 +118,7 @@ class Writer:
 
 
 class Timer:
-    """When the first packet arrived at each address on the underlay, by the kernel's clock."""
+    """Records when packets first went to each address on the underlay, by the kernel's clock."""
 
     def __init__(self, lab: Lab) -> None:
         def open_there() -> socket.socket:
@@ -136,7 +136,7 @@ class Timer:
         self._thread.start()
 
     def stop(self) -> list[tuple[float, IPv4Address]]:
-        """Every change of the address: when, and to which."""
+        """Time and address of every change of the destination."""
         self._stop.set()
         self._thread.join()
         self._socket.close()
@@ -209,7 +209,7 @@ def _start(host: Host) -> float:
 
 
 def _memory(host: Host, field: str) -> int:
-    """Bytes (proc(5))."""
+    """In bytes (proc(5))."""
     assert host.daemon
     for line in Path(f"/proc/{host.daemon.pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
@@ -218,7 +218,7 @@ def _memory(host: Host, field: str) -> int:
 
 
 def _control_seconds(host: Host) -> float:
-    """CPU time of the daemon, without that of its pump."""
+    """CPU time of the daemon without its pump's."""
     assert host.daemon
     fields = Path(f"/proc/{host.daemon.pid}/stat").read_text().rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])
@@ -233,18 +233,18 @@ def _control_seconds(host: Host) -> float:
 def _change(
     lab: Lab, writer: Writer, count: int, seconds: float, rate: float
 ) -> tuple[int, float, list[float], list[float]]:
-    """How many leases changed, within how many seconds; how long the timed moves took to become
-    routes, and how long etcd took to write them."""
+    """Returns the number of changed leases, their duration, the seconds until each timed move was a
+    route, and the seconds that etcd took for each write."""
     chance = random.Random(count)
     size = min(BATCH, count)
     transactions = int(seconds * rate / size)
     written: list[tuple[float, IPv4Address]] = []
     writes: list[float] = []
-    knock = ["ping", "-n", "-q", "-i", str(KNOCK_SECONDS), str(TIMED_SUBNET + 2)]
-    with lab.hosts[0].netns.popen(knock, stdout=subprocess.DEVNULL) as knocking:
+    probe = ["ping", "-n", "-q", "-i", str(PROBE_SECONDS), str(TIMED_SUBNET + 2)]
+    with lab.hosts[0].netns.popen(probe, stdout=subprocess.DEVNULL) as probing:
         try:
             timer = Timer(lab)
-            time.sleep(0.5)  # for the knocking to begin
+            time.sleep(0.5)  # the probes must have begun
             began = time.monotonic()
             for number in range(transactions):
                 time.sleep(max(0.0, began + number * size / rate - time.monotonic()))
@@ -262,17 +262,17 @@ def _change(
             time.sleep(0.5)  # for the last move
             seen = timer.stop()
         finally:
-            knocking.kill()
+            probing.kill()
     return transactions * size, took, delays_of(written, seen), writes
 
 
 def delays_of(
     written: Sequence[tuple[float, IPv4Address]], seen: Sequence[tuple[float, IPv4Address]]
 ) -> list[float]:
-    """Of each move, until a packet went to its address, or to that of a later move.
+    """Seconds from each move until a packet went to its address, or to that of a later move.
 
-    etcd tells the watcher and the writer at the same time: a route that is there before the answer
-    has arrived took no time.
+    etcd answers the watcher and the writer at the same time: a route that exists before the writer
+    has its answer counts as 0.
     """
     delays = []
     for number, (at, _) in enumerate(written):
@@ -284,8 +284,8 @@ def delays_of(
 
 @contextmanager
 def _pinging(one: Host, other: Host, traffic: Path, seconds: float) -> Iterator[list[Traffic]]:
-    """Between two containers while the block runs, and for so many seconds; then the list holds
-    the result."""
+    """Pings between two containers for so many seconds; the yielded list gets the result after the
+    block."""
     target = str(other.containers[0].address)
     command = [str(traffic), "ping", target, str(PING_GAP_US), str(seconds)]
     results: list[Traffic] = []
@@ -304,13 +304,13 @@ def _base64(text: str) -> str:
 
 
 def encode(results: Iterable[Figures]) -> str:
-    """As JSON, one line for each number of leases."""
+    """Writes JSON with one line for each number of leases."""
     lines = ",\n".join(json.dumps(asdict(each)) for each in results)
     return f"[\n{lines}\n]\n"
 
 
 def read(path: Path) -> dict[int, Figures]:
-    """By number of leases; empty if there is no such file."""
+    """The results by number of leases; empty if there is no such file."""
     if not path.exists():
         return {}
     found = [
@@ -328,12 +328,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1000, help="lease changes a second")
     arguments = parser.parse_args(argv)
     results = read(arguments.results)
-    # etcd's data on tmpfs: the disk's fsync is not what is measured.
+    # etcd's data is on tmpfs, so that the disk's fsync is not measured.
     with tempfile.TemporaryDirectory(dir=TMPFS) as directory:
         traffic = programs.build("traffic", Path(directory))
         for count in arguments.leases:
             data = Path(directory, str(count))
-            # As under systemd: the state is recorded for the next process all the while.
+            # As under systemd, the state is recorded for the next process.
             lab = Lab(
                 hosts=2, config=CONFIG, start_daemons=False, keeps_descriptors=True, etcd_data=data
             )

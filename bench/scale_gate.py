@@ -1,6 +1,6 @@
-"""Judges what bench/scale.py measured: ``python -m bench.scale_gate``.
+"""Judges the results of bench/scale.py: ``python -m bench.scale_gate``.
 
-Reads docs/scale.json; says what is beyond its limit or was not measured, and exits with 1 then.
+Reads docs/scale.json; prints what is beyond its limit or missing, and exits with 1 then.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ RESULTS = Path(__file__).parent.parent / "docs/scale.json"
 
 MOST_START = 6.0  # seconds
 MOST_DELAY = 0.020  # seconds, of 99 % of the changes
-LEAST_RATE = 980.0  # changes a second: a thousand are asked for
-LEAST_SECONDS = 29.0  # of changes: thirty are
-# CPU for one change, from a thousand leases on: below, what does not depend on their number counts.
+LEAST_RATE = 980.0  # changes a second, of a thousand requested
+LEAST_SECONDS = 29.0  # of changes, of thirty requested
+# CPU per change, from a thousand leases on; below, the cost per transaction dominates.
 FLAT_FROM, MOST_GROWTH = 1_000, 2.0
 
 LIMITS = (
@@ -30,7 +30,7 @@ LIMITS = (
 
 
 def objections(results: Collection[Figures]) -> Iterator[str]:
-    """What is beyond its limit, a sentence each."""
+    """One sentence for each figure that is beyond its limit."""
     if missing := set(SIZES) - {each.leases for each in results}:
         yield f"not measured: {', '.join(f'{size:,}' for size in sorted(missing))} leases"
     for each in results:

@@ -27,20 +27,20 @@ _HEAD = f"""\
 Written by `make bench-scale`, from [scale.json](scale.json); do not edit it by hand.
 
 Two hosts in network namespaces with a daemon each, and etcd with its data on tmpfs, share the
-machine's processors. etcd holds the leases of so many hosts; one daemon is started {STARTS} times.
-Then leases change, up to {BATCH} in one transaction, while pings go from a container of one host to
-one of the other. As under systemd, a service manager keeps the descriptors, and the daemons record
-their state for the next process all the while.
+machine's processors. etcd holds this many leases; one daemon is started {STARTS} times. Then leases
+change, up to {BATCH} in one transaction, while pings go from a container of one host to one of the
+other. As under systemd, a service manager stores the descriptors, and the daemons keep recording
+their state for the next process.
 
 - **start**: from the start of the process to readiness, with all routes in the table; median.
-- **memory**: resident, right after the start, and the most ever.
+- **memory**: resident, right after the start, and the peak.
 - **to route**: from etcd's answer to the write until the kernel saw the first packet leave on the
-  new route. etcd tells the daemon and the writer at the same moment, so 0 means sooner than the
-  writer knew. A packet leaves every millisecond.
-- **CPU**: of the daemon for each change, without its pump.
+  new route. etcd answers the daemon and the writer at the same time, so 0 means that the route
+  existed before the writer had its answer. A packet is sent every millisecond.
+- **CPU**: of the daemon per change, without its pump.
 - **other traffic**: round trips of the pings while leases change, and in brackets before.
 
-Held to, by `make bench-scale`: {textwrap.fill(LIMITS, 100)}.
+Limits of `make bench-scale`: {textwrap.fill(LIMITS, 100)}.
 
 ![Cost by the number of leases](scale.svg)
 """

@@ -24,10 +24,10 @@ DURATION = Limit("a duration", "direct/rtt_p50/auto", "direct/rtt_p50/vxlan", "l
 def names(plan: str) -> set[str]:
     """What a plan measures, as limits.toml names it."""
     overlay = {
-        f"{underlay}/{figure}/{way}"
+        f"{underlay}/{figure}/{datapath}"
         for underlay in UNDERLAYS
-        for way in PLANS[plan].ways
-        for figure in PLANS[plan].figures(way)
+        for datapath in PLANS[plan].datapaths
+        for figure in PLANS[plan].figures(datapath)
     }
     return overlay | {f"parts/{name}" for name in (*PARTS, *ROUTES)}
 
@@ -50,13 +50,13 @@ def every_limit_at(factor: float) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for limit in gate.read_limits():
         if limit.gate is not None:
-            yardstick = found.setdefault(limit.to, [1.0])[0]
-            worst = yardstick / limit.gate if limit.better == "higher" else yardstick * limit.gate
+            baseline = found.setdefault(limit.to, [1.0])[0]
+            worst = baseline / limit.gate if limit.better == "higher" else baseline * limit.gate
             found[limit.of] = [worst / factor]
     return found
 
 
-def test_every_limit_compares_what_is_measured() -> None:
+def test_every_limit_compares_measured_figures() -> None:
     for limit in gate.read_limits():
         assert {limit.of, limit.to} <= names("full"), limit.title
         if limit.gate is not None:
@@ -67,7 +67,7 @@ def test_every_limit_compares_what_is_measured() -> None:
     ("seconds", "grade"),
     [(1.5, "aim reached"), (1.9, "least reached"), (2.4, "not reached"), (2.6, "FAILS")],
 )
-def test_a_rate_is_better_the_fewer_seconds_it_needs(seconds: float, grade: str) -> None:
+def test_rate_with_fewer_seconds_is_better(seconds: float, grade: str) -> None:
     (verdict,) = judge([RATE], samples(RATE, [seconds], [1.0]))
     assert verdict.ratio == pytest.approx(1 / seconds)
     assert verdict.grade == grade
@@ -77,18 +77,18 @@ def test_a_rate_is_better_the_fewer_seconds_it_needs(seconds: float, grade: str)
     ("seconds", "grade"),
     [(2.9, "aim reached"), (3.9, "least reached"), (5.9, "not reached"), (6.1, "FAILS")],
 )
-def test_a_duration_is_better_the_shorter_it_is(seconds: float, grade: str) -> None:
+def test_shorter_duration_is_better(seconds: float, grade: str) -> None:
     (verdict,) = judge([DURATION], samples(DURATION, [seconds], [1.0]))
     assert verdict.ratio == pytest.approx(seconds)
     assert verdict.grade == grade
 
 
-def test_one_disturbed_round_changes_nothing() -> None:
+def test_one_disturbed_round_does_not_change_the_verdict() -> None:
     (verdict,) = judge([RATE], samples(RATE, [2.0, 90.0, 2.2], [1.0, 1.0, 1.0]))
     assert verdict.ratio == pytest.approx(1 / 2.2)
 
 
-def test_what_was_not_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_figure_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = every_limit_at(1.01)
     del found["wire/udp64/vxlan"]
     assert gate.main([str(write_results(tmp_path / "results.json", found))]) == 1
@@ -99,13 +99,13 @@ def test_what_was_not_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(("factor", "exit_code"), [(1.01, 0), (0.99, 1)])
-def test_the_exit_code_tells_ci(tmp_path: Path, factor: float, exit_code: int) -> None:
+def test_exit_code_is_1_beyond_the_gate(tmp_path: Path, factor: float, exit_code: int) -> None:
     results = write_results(tmp_path / "results.json", every_limit_at(factor))
     assert gate.main([str(results)]) == exit_code
 
 
 @pytest.mark.parametrize(("second", "exit_code"), [([1.0] * 4, 0), ([9.0] * 4, 1)])
-def test_the_rounds_of_two_runs_are_judged_together(
+def test_rounds_of_two_runs_are_judged_together(
     tmp_path: Path, second: list[float], exit_code: int
 ) -> None:
     others = every_limit_at(1.01)
@@ -120,7 +120,7 @@ def test_the_rounds_of_two_runs_are_judged_together(
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
-def test_results_that_cannot_be_read_are_an_error(
+def test_unreadable_results_are_an_error(
     tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results.json"
@@ -130,7 +130,7 @@ def test_results_that_cannot_be_read_are_an_error(
     assert "cannot read results" in capsys.readouterr().err
 
 
-def test_a_slow_pump_fails_the_gate(network_rights: None, tmp_path: Path) -> None:
+def test_slow_pump_fails_the_gate(network_rights: None, tmp_path: Path) -> None:
     """A short run of what make bench-gate does, with everything that makes the pump fast off."""
     results = tmp_path / "results.json"
     slow = ["--plan=gate", "--rounds=1", "--daemon-args=--offload none", "-k", "direct"]

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import report
-from bench.plan import PLANS, UNDERLAYS, WAYS
+from bench.plan import DATAPATHS, PLANS, UNDERLAYS
 from bench.report import Digest, page
 
 PARTS = {  # and their yardsticks
@@ -35,10 +35,10 @@ def results() -> dict[str, Any]:
     """As pytest-benchmark writes them; the second of three rounds was disturbed."""
     plan = PLANS["full"]
     overlay = [
-        benchmark("", f"{underlay}/{figure}/{way}", [2e-6 * (1 + at), 9.0, 2e-6 * (1 + at)])
+        benchmark("", f"{underlay}/{figure}/{datapath}", [2e-6 * (1 + at), 9.0, 2e-6 * (1 + at)])
         for underlay in UNDERLAYS
-        for at, way in enumerate(WAYS)
-        for figure in plan.figures(way)
+        for at, datapath in enumerate(DATAPATHS)
+        for figure in plan.figures(datapath)
     ]
     parts = [benchmark("Parts", name, [3e-9, 1.0, 3e-9], to) for name, to in PARTS.items()]
     return {
@@ -60,20 +60,20 @@ def row(text: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
-def test_the_page_shows_medians_and_ratios_to_vxlan(results: dict[str, Any]) -> None:
+def test_page_shows_medians_and_ratios_to_vxlan(results: dict[str, Any]) -> None:
     text = page(Digest.of(results))
     _, direct = text.split("## Underlay direct")
     direct, _ = direct.split("## Underlay wire")
     heads, round_trips = row(direct, ""), row(direct, "Round trip, median, us")
-    assert heads == list(WAYS.values())
-    at = list(WAYS).index
+    assert heads == list(DATAPATHS.values())
+    at = list(DATAPATHS).index
     assert round_trips[at("vxlan")] == "4"
     assert round_trips[at("auto")] == "6 (1.50)"
     assert row(direct, "UDP, 64 bytes, received, 1000/s")[at("auto")] == "167 (0.67)"
     assert row(direct, "CPU of both pumps, TCP, s/GB")[at("vxlan")] == ""
 
 
-def test_the_page_says_what_was_measured_and_what_was_reached(results: dict[str, Any]) -> None:
+def test_page_shows_machine_and_grades(results: dict[str, Any]) -> None:
     text = page(Digest.of(results))
     assert row(text, "kernel") == ["Linux 6.1"]
     assert row(text, "rounds") == ["3"]
@@ -81,10 +81,10 @@ def test_the_page_says_what_was_measured_and_what_was_reached(results: dict[str,
     assert of_vxlan == ["0.67", "0.65", "0.5", "0.4", "aim reached"]
 
 
-def test_a_missed_aim_is_explained(results: dict[str, Any]) -> None:
+def test_missed_aim_is_explained(results: dict[str, Any]) -> None:
     digest = Digest.of(results)
     for verdict in digest.verdicts:
-        assert (f"Why not: {verdict['title']}" in page(digest)) == (
+        assert (f"Missed aim: {verdict['title']}" in page(digest)) == (
             verdict["grade"] != "aim reached" and bool(verdict["why"])
         )
 
@@ -103,7 +103,7 @@ def test_nothing_is_written_if_a_figure_is_missing(
     assert list(docs.iterdir()) == []
 
 
-def test_the_page_and_the_chart_can_be_made_again_from_the_json(
+def test_page_and_chart_can_be_regenerated_from_the_json(
     results: dict[str, Any], tmp_path: Path
 ) -> None:
     for directory in (tmp_path / "first", tmp_path / "second"):
@@ -115,11 +115,11 @@ def test_the_page_and_the_chart_can_be_made_again_from_the_json(
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_the_chart_names_every_way_and_loads_nothing(
+def test_chart_names_every_datapath_and_loads_nothing(
     results: dict[str, Any], tmp_path: Path
 ) -> None:
     report.write(Digest.of(results), tmp_path)
     text = (tmp_path / "benchmarks.svg").read_text()
     shown = " ".join(ElementTree.fromstring(text).itertext())
-    assert all(title in shown for title in WAYS.values())
+    assert all(title in shown for title in DATAPATHS.values())
     assert not re.search(r"<script[^>]*href|<image|@import", text)

@@ -29,7 +29,7 @@ FIGURES = Figures(
 )
 
 
-def test_the_page_shows_every_figure_in_its_unit() -> None:
+def test_page_shows_every_figure_in_its_unit() -> None:
     row = scale_report.page([FIGURES]).splitlines()[-1]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         *("1,000", "0.40", "60, 70", "1000", "30,000", "51.0", "100.0", "100.0", "50"),
@@ -58,29 +58,29 @@ def test_figures_within_the_limits_pass() -> None:
         ({"cpu_per_change": 0.00011}, "CPU for a change is from 50 to 110 us"),
     ],
 )
-def test_a_figure_beyond_its_limit_is_named(changed: dict[str, Any], objection: str) -> None:
+def test_figure_beyond_its_limit_is_reported(changed: dict[str, Any], objection: str) -> None:
     (found,) = objections([*GOOD[:-1], replace(GOOD[-1], **changed)])
     assert objection in found
 
 
-def test_what_was_not_measured_is_no_success() -> None:
+def test_missing_figures_are_no_success() -> None:
     assert list(objections(GOOD[1:])) == ["not measured: 10 leases"]
 
 
-def test_the_chart_has_a_curve_for_each_cost() -> None:
+def test_chart_has_a_curve_for_each_cost() -> None:
     picture = ElementTree.fromstring(scale_report.chart([FIGURES, replace(FIGURES, leases=10_000)]))
     texts = {element.text for element in picture.iter() if element.text}
     assert {"Memory, MB", "Start with all routes, ms", "1,000", "10,000"} <= texts
 
 
-def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_written_results_can_be_read_back(tmp_path: Path) -> None:
     path = tmp_path / "scale.json"
     assert scale.read(path) == {}
     path.write_text(scale.encode([FIGURES]))
     assert [asdict(each) for each in scale.read(path).values()] == [asdict(FIGURES)]
 
 
-def test_a_move_counts_from_etcds_answer_to_its_first_packet() -> None:
+def test_delay_is_from_etcds_answer_to_the_first_packet() -> None:
     one, two, three = scale.TIMED_HOSTS[:3]
     written = [(1.0, one), (1.1, two), (1.2, three)]
     seen = [(0.999, one), (1.103, two), (1.25, three)]
@@ -88,7 +88,7 @@ def test_a_move_counts_from_etcds_answer_to_its_first_packet() -> None:
     assert scale.delays_of(written, seen[1:]) == pytest.approx([0.103, 0.003, 0.05])
 
 
-def test_it_measures_real_daemons(network_rights: None, tmp_path: Path) -> None:
+def test_scale_measures_real_daemons(network_rights: None, tmp_path: Path) -> None:
     """A short one: changes become routes while they come, and other traffic does not suffer."""
     traffic = programs.build("traffic", tmp_path)
     with Lab(hosts=2, config=scale.CONFIG, start_daemons=False, keeps_descriptors=True) as lab:

@@ -1,9 +1,9 @@
-/* rival.c - the overlay as it is first written: one read and one send for every packet.
+/* simple_loop.c - the simplest overlay: one read and one send for every packet.
  *
- *   rival DEVICE LOCAL PEER PORT
+ *   simple_loop DEVICE LOCAL PEER PORT
  *
- * The yardstick of the preset `none`, which has no offloads either: as in flannel's proxy, one packet each way in
- * turn, between the buffers the kernel gives unasked. One peer, and nothing is checked.
+ * The baseline of the preset `none`, which has no offloads either: as in flannel's proxy, one packet in each direction
+ * in turn, with the kernel's default buffers. One peer, and nothing is checked.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
