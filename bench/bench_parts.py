@@ -1,4 +1,4 @@
-"""The pure parts, beside memcpy of the same bytes or reads of an array of the same size."""
+"""The pure parts, compared with memcpy of the same bytes or reads of an array of the same size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GROUPS = {
     "table": "Routing table, from empty to full",
     "change": "Change of one route's next hop",
 }
-BESIDE = {  # the parts, each with its yardstick
+BESIDE = {  # each part, and what it is compared with
     "bytes/memcpy": None,
     "bytes/checksum": "bytes/memcpy",
     "bytes/segment": "bytes/memcpy",
@@ -67,7 +67,7 @@ def test_part(samples: Mapping[str, list[float]], replay: Replay, name: str) -> 
 
 
 def byte_parts(ffi: Any, lib: Any) -> dict[str, Part]:
-    """From and to the packets of one TCP superpacket."""
+    """Cuts one TCP superpacket into packets, and merges these again."""
     options = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))]
     head = IP(src="10.1.5.2", dst="10.1.6.2", flags="DF") / TCP(flags="A", options=options)
     whole = bytes(head / Raw(random.Random(1).randbytes(SEGMENTS * SEGMENT)))
@@ -90,7 +90,7 @@ def byte_parts(ffi: Any, lib: Any) -> dict[str, Part]:
 
 
 def lookup_parts(ffi: Any, lib: Any) -> dict[str, Part]:
-    """An array with one word for every route is the least that a lookup could read."""
+    """Compared with an array that holds one word per route: no lookup can read less."""
     parts = {}
     draw = random.Random(2)
     for count in ROUTES:
@@ -106,7 +106,7 @@ def lookup_parts(ffi: Any, lib: Any) -> dict[str, Part]:
 
 
 def table_parts(ffi: Any, lib: Any) -> dict[str, Part]:
-    """Building has to write the table's memory once, which memcpy of as many bytes does too."""
+    """Compared with memcpy of as many bytes: building writes the memory of the table once."""
     parts = {}
     for count in ROUTES:
         size = lib.table_bytes(count)

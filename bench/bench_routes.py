@@ -1,4 +1,4 @@
-"""Leases in, routes published in a real pump."""
+"""From leases to routes published in a real pump."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _build(reconciler: Reconciler, leases: tuple[Lease, ...]) -> Part:
 
 
 def _change(reconciler: Reconciler, lease: Lease) -> Part:
-    """A host that moves to and fro between two public addresses."""
+    """A host that moves between two public addresses."""
     moved = replace(lease, public_ip=lease.public_ip + (1 << 17))
     to_and_fro = [Events((LeaseAdded(each),), 2) for each in (moved, lease)]
 
@@ -84,7 +84,7 @@ def _change(reconciler: Reconciler, lease: Lease) -> Part:
 
 
 def _leases(count: int) -> tuple[Lease, ...]:
-    """Each of another host."""
+    """Each lease is held by another host."""
     subnets = CONFIG.network.subnets(new_prefix=CONFIG.subnet_len)
     return tuple(
         Lease(encode_key(subnet), subnet, FIRST_HOST + number)

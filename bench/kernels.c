@@ -1,7 +1,7 @@
-/* kernels.c - the pure parts of the pump in loops, each beside the least that any code would have to do.
+/* kernels.c - loops over the pure parts of the pump, and over the least work that any code would have to do instead.
  *
- * Every function does its work `times` over; the results go where the compiler cannot see that nobody wants
- * them.
+ * Every function repeats its work `times` times. The results go to a volatile variable, so that the compiler does not
+ * remove the work.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -47,7 +47,7 @@ void run_array_reads(const uint64_t *array, const uint32_t *indexes, size_t coun
     kernels_result += sum;
 }
 
-/* A table of the first `count` subnets of length 24, each with a next hop of its own. NULL on error. */
+/* A table of the first `count` subnets of length 24, each with its own next hop. NULL on error. */
 struct route_table *new_table(uint32_t network, size_t count)
 {
     struct route_table *table;
@@ -60,7 +60,7 @@ struct route_table *new_table(uint32_t network, size_t count)
     return table;
 }
 
-/* What such a table takes in memory, without the writer's own list. */
+/* The memory of such a table in bytes, without the writer's hash set. */
 size_t table_bytes(size_t count)
 {
     size_t nodes = (count + ROUTE_NODE_ENTRIES - 1) / ROUTE_NODE_ENTRIES;
@@ -72,7 +72,7 @@ void run_build(uint32_t network, size_t count)
     route_table_free(new_table(network, count));
 }
 
-/* Gives the subnet another next hop, `times` over. */
+/* Changes the next hop of the subnet `times` times. */
 void run_changes(struct route_table *table, uint32_t subnet, size_t times)
 {
     uint32_t previous;
@@ -81,8 +81,8 @@ void run_changes(struct route_table *table, uint32_t subnet, size_t times)
             abort();
 }
 
-/* Cuts the superpacket. Without `to` only headers are made, as in the pump; with it whole packets are laid
- * out one after another. Their number, 0 on error. */
+/* Cuts the superpacket. Without `to` only the headers are made, as in the pump; with it whole packets are written one
+ * after another. Returns their number, 0 on error. */
 size_t run_segment(uint8_t *to, const uint8_t *bytes, size_t length, uint16_t size, size_t times)
 {
     static uint8_t headers[SEGMENT_COUNT_MAX][SEGMENT_HEADER_MAX];
@@ -106,7 +106,7 @@ size_t run_segment(uint8_t *to, const uint8_t *bytes, size_t length, uint16_t si
     return segmenter.count;
 }
 
-/* Merges `length` bytes of packets of `size` bytes, the last perhaps shorter. The number of superpackets. */
+/* Merges `length` bytes of packets of `size` bytes, the last perhaps shorter. Returns the number of superpackets. */
 size_t run_coalesce(const uint8_t *bytes, size_t length, size_t size, size_t times)
 {
     static struct coalescer coalescer = {.tcp = true, .udp = true};

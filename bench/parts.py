@@ -1,4 +1,4 @@
-"""Small pieces of work, timed in turn, round after round."""
+"""Times small pieces of work in turn, for several rounds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``work`` does something ``times`` over, after ``prepare``, which is not timed."""
+    """``work`` repeats something ``times`` times; ``prepare`` runs before it and is not timed."""
 
     times: int
     work: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
 
     def seconds(self) -> float:
-        """Of one."""
+        """The seconds of one repetition."""
         self.prepare()
         start = time.perf_counter()
         self.work()
@@ -25,7 +25,7 @@ class Part:
 
 
 def interleave(parts: Mapping[str, Part], rounds: int) -> dict[str, list[float]]:
-    """The seconds of every part in every round, without a first round that warms up."""
+    """The seconds of every part in every round, after one more round that warms up."""
     found: dict[str, list[float]] = defaultdict(list)
     for _ in range(1 + rounds):
         for name, part in parts.items():
