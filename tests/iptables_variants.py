@@ -1,4 +1,4 @@
-"""Both programs that Debian offers under the name of iptables."""
+"""The two variants of iptables on Debian: nft and legacy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VARIANTS = ("nft", "legacy")
 
 
 def use_variant(variant: str, directory: Path) -> str:
-    """A PATH on which ``iptables``, ``-save`` and ``-restore`` are this variant's."""
+    """A PATH with this variant's ``iptables``, ``iptables-save`` and ``iptables-restore``."""
     folder = directory / variant
     folder.mkdir(exist_ok=True)
     for suffix in ("", "-save", "-restore"):

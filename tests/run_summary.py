@@ -1,3 +1,3 @@
-"""What tests tell at the end of the run, whether they pass or fail."""
+"""Lines that tests add to the summary of the run, whether they pass or fail."""
 
-FAULTS: list[str] = []  # how long each lasted for the daemons, and what it cost
+FAULTS: list[str] = []  # the times until each fault was noticed and over, and the lost packets

@@ -1,4 +1,4 @@
-"""The gate of the benchmarks: what it judges, and that it fails when the pump is slow."""
+"""The gate judges every limit and fails when the pump is slow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DURATION = Limit("a duration", "direct/rtt_p50/auto", "direct/rtt_p50/vxlan", "l
 
 
 def names(plan: str) -> set[str]:
-    """What a plan measures, as limits.toml names it."""
+    """The names in limits.toml of what a plan measures."""
     overlay = {
         f"{underlay}/{figure}/{datapath}"
         for underlay in UNDERLAYS
@@ -37,7 +37,7 @@ def samples(limit: Limit, ours: Sequence[float], theirs: Sequence[float]) -> dic
 
 
 def write_results(path: Path, found: Mapping[str, list[float]]) -> Path:
-    """As pytest-benchmark does."""
+    """Writes results in the form of pytest-benchmark."""
     benchmarks = [
         {"extra_info": {"name": name}, "stats": {"data": data}} for name, data in found.items()
     ]
@@ -46,7 +46,7 @@ def write_results(path: Path, found: Mapping[str, list[float]]) -> Path:
 
 
 def every_limit_at(factor: float) -> dict[str, list[float]]:
-    """Samples whose ratios are each the gate's, made ``factor`` better."""
+    """Samples whose ratios are ``factor`` times better than each gate."""
     found: dict[str, list[float]] = {}
     for limit in gate.read_limits():
         if limit.gate is not None:
@@ -131,7 +131,7 @@ def test_unreadable_results_are_an_error(
 
 
 def test_slow_pump_fails_the_gate(network_rights: None, tmp_path: Path) -> None:
-    """A short run of what make bench-gate does, with everything that makes the pump fast off."""
+    """A short run of make bench-gate, without offloads."""
     results = tmp_path / "results.json"
     slow = ["--plan=gate", "--rounds=1", "--daemon-args=--offload none", "-k", "direct"]
     measure = ["pytest", "-q", "bench/bench_overlay.py", *slow, f"--benchmark-json={results}"]

@@ -1,4 +1,4 @@
-"""What make bench writes into docs/."""
+"""The page and the chart that make bench writes to docs/."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def benchmark(group: str, name: str, seconds: list[float], beside: str | None = 
 
 @pytest.fixture
 def results() -> dict[str, Any]:
-    """As pytest-benchmark writes them; the second of three rounds was disturbed."""
+    """Results of pytest-benchmark; the second of three rounds was disturbed."""
     plan = PLANS["full"]
     overlay = [
         benchmark("", f"{underlay}/{figure}/{datapath}", [2e-6 * (1 + at), 9.0, 2e-6 * (1 + at)])

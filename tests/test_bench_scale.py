@@ -1,4 +1,4 @@
-"""The measurements by the number of leases, and what becomes of their figures."""
+"""The measurements by the number of leases, their page, chart and limits."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_delay_is_from_etcds_answer_to_the_first_packet() -> None:
 
 
 def test_scale_measures_real_daemons(network_rights: None, tmp_path: Path) -> None:
-    """A short one: changes become routes while they come, and other traffic does not suffer."""
+    """A short run: changes become routes in time, and other traffic is not disturbed."""
     traffic = programs.build("traffic", tmp_path)
     with Lab(hosts=2, config=scale.CONFIG, start_daemons=False, keeps_descriptors=True) as lab:
         figures = scale.measure(lab, 500, seconds=2, rate=1000, traffic=traffic)

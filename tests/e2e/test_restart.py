@@ -133,7 +133,7 @@ def test_further_signals_are_ignored_during_the_cleanup(running: Lab) -> None:
 
 STUCK = """
 import time
-from flannel_udp.follower import Follower
+from flannel_udp.cluster.follower import Follower
 
 join = Follower.join
 Follower.join = lambda self, timeout=None: time.sleep(2.5) or join(self)
