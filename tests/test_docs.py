@@ -79,14 +79,22 @@ def known_flags() -> set[str]:
     return {f"--{name}" for name in DaemonFlags().flags} | options | SYSTEM_FLAGS
 
 
+def anchors(document: Path) -> set[str]:
+    """The link targets of a document's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_flag_variable_link_and_path_exists(document: Path) -> None:
     text = document.read_text()
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known_flags()
     variables = {"FLANNELD_" + name.upper().replace("-", "_") for name in DaemonFlags().flags}
     assert set(re.findall(r"FLANNELD_[A-Z_]+", text)) <= variables
-    for link in re.findall(r"\]\(([^):#]+)[^):]*\)", text):
-        assert (document.parent / link).exists(), link
+    for file, anchor in re.findall(r"\]\(([^):#]*)#?([^):]*)\)", text):
+        target = document.parent / file if file else document
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), anchor
     folders = "csrc|flannel_udp|tests|docs|packaging|tools|bench"
     for path in re.findall(rf"`((?:{folders})/[^`<]*)`", text):
         assert (ROOT / path).exists(), path
