@@ -20,10 +20,10 @@ ROOMS = (
 
 PURE = {
     "backends.pump.fallbacks", "cli.convert", "cli.flags", "cli.go_flags",
-    "cluster.allocator", "cluster.config", "cluster.gojson", "cluster.held_leases",
+    "cluster.allocator", "cluster.config", "cluster.go_json", "cluster.held_leases",
     "cluster.lease", "errors", "etcd.faults", "etcd.values",
-    "handover.state", "host.firewall.iptables_rules", "host.firewall.nftables_rules",
-    "host.firewall.policy", "host.interface_choice", "observe.check_rules",
+    "handover.state", "host.firewall.iptables", "host.firewall.nftables",
+    "host.firewall.rules", "host.interface_choice", "observe.check_rules",
     "observe.rates", "options", "routing.routes", "units",
 }  # fmt: skip
 PURE_IMPORTS = {
@@ -34,17 +34,17 @@ PURE_IMPORTS = {
 
 DOORS = {
     "pyroute2": {
-        *("host.changes", "host.interfaces", "host.kernel_routes", "host.netlink", "host.netns"),
-        "host.tunnel_device",
+        "host.interfaces", "host.kernel_events", "host.kernel_routes", "host.netlink",
+        "host.netns", "host.tunnel_device",
     },
-    "etcd3": {"etcd.client", "etcd.members", "etcd.watch"},
-    "grpc": {"etcd.client", "etcd.members", "etcd.watch"},
+    "etcd3": {"etcd.client", "etcd.members", "etcd.watch_stream"},
+    "grpc": {"etcd.client", "etcd.members", "etcd.watch_stream"},
     "prometheus_client": {"observe.metrics"},
     "icmplib": {"observe.check_peers"},
     "rich": {"lab.demo", "observe.status_view", "observe.top"},
     "shtab": {"cli.completion"},
     "flannel_udp.backends.pump._pump": {"backends.pump.pump"},
-}
+}  # fmt: skip
 IMPORTERS = {
     "cli.main": {"__main__"},
     "daemon.daemon": {"cli.main"},

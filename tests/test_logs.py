@@ -19,7 +19,13 @@ PROGRAM = ("-m", "flannel_udp")
 
 def test_every_line_is_one_json_object() -> None:
     record = logging.LogRecord(
-        "flannel_udp.cluster.keeper", logging.WARNING, "/a/keeper.py", 1, 'a "%s"\n', ("ß",), None
+        "flannel_udp.cluster.lease_keeper",
+        logging.WARNING,
+        "/a/keeper.py",
+        1,
+        'a "%s"\n',
+        ("ß",),
+        None,
     )
     record.created, record.msecs = 1_700_000_000.5, 500.0
     line = JsonFormatter().format(record)
@@ -27,7 +33,7 @@ def test_every_line_is_one_json_object() -> None:
     assert json.loads(line) == {
         "time": "2023-11-14T22:13:20.500Z",
         "level": "warning",
-        "module": "cluster.keeper",
+        "module": "cluster.lease_keeper",
         "message": 'a "ß"\n',
     }
 

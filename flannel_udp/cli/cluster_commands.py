@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
-from flannel_udp.cluster import gojson
+from flannel_udp.cluster import go_json
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.operator import Cluster, Entry
 from flannel_udp.errors import ClusterError, UsageError
@@ -108,7 +108,7 @@ def _subnet(text: str) -> IPv4Network:
         return IPv4Network(text)
     except ValueError as error:
         raise UsageError(
-            f"{gojson.shown(text)} is no subnet such as 10.1.5.0/24: {error}"
+            f"{go_json.shown(text)} is no subnet such as 10.1.5.0/24: {error}"
         ) from None
 
 
@@ -116,4 +116,4 @@ def _address(text: str) -> IPv4Address:
     try:
         return IPv4Address(text)
     except ValueError:
-        raise UsageError(f"{gojson.shown(text)} is no IPv4 address") from None
+        raise UsageError(f"{go_json.shown(text)} is no IPv4 address") from None

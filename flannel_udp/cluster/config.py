@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Self, TypeVar
 
-from flannel_udp.cluster import gojson
+from flannel_udp.cluster import go_json
 from flannel_udp.errors import BackendTypeError, NetworkConfigError
 
 DEFAULT_PORT = 8285
@@ -40,13 +40,13 @@ class NetworkConfig:
         else that is wrong; the sentence names the field, what was found and what is allowed.
         """
         try:
-            fields = gojson.parse_object(text)
+            fields = go_json.parse_object(text)
         except ValueError as error:
             raise NetworkConfigError(
                 f"the network config cannot be read: {error};"
                 ' it must be an object such as {"Network": "10.1.0.0/16"}'
             ) from None
-        nulls = gojson.null_names(text)
+        nulls = go_json.null_names(text)
         for name in _NEVER_NULL:
             if name.casefold() in nulls:
                 raise _wrong(name, "null", "given, or left out")
@@ -90,7 +90,7 @@ def _value(fields: Mapping[str, object], name: str, kind: type[_T], default: _T)
     """The field called ``name`` (in any case) as a JSON value of that kind, or the default."""
     value = fields.get(name.rpartition(".")[2].casefold(), default)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _wrong(name, gojson.shown(value), _KIND_NAMES[kind])
+        raise _wrong(name, go_json.shown(value), _KIND_NAMES[kind])
     return value
 
 
@@ -104,17 +104,17 @@ def _backend(fields: Mapping[str, object]) -> tuple[int, int | None]:
         raise _wrong("Backend.Type", "missing", 'given, for example "udp"')
     if kind.lower() != "udp":
         raise BackendTypeError(
-            f"network config: Backend.Type is {gojson.shown(kind)}, but this program carries only"
+            f"network config: Backend.Type is {go_json.shown(kind)}, but this program carries only"
             ' "udp"; change the config or run flanneld on this host'
         )
     port = _value(backend, "Backend.Port", int, DEFAULT_PORT)
     if not 1 <= port <= 65535:
-        raise _wrong("Backend.Port", gojson.shown(port), "1 to 65535")
+        raise _wrong("Backend.Port", go_json.shown(port), "1 to 65535")
     if "mtu" not in backend:
         return port, None
     mtu = _value(backend, "Backend.MTU", int, 0)
     if not MIN_MTU <= mtu <= MAX_MTU:
-        raise _wrong("Backend.MTU", gojson.shown(mtu), f"{MIN_MTU} to {MAX_MTU} bytes")
+        raise _wrong("Backend.MTU", go_json.shown(mtu), f"{MIN_MTU} to {MAX_MTU} bytes")
     return port, mtu
 
 
@@ -129,10 +129,10 @@ def _network(fields: Mapping[str, object]) -> IPv4Network:
         network = IPv4Network((address, int(length)), strict=False)
     except ValueError:
         raise _wrong(
-            "Network", gojson.shown(text), 'an IPv4 network such as "10.1.0.0/16"'
+            "Network", go_json.shown(text), 'an IPv4 network such as "10.1.0.0/16"'
         ) from None
     if network.prefixlen == 0:
-        raise _wrong("Network", gojson.shown(text), "smaller than the whole of IPv4")
+        raise _wrong("Network", go_json.shown(text), "smaller than the whole of IPv4")
     return network
 
 
@@ -147,7 +147,7 @@ def _subnet_len(fields: Mapping[str, object], network: IPv4Network) -> int:
         allowed = f"{network.prefixlen + 2} to 30, so that {network} holds four subnets"
         if network.prefixlen > 28:
             allowed = f"left out, and Network /28 or larger: {network} cannot hold four subnets"
-        raise _wrong("SubnetLen", gojson.shown(length), allowed)
+        raise _wrong("SubnetLen", go_json.shown(length), allowed)
     return length
 
 
@@ -162,7 +162,7 @@ def _subnet_bound(
     try:
         address = IPv4Address(text)
     except ValueError:
-        raise _wrong(name, gojson.shown(text), 'an IPv4 address such as "10.1.1.0"') from None
+        raise _wrong(name, go_json.shown(text), 'an IPv4 address such as "10.1.1.0"') from None
     if address == IPv4Address(0):  # flannel's zero value: not set
         return default
     if address not in network:

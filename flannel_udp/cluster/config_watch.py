@@ -11,7 +11,7 @@ from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.errors import BackendTypeError, EtcdError, NetworkConfigError
 from flannel_udp.etcd.faults import RevisionError
-from flannel_udp.etcd.watch import WatchService
+from flannel_udp.etcd.watch_stream import WatchService
 from flannel_udp.retry import Backoff
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from flannel_udp.cluster.lease import Events, FollowState, OwnLease, Snapshot, W
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.errors import EtcdError
 from flannel_udp.etcd.faults import RevisionError
-from flannel_udp.etcd.watch import WatchService
+from flannel_udp.etcd.watch_stream import WatchService
 from flannel_udp.log_limits import ChangeLog, LineBudget
 from flannel_udp.logs import DETAIL
 from flannel_udp.retry import Backoff

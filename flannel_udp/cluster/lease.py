@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from flannel_udp.cluster import gojson
+from flannel_udp.cluster import go_json
 from flannel_udp.errors import LeaseDecodeError
 from flannel_udp.etcd.values import Identity, Version
 
@@ -141,7 +141,7 @@ def decode_key(key: str) -> tuple[IPv4Network, IPv6Network | None]:
         subnet_v6 = IPv6Network((address_v6, int(length_v6))) if address_v6 else None
     except ValueError as error:
         raise LeaseDecodeError(
-            f"the lease key {gojson.shown(key)} is not a subnet such as 10.1.5.0-24 ({error});"
+            f"the lease key {go_json.shown(key)} is not a subnet such as 10.1.5.0-24 ({error});"
             " it is skipped until somebody corrects or deletes it"
         ) from None
     return subnet, subnet_v6
@@ -159,16 +159,16 @@ def decode_lease(key: str, value: bytes, *, etcd_lease: int, mod_revision: int) 
     """
     subnet, subnet_v6 = decode_key(key)
     try:
-        fields = gojson.parse_object(value)
+        fields = go_json.parse_object(value)
         public_ip = fields.get("publicip")
         if not isinstance(public_ip, str):
             raise ValueError("it has no PublicIP")
         match = _ADDRESS.fullmatch(public_ip)
         if match is None:
-            raise ValueError(f"its PublicIP is {gojson.shown(public_ip)}, not an IPv4 address")
+            raise ValueError(f"its PublicIP is {go_json.shown(public_ip)}, not an IPv4 address")
         backend_type = fields.get("backendtype", "")
         if not isinstance(backend_type, str):
-            raise ValueError(f"its BackendType is {gojson.shown(backend_type)}, not a string")
+            raise ValueError(f"its BackendType is {go_json.shown(backend_type)}, not a string")
     except ValueError as error:
         raise LeaseDecodeError(
             f"the value of the lease key {key} is not a lease ({error});"

@@ -25,7 +25,7 @@ from flannel_udp.errors import LeaseDecodeError, NetworkConfigError
 from flannel_udp.etcd.client import Etcd
 from flannel_udp.etcd.faults import RevisionError
 from flannel_udp.etcd.values import Identity, KeyChange, KeyRange, KeyValue, Version, WatchResponse
-from flannel_udp.etcd.watch import Watch
+from flannel_udp.etcd.watch_stream import Watch
 
 log = logging.getLogger(__name__)
 

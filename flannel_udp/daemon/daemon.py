@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
-from flannel_udp.backends.pump.keeper import TunnelKeeper
+from flannel_udp.backends.pump.events import PumpWatch
 from flannel_udp.backends.pump.pump import Pump
-from flannel_udp.backends.pump.watch import PumpWatch
+from flannel_udp.backends.pump.tunnel_repair import TunnelKeeper
 from flannel_udp.cluster.claims import Claims
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.config_watch import ConfigWatch
 from flannel_udp.cluster.follower import Follower
 from flannel_udp.cluster.held_leases import HeldLeases
-from flannel_udp.cluster.keeper import LeaseKeeper
+from flannel_udp.cluster.lease_keeper import LeaseKeeper
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.daemon import host_setup
 from flannel_udp.daemon.settings import Settings
@@ -43,7 +43,7 @@ from flannel_udp.handover.memory_file import MemoryFile
 from flannel_udp.handover.recorder import RecordedState, Recorder
 from flannel_udp.handover.takeover import Takeover, release
 from flannel_udp.host import interfaces, locks, subnet_env, systemd, tunnel_device
-from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.firewall.rule_keeper import Firewall
 from flannel_udp.observe import metrics
 from flannel_udp.observe.health import serve_health
 from flannel_udp.observe.readiness import Readiness, StatusSource

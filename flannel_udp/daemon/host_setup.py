@@ -9,7 +9,7 @@ from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.daemon.settings import Settings
 from flannel_udp.errors import DeviceError, FirewallError, SubnetFileError
 from flannel_udp.host import kernel_routes, subnet_env, sysctl, tunnel_device
-from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.firewall.rule_keeper import Firewall
 from flannel_udp.host.firewall.tools import remove_dead
 from flannel_udp.options import Options
 

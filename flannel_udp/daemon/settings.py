@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
 from flannel_udp.backends.pump.ends import Tunnel, wants_vnet_header
-from flannel_udp.backends.pump.keeper import TunnelPlan
 from flannel_udp.backends.pump.pump import PumpConfig
+from flannel_udp.backends.pump.tunnel_repair import TunnelPlan
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.lease import OwnLease
 from flannel_udp.handover.state import Head
 from flannel_udp.handover.takeover import here
 from flannel_udp.host import subnet_env, tunnel_device
-from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.firewall.rules import Policy
 from flannel_udp.host.interface_choice import ExternalInterface
 from flannel_udp.observe.status import StartFacts
 from flannel_udp.options import Options

@@ -22,7 +22,7 @@ from flannel_udp.etcd.endpoints import parse_endpoints
 from flannel_udp.etcd.faults import Fault, Kind, LeaseGoneError, RevisionError, explain
 from flannel_udp.etcd.members import Member, Members, StreamEndedError, fault_from, metadata
 from flannel_udp.etcd.values import Identity, KeyRange, KeyValue, Swap, WatchResponse, prefix_end
-from flannel_udp.etcd.watch import Watch, key_value
+from flannel_udp.etcd.watch_stream import Watch, key_value
 from flannel_udp.log_limits import LineBudget
 from flannel_udp.logs import DETAIL
 from flannel_udp.options import Options

@@ -9,8 +9,8 @@ from flannel_udp.backends.pump.pump import Pump
 from flannel_udp.clock import boottime
 from flannel_udp.cluster.config_watch import ConfigWatch
 from flannel_udp.cluster.follower import Follower
-from flannel_udp.cluster.keeper import LeaseKeeper
-from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.cluster.lease_keeper import LeaseKeeper
+from flannel_udp.host.firewall.rule_keeper import Firewall
 from flannel_udp.host.tunnel_device import queue_drops
 from flannel_udp.observe.readiness import Status
 from flannel_udp.options import Options

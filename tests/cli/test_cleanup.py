@@ -11,8 +11,8 @@ from typing import Any
 
 from flannel_udp.backends.pump.pump import open_tun
 from flannel_udp.host import kernel_routes, locks, tunnel_device
-from flannel_udp.host.firewall.keeper import Firewall
-from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.firewall.rule_keeper import Firewall
+from flannel_udp.host.firewall.rules import Policy
 from flannel_udp.host.netns import Namespace
 
 PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}

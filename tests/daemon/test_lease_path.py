@@ -19,7 +19,7 @@ from flannel_udp.cluster.held_leases import HeldLeases
 from flannel_udp.cluster.lease import OwnLease, Snapshot
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.etcd.client import Etcd
-from flannel_udp.etcd.watch import Watch
+from flannel_udp.etcd.watch_stream import Watch
 from flannel_udp.log_limits import LineBudget
 from flannel_udp.routing.reconciler import Reconciler
 from flannel_udp.routing.routes import RouteSet
@@ -31,11 +31,11 @@ SUBNET, ADDRESS = IPv4Network("10.1.5.0/24"), IPv4Address("172.30.0.1")
 OWN = OwnLease(SUBNET, ADDRESS, f"{FOLDER}/10.1.5.0-24", 1, 1, None)
 PEER_SUBNET, PEER = IPv4Network("10.1.6.0/24"), IPv4Address("172.30.0.2")
 PATH = {
-    "etcd.watch", "cluster.registry", "cluster.lease", "cluster.follower", "routing.reconciler",
-    "cluster.held_leases", "routing.routes", "backends.pump.pump",
+    "etcd.watch_stream", "cluster.registry", "cluster.lease", "cluster.follower",
+    "routing.reconciler", "cluster.held_leases", "routing.routes", "backends.pump.pump",
 }  # fmt: skip
 TOUCHED: set[str] = set()
-BESIDE = {"cluster.gojson", "clock"}  # the JSON reader and the clock, which know no lease
+BESIDE = {"cluster.go_json", "clock"}  # the JSON reader and the clock, which know no lease
 
 
 class Stream:

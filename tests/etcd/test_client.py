@@ -18,7 +18,7 @@ from flannel_udp.etcd import client as etcd
 from flannel_udp.etcd.client import Etcd
 from flannel_udp.etcd.faults import LeaseGoneError, RevisionError
 from flannel_udp.etcd.values import WatchResponse
-from flannel_udp.etcd.watch import Watch
+from flannel_udp.etcd.watch_stream import Watch
 from flannel_udp.options import Options
 
 

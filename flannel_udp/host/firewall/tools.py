@@ -12,10 +12,10 @@ from ipaddress import IPv4Network
 from typing import Protocol
 
 from flannel_udp.errors import FirewallError
-from flannel_udp.host.firewall import iptables_rules, nftables_rules, programs
-from flannel_udp.host.firewall.iptables_rules import Ruleset
-from flannel_udp.host.firewall.nftables_rules import Chains
-from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.firewall import iptables, nftables, programs
+from flannel_udp.host.firewall.iptables import Ruleset
+from flannel_udp.host.firewall.nftables import Chains
+from flannel_udp.host.firewall.rules import Policy
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Iptables:
 
     def _apply(self, policy: Policy) -> bool:
         policy = replace(policy, random_fully=policy.random_fully and self._is_modern)
-        change = iptables_rules.change(self.read(), policy)
+        change = iptables.change(self.read(), policy)
         if change:
             wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
             log.debug("iptables-restore: %s", "; ".join(change.splitlines()))
@@ -95,7 +95,7 @@ class Nftables:
         self._write(policy)
         found = self._own_chains()  # as this version of nft prints them
         # Another program may have changed them in between: then the next check writes them anew.
-        is_complete = nftables_rules.is_complete(found, policy, self._port)
+        is_complete = nftables.is_complete(found, policy, self._port)
         self._written = found if is_complete else None
         return True
 
@@ -104,14 +104,14 @@ class Nftables:
             return
         self._write(replace(policy, masquerade=False, forward=False))
         if not self.chains():
-            programs.run([self._nft, "delete", "table", "ip", nftables_rules.TABLE])
+            programs.run([self._nft, "delete", "table", "ip", nftables.TABLE])
 
     def chains(self) -> Chains:
         """Of all daemons; none if the table does not exist."""
         try:
-            if not nftables_rules.has_table(self._list("tables", "ip")):
+            if not nftables.has_table(self._list("tables", "ip")):
                 return {}
-            return nftables_rules.chains(self._list("table", "ip", nftables_rules.TABLE))
+            return nftables.chains(self._list("table", "ip", nftables.TABLE))
         except (ValueError, KeyError) as error:
             raise FirewallError(
                 f"cannot write firewall rules: {self._nft} --json printed no list of chains"
@@ -119,11 +119,11 @@ class Nftables:
             ) from None
 
     def _own_chains(self) -> Chains:
-        names = nftables_rules.chain_names(self._port)
+        names = nftables.chain_names(self._port)
         return {name: chain for name, chain in self.chains().items() if name in names}
 
     def _write(self, policy: Policy) -> None:
-        script = nftables_rules.replacement(policy, self._port)
+        script = nftables.replacement(policy, self._port)
         log.debug("nft: %s", "; ".join(script.splitlines()))
         programs.run([self._nft, "-f", "-"], script)
 
@@ -146,13 +146,13 @@ def remove_dead(
     port: their rules stay.
     """
     if programs.are_installed(Iptables.PROGRAMS):
-        iptables = Iptables()
-        for network in sorted(iptables_rules.networks(iptables.read())):
+        tool = Iptables()
+        for network in sorted(iptables.networks(tool.read())):
             if not is_served(network):
-                iptables.remove(_nothing(network))
+                tool.remove(_nothing(network))
                 yield f"the iptables rules of {network}"
     if programs.are_installed(Nftables.PROGRAMS):
-        for port in sorted(nftables_rules.ports(Nftables(0).chains())):
+        for port in sorted(nftables.ports(Nftables(0).chains())):
             if not is_running(port):
                 Nftables(port).remove(_nothing(IPv4Network(0)))
                 yield f"the nftables rules of port {port}"

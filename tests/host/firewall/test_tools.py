@@ -9,7 +9,7 @@ import pytest
 
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import programs
-from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.firewall.rules import Policy
 from flannel_udp.host.firewall.tools import Iptables, Nftables, Tool, remove_dead
 from flannel_udp.host.netns import Namespace
 

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from flannel_udp.host.changes import HostChanges, host_changes
+from flannel_udp.host.kernel_events import HostChanges, host_changes
 from flannel_udp.host.netns import Namespace
 
 NETWORK, SUBNET = IPv4Network("10.1.0.0/16"), IPv4Network("10.1.5.0/24")

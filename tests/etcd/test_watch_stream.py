@@ -11,7 +11,7 @@ from flannel_udp.errors import EtcdError
 from flannel_udp.etcd.client import Etcd
 from flannel_udp.etcd.faults import RevisionError
 from flannel_udp.etcd.values import KeyChange, WatchResponse
-from flannel_udp.etcd.watch import Watch, WatchService
+from flannel_udp.etcd.watch_stream import Watch, WatchService
 
 
 @pytest.fixture(scope="module")

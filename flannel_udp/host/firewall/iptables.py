@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Self
 
-from flannel_udp.host.firewall.policy import (
+from flannel_udp.host.firewall.rules import (
     FORWARD_COMMENT,
     KUBE_PROXY_MARK,
     MASQUERADE_COMMENT,

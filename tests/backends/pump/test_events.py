@@ -14,9 +14,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from flannel_udp.backends.pump import watch as pump_watch
+from flannel_udp.backends.pump import events
+from flannel_udp.backends.pump.events import PumpWatch
 from flannel_udp.backends.pump.pump import STAT_NAMES, Pump, PumpConfig, Refusal, open_tun, open_udp
-from flannel_udp.backends.pump.watch import PumpWatch
 from flannel_udp.host import tunnel_device
 from flannel_udp.host.netns import Namespace
 
@@ -62,7 +62,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 def rig(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Iterator[Rig]:
-    monkeypatch.setattr(pump_watch, "_GRACE", 0.3)
+    monkeypatch.setattr(events, "_GRACE", 0.3)
     caplog.set_level(logging.INFO)
     for address in (OWN_IP, IPv4Address(STRANGER)):
         namespace.add_address("lo", IPv4Interface(f"{address}/32"))
@@ -165,7 +165,7 @@ def test_a_host_that_has_joined_is_named_when_it_sends_from_others_subnets(
 def test_forged_sources_do_not_fill_the_log(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pump_watch, "_MOST_REMEMBERED", 3)
+    monkeypatch.setattr(events, "_MOST_REMEMBERED", 3)
     for number in range(8):
         rig.namespace.add_address("lo", IPv4Interface(f"172.31.0.{number}/32"))
     with rig.watch():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from flannel_udp.host.firewall.nftables_rules import (
+from flannel_udp.host.firewall.nftables import (
     Chains,
     chain_names,
     chains,
@@ -17,7 +17,7 @@ from flannel_udp.host.firewall.nftables_rules import (
     ports,
     replacement,
 )
-from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.firewall.rules import Policy
 from flannel_udp.host.netns import Namespace
 
 POLICY = Policy(

@@ -18,8 +18,8 @@ from flannel_udp.clock import boottime
 from flannel_udp.cluster.claims import LEASE_TTL, Claims
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.follower import Follower
-from flannel_udp.cluster.keeper import CONTEST_GRACE, LeaseKeeper
 from flannel_udp.cluster.lease import Events, FollowState, LeaseRemoved, OwnLease, Snapshot
+from flannel_udp.cluster.lease_keeper import CONTEST_GRACE, LeaseKeeper
 from flannel_udp.cluster.registry import Registry
 from flannel_udp.errors import EtcdError, LeaseLostError
 from flannel_udp.etcd.client import Etcd
@@ -218,7 +218,7 @@ def server_alone(tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     """The keeper reads its clock often, so that a test may set it while the keeper waits."""
-    monkeypatch.setattr("flannel_udp.cluster.keeper._LONGEST_SLEEP", 0.02)
+    monkeypatch.setattr("flannel_udp.cluster.lease_keeper._LONGEST_SLEEP", 0.02)
 
 
 def test_a_lease_outlives_its_ttl_under_the_same_etcd_lease(server: EtcdServer) -> None:
@@ -705,7 +705,9 @@ def test_failing_renewals_are_logged_once_and_retried(
     host.clock.ahead = LEASE_TTL - 3600
     host.keeper.mark_ready()
     time.sleep(1)  # some tries
-    told = [record for record in caplog.records if record.name == "flannel_udp.cluster.keeper"]
+    told = [
+        record for record in caplog.records if record.name == "flannel_udp.cluster.lease_keeper"
+    ]
     assert len(told) == 1
     assert "lease 10.1.5.0/24 cannot be kept up" in told[0].message
     host.proxy.restore()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flannel_udp.host.firewall.iptables_rules import Ruleset, change, complaints, networks
-from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.firewall.iptables import Ruleset, change, complaints, networks
+from flannel_udp.host.firewall.rules import Policy
 
 NETWORK = IPv4Network("10.1.0.0/16")
 SUBNET = IPv4Network("10.1.5.0/24")

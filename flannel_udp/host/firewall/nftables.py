@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from flannel_udp.host.firewall.policy import (
+from flannel_udp.host.firewall.rules import (
     FORWARD_COMMENT,
     KUBE_PROXY_MARK,
     MASQUERADE_COMMENT,

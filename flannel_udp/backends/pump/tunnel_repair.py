@@ -21,8 +21,8 @@ from flannel_udp.backends.pump.ends import Tunnel, has_lost_ends, reopen_lost_en
 from flannel_udp.backends.pump.pump import Pump
 from flannel_udp.errors import AddressChangedError, DeviceError, InterfaceError, TunnelLostError
 from flannel_udp.host import interfaces, tunnel_device
-from flannel_udp.host.changes import HostChanges, host_changes
 from flannel_udp.host.interface_choice import ExternalInterface
+from flannel_udp.host.kernel_events import HostChanges, host_changes
 from flannel_udp.host.tunnel_device import TunnelState
 from flannel_udp.log_limits import ChangeLog, Repeats
 from flannel_udp.logs import DETAIL

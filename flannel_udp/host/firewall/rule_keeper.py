@@ -9,8 +9,8 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from flannel_udp.errors import FirewallError
-from flannel_udp.host.firewall import iptables_rules, programs
-from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.firewall import iptables, programs
+from flannel_udp.host.firewall.rules import Policy
 from flannel_udp.host.firewall.tools import Iptables, Nftables, Tool
 from flannel_udp.log_limits import ChangeLog, Lasting
 from flannel_udp.logs import DETAIL
@@ -158,7 +158,7 @@ class Firewall(Service):
         with contextlib.suppress(FirewallError):
             if tools.writer is not tools.iptables or not self._wanted:
                 tools.iptables.read()
-            self._complaints = iptables_rules.complaints(
+            self._complaints = iptables.complaints(
                 tools.iptables.last_read, self._policy, nftables=self._nftables
             )
             begun, _ = self._complained.observe(set(self._complaints), set(), time.monotonic())

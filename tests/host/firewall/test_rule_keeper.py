@@ -14,8 +14,8 @@ from etcd_server import wait_until
 
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import programs
-from flannel_udp.host.firewall.keeper import Firewall
-from flannel_udp.host.firewall.policy import Policy
+from flannel_udp.host.firewall.rule_keeper import Firewall
+from flannel_udp.host.firewall.rules import Policy
 from flannel_udp.host.netns import Namespace
 
 NETWORK = IPv4Network("10.1.0.0/16")
