@@ -3,8 +3,7 @@
  * Sums are kept in native byte order: one's complement addition commutes with a byte swap, so the sum of bytes in
  * memory order folds to a value that can be stored without swapping.
  */
-#ifndef FLANNEL_UDP_CHECKSUM_H
-#define FLANNEL_UDP_CHECKSUM_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -55,5 +54,3 @@ static inline uint16_t checksum_of(const void *bytes, size_t length)
 {
     return (uint16_t)~checksum_fold(checksum_add(0, bytes, length));
 }
-
-#endif

@@ -16,8 +16,7 @@
  * Packets are never changed: a superpacket's headers are a corrected copy, so the originals can still be written one
  * by one.
  */
-#ifndef FLANNEL_UDP_COALESCE_H
-#define FLANNEL_UDP_COALESCE_H
+#pragma once
 
 #include <linux/virtio_net.h>
 #include <stdbool.h>
@@ -71,5 +70,3 @@ bool coalesce_add(struct coalescer *coalescer, const struct packet *packet);
 /* Prepares bundle `index` for tun_device_write: fills *vnet, header[] and iov[]. Returns the number of iovecs. */
 size_t coalesce_build(const struct coalescer *coalescer, size_t index, struct virtio_net_hdr *vnet,
                       uint8_t header[SEGMENT_HEADER_MAX], struct iovec iov[COALESCE_IOVECS]);
-
-#endif

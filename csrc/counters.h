@@ -1,6 +1,5 @@
 /* counters.h - what the worker counts. */
-#ifndef FLANNEL_UDP_COUNTERS_H
-#define FLANNEL_UDP_COUNTERS_H
+#pragma once
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -49,5 +48,3 @@ struct worker_counters {
 #undef WORKER_FIELD
     counter drops[DROP_COUNT]; /* by enum drop_reason */
 };
-
-#endif

@@ -1,6 +1,5 @@
 /* drop.h - why a packet is not carried: every reason, with the name of its counter. */
-#ifndef FLANNEL_UDP_DROP_H
-#define FLANNEL_UDP_DROP_H
+#pragma once
 
 /* In the order in which they are shown. tun_*: packets that leave this host, udp_*: packets that arrive. */
 #define DROP_REASONS(X)                                                                                      \
@@ -31,5 +30,3 @@ enum drop_reason {
     DROP_COUNT,
     DROP_NONE = DROP_COUNT, /* the packet is carried */
 };
-
-#endif

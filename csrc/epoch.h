@@ -5,8 +5,7 @@
  * as the worker is seen asleep or its count has moved: it then finds only what the tables hold since the change.
  * Nobody waits for that; the writer checks at its next change.
  */
-#ifndef FLANNEL_UDP_EPOCH_H
-#define FLANNEL_UDP_EPOCH_H
+#pragma once
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -43,5 +42,3 @@ static inline bool epoch_grace_is_over(const struct epoch *epoch)
     /* acquire: the worker's last use of the old pointers happened before the count moved */
     return atomic_load_explicit(&epoch->count, memory_order_acquire) != epoch->grace_began;
 }
-
-#endif

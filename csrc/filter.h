@@ -1,6 +1,5 @@
 /* filter.h - which packets the pump carries (pure). */
-#ifndef FLANNEL_UDP_FILTER_H
-#define FLANNEL_UDP_FILTER_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -32,5 +31,3 @@ enum drop_reason filter_inbound(const struct filter_identity *own, const struct 
 
 /* Why a datagram with this fault is dropped. */
 enum drop_reason filter_inbound_fault(enum packet_fault fault);
-
-#endif

@@ -2,8 +2,7 @@
  *
  * RFC 792 gives the form; RFC 1122 3.2.2 and RFC 1812 4.3.2 say when it must not be sent.
  */
-#ifndef FLANNEL_UDP_ICMP_H
-#define FLANNEL_UDP_ICMP_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -22,5 +21,3 @@ bool icmp_may_answer(const struct packet *packet);
 
 /* Writes the reply from `source` (host byte order) about the packet. Returns its length. */
 size_t icmp_net_unreachable(uint8_t reply[ICMP_REPLY_MAX], uint32_t source, const struct packet *packet);
-
-#endif

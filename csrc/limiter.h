@@ -1,6 +1,5 @@
 /* limiter.h - a token bucket (pure). */
-#ifndef FLANNEL_UDP_LIMITER_H
-#define FLANNEL_UDP_LIMITER_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,5 +11,3 @@ struct limiter {
 
 /* Whether one more event is allowed now: `rate` a second, after a burst of `burst`. */
 bool limiter_allow(struct limiter *limiter, uint32_t rate, uint32_t burst, uint64_t now_ns);
-
-#endif

@@ -3,8 +3,7 @@
  * Without them a packet costs one system call on the TUN side; with all of them one system call moves up to 64 KiB on
  * either side. Every combination carries the same packets.
  */
-#ifndef FLANNEL_UDP_OFFLOAD_H
-#define FLANNEL_UDP_OFFLOAD_H
+#pragma once
 
 enum offload {
     OFFLOAD_TSO = 1,     /* TUN: vnet header, partial checksums, TCP superpackets both ways */
@@ -13,5 +12,3 @@ enum offload {
     OFFLOAD_UDP_GRO = 8, /* socket: one receive for many datagrams, UDP_GRO (Linux 5.0) */
     OFFLOAD_ALL = 15,
 };
-
-#endif

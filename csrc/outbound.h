@@ -1,6 +1,5 @@
 /* outbound.h - packets from the TUN device to the socket. */
-#ifndef FLANNEL_UDP_OUTBOUND_H
-#define FLANNEL_UDP_OUTBOUND_H
+#pragma once
 
 #include "tunnel.h"
 
@@ -10,5 +9,3 @@ int outbound_serve(struct tunnel *tunnel, size_t limit);
 
 /* Sends what waits in the outbox. Returns as above. */
 int outbound_flush(struct tunnel *tunnel);
-
-#endif

@@ -7,8 +7,7 @@
  * Payload is not copied: it must stay in place until the outbox is empty. The caller checks outbox_has_room before
  * each superpacket or packet.
  */
-#ifndef FLANNEL_UDP_OUTBOX_H
-#define FLANNEL_UDP_OUTBOX_H
+#pragma once
 
 #include <netinet/in.h>
 #include <stdbool.h>
@@ -80,5 +79,3 @@ static inline bool outbox_is_empty(const struct outbox *outbox)
 {
     return outbox->first == outbox->count;
 }
-
-#endif

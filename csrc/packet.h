@@ -1,6 +1,5 @@
 /* packet.h - one inner IPv4 packet (RFC 791), read byte by byte from a buffer of known length. */
-#ifndef FLANNEL_UDP_PACKET_H
-#define FLANNEL_UDP_PACKET_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -83,5 +82,3 @@ static inline bool address_is_unicast(uint32_t address)
     return address >> 24 != 0 && !address_is_loopback(address) && !address_is_multicast(address) &&
            address != UINT32_MAX;
 }
-
-#endif

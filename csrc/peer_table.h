@@ -4,8 +4,7 @@
  * reader follows a slot number without a lock. A second route table maps public addresses to slots. One writer owns
  * addresses and references; only the worker counts; any thread may read the counters.
  */
-#ifndef FLANNEL_UDP_PEER_TABLE_H
-#define FLANNEL_UDP_PEER_TABLE_H
+#pragma once
 
 #include <stdatomic.h>
 #include <stddef.h>
@@ -63,5 +62,3 @@ void peer_table_release(struct peer_table *table, uint32_t slot);
 
 /* Makes the slots usable again that were retired before the last call: a grace period must lie between two calls. */
 void peer_table_reclaim(struct peer_table *table);
-
-#endif

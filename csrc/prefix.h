@@ -1,6 +1,5 @@
 /* prefix.h - IPv4 prefixes, in host byte order. */
-#ifndef FLANNEL_UDP_PREFIX_H
-#define FLANNEL_UDP_PREFIX_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -16,5 +15,3 @@ static inline bool prefix_is_valid(uint32_t prefix, uint32_t length)
 {
     return length <= 32 && (prefix & ~prefix_mask(length)) == 0;
 }
-
-#endif

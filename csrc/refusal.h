@@ -5,8 +5,7 @@
  *
  * The worker adds reports to a ring, one thread at a time takes them; neither waits for the other.
  */
-#ifndef FLANNEL_UDP_REFUSAL_H
-#define FLANNEL_UDP_REFUSAL_H
+#pragma once
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -46,5 +45,3 @@ bool refusal_add(struct refusal_queue *queue, const struct refusal *refusal, uin
 
 /* Takes the oldest report. Returns whether there was one. */
 bool refusal_take(struct refusal_queue *queue, struct refusal *refusal);
-
-#endif

@@ -3,8 +3,7 @@
  * The trie holds only the longest match of every address. When a route is removed, the set gives the next shorter
  * one that covers it; and it distinguishes a changed route from a new one.
  */
-#ifndef FLANNEL_UDP_ROUTE_SET_H
-#define FLANNEL_UDP_ROUTE_SET_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -44,5 +43,3 @@ void route_set_remove(struct route_set *set, struct route_item *item);
 
 /* The longest route that covers prefix/length and is shorter than it, NULL if there is none. */
 const struct route_item *route_set_cover(const struct route_set *set, uint32_t prefix, uint8_t length);
-
-#endif

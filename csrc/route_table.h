@@ -8,8 +8,7 @@
  * store. A reader may still be in a node that a change takes out: the node is retired, and freed by the second
  * route_table_reclaim after that.
  */
-#ifndef FLANNEL_UDP_ROUTE_TABLE_H
-#define FLANNEL_UDP_ROUTE_TABLE_H
+#pragma once
 
 #include <stdatomic.h>
 #include <stddef.h>
@@ -78,5 +77,3 @@ void route_table_reclaim(struct route_table *table);
 
 /* The number of routes. */
 size_t route_table_count(const struct route_table *table);
-
-#endif

@@ -4,8 +4,7 @@
  * segments (Linux Documentation/networking/segmentation-offloads.rst; virtio 1.2, 5.1.6). Each segment gets a
  * corrected copy of the headers and points to its part of the payload, which is not copied.
  */
-#ifndef FLANNEL_UDP_SEGMENT_H
-#define FLANNEL_UDP_SEGMENT_H
+#pragma once
 
 #include <linux/virtio_net.h>
 #include <stddef.h>
@@ -45,5 +44,3 @@ void segment_make(const struct segmenter *segmenter, size_t index, uint8_t heade
  * position is outside the packet. */
 int segment_complete_checksum(uint8_t *bytes, size_t length, uint8_t protocol,
                               const struct virtio_net_hdr *vnet);
-
-#endif

@@ -4,8 +4,7 @@
  * One thread at a time calls these functions; the worker reads meanwhile, without a lock, and says in `epoch` when it
  * holds no pointer. While a batch of routes is applied, every address keeps its old next hop or has its new one.
  */
-#ifndef FLANNEL_UDP_TABLES_H
-#define FLANNEL_UDP_TABLES_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -46,5 +45,3 @@ int tables_set_addresses(struct tables *tables, const uint32_t *addresses, size_
 
 /* The public address that packets for this address are sent to, 0 if there is no route. */
 uint32_t tables_lookup(const struct tables *tables, uint32_t address);
-
-#endif

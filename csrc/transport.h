@@ -1,6 +1,5 @@
 /* transport.h - the headers of TCP (RFC 9293) and UDP (RFC 768): offsets of their fields, checksum. */
-#ifndef FLANNEL_UDP_TRANSPORT_H
-#define FLANNEL_UDP_TRANSPORT_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -57,5 +56,3 @@ static inline void transport_finish_ip(uint8_t *ip, size_t header_length)
     uint16_t checksum = checksum_of(ip, header_length);
     memcpy(ip + IPV4_CHECKSUM, &checksum, sizeof checksum);
 }
-
-#endif

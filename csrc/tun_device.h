@@ -1,6 +1,5 @@
 /* tun_device.h - the TUN device: open, offload probe, read, write. The only file that knows its errnos. */
-#ifndef FLANNEL_UDP_TUN_DEVICE_H
-#define FLANNEL_UDP_TUN_DEVICE_H
+#pragma once
 
 #include <linux/virtio_net.h>
 #include <stdbool.h>
@@ -51,5 +50,3 @@ bool tun_device_is_gone(int error);
 
 /* Whether this write error may be about the superpacket, so that its packets may pass one by one. */
 bool tun_device_refused_superpacket(int error);
-
-#endif

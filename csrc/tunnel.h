@@ -2,8 +2,7 @@
  *
  * outbound.c carries packets from the TUN to the socket, inbound.c from the socket to the TUN, one turn at a time.
  */
-#ifndef FLANNEL_UDP_TUNNEL_H
-#define FLANNEL_UDP_TUNNEL_H
+#pragma once
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -99,5 +98,3 @@ static inline void tunnel_count_drop(struct tunnel *tunnel, enum drop_reason dro
 {
     counter_add(&tunnel->counters.drops[drop], 1);
 }
-
-#endif

@@ -2,8 +2,7 @@
  *
  * tunpump.c begins with the theory of operation and a glossary. All addresses are IPv4 in host byte order.
  */
-#ifndef FLANNEL_UDP_TUNPUMP_H
-#define FLANNEL_UDP_TUNPUMP_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -108,5 +107,3 @@ int pump_next_refusal(struct pump *pump, struct refusal *refusal);
 
 /* The -errno that ended the worker, 0 if none did. */
 int pump_failure(const struct pump *pump);
-
-#endif

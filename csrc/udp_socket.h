@@ -1,7 +1,6 @@
 /* udp_socket.h - the outer UDP socket: open, offload probe, batch send, batch receive. The only file that knows
  * its errnos and control messages. */
-#ifndef FLANNEL_UDP_UDP_SOCKET_H
-#define FLANNEL_UDP_UDP_SOCKET_H
+#pragma once
 
 #include <netinet/in.h>
 #include <stdbool.h>
@@ -67,5 +66,3 @@ struct udp_overflows {
 /* Adds those of the socket that were not counted yet. Returns the total; it stays where the kernel has no count (before
  * 4.12) or there is no socket. */
 uint64_t udp_socket_overflows(int fd, struct udp_overflows *overflows);
-
-#endif

@@ -2,8 +2,7 @@
  *
  * tunpump.c sets a worker up, starts and stops it; everything in between happens in worker.c.
  */
-#ifndef FLANNEL_UDP_WORKER_H
-#define FLANNEL_UDP_WORKER_H
+#pragma once
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -53,5 +52,3 @@ void worker_destroy(struct worker *worker);
 
 /* The CPU time of all its threads. */
 uint64_t worker_cpu_ns(const struct worker *worker);
-
-#endif

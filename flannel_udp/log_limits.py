@@ -21,10 +21,7 @@ _K = TypeVar("_K", bound=Hashable)
 
 
 class LineBudget:
-    """Ten lines at once, then one a minute, shared by everybody who warns of the same trouble.
-
-    Any thread may call.
-    """
+    """Ten lines at once, then one a minute, for all who warn of the same trouble, in any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
@@ -105,7 +102,6 @@ class Seen(Generic[_K]):
         self._last: dict[_K, float] = {}
 
     def is_new(self, key: _K, now: float) -> bool:
-        """Whether ``key``, met now, is to be reported."""
         self._last = {each: at for each, at in self._last.items() if now - at < self._quiet}
         if key not in self._last and len(self._last) >= self._most:
             return False
@@ -114,7 +110,6 @@ class Seen(Generic[_K]):
         return is_new
 
     def forget(self, key: _K) -> None:
-        """The key was not reported after all."""
         self._last.pop(key, None)
 
 
@@ -152,6 +147,6 @@ class Lasting(Generic[_K]):
 
 
 def log_listed(log: logging.Logger, level: int, lines: Sequence[str], summary: str) -> None:
-    """Log up to twenty lines one by one, more than that as ``summary``."""
+    """Log up to twenty lines one by one, more as ``summary``."""
     for line in lines if len(lines) <= LISTED else [summary]:
         log.log(level, "%s", line)

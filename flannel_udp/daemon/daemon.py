@@ -67,9 +67,8 @@ def run(options: Options, taken: Takeover | None = None) -> int:
     """Carry packets until a signal asks to stop; returns 0 then.
 
     ``taken`` is what the last process left: a pump that already carries packets. What was made on
-    this host stays if a successor will use it, and is removed if not; the lease and subnet.env
-    always stay. Raises FlannelError for a fault that waiting does not cure, LeaseLostError when the
-    lease is gone.
+    this host stays if a successor will use it; the lease and subnet.env always stay. Raises
+    FlannelError for a fault that waiting does not cure.
     """
     shutdown = Shutdown()
     obey_signals(shutdown)
@@ -230,7 +229,6 @@ class Daemon:
         return pump
 
     def _reconciler(self, settings: Settings, pump: Pump, known: Knowledge) -> Reconciler:
-        """Made with the routes of all known leases, which the pump gets."""
         flaw_of_way = flaw_by_routes(settings.tunnel.device)
         routes = RouteSet(settings.config, settings.own.subnet, settings.public_ip, flaw_of_way)
         held = HeldLeases(settings.public_ip, self.options.stale_hold, routes.is_sound)
@@ -311,7 +309,6 @@ class Daemon:
         return True
 
     def _has_rules(self, firewall: Firewall) -> bool:
-        """Whether the traffic rules have been in place; the firewall logs why not."""
         if firewall.unready_reason:
             self.status.readiness.not_ready(firewall.unready_reason)
             return False
@@ -370,7 +367,6 @@ class Daemon:
 
 
 def _serve_status(options: Options, control: contextlib.ExitStack) -> StatusSource:
-    """Health and metrics over HTTP if wanted, and the status socket."""
     status = StatusSource(Readiness())
     if options.healthz_port:
         exposition = metrics.exposition(status.read)

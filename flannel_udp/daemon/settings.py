@@ -37,7 +37,6 @@ class Settings:
         return tunnel_device.mtu_inside(self.external.mtu, self.config.mtu_cap)
 
     def facts(self) -> StartFacts:
-        """For the status."""
         return StartFacts(
             self.options,
             network=self.config.network,

@@ -31,7 +31,7 @@ class Shutdown:
         self.requested.set()
 
     def replace(self) -> None:
-        """Stop, and execute the program again, which continues with the data plane."""
+        """Stop, and execute the program again, which continues."""
         self.is_replaced = True
         self.requested.set()
 

@@ -122,7 +122,6 @@ def objection(head: Head, place: Place, prefix: str, *, vnet_header: bool) -> st
 
 
 def _array(rows: Iterator[Any]) -> Iterator[bytes]:
-    """A JSON array in chunks."""
     before = b"["
     while chunk := list(itertools.islice(rows, CHUNK)):
         yield before + json.dumps(chunk)[1:-1].encode()

@@ -75,7 +75,6 @@ class Reconciler:
         _log_routes(changes)
 
     def close(self) -> None:
-        """Stop the timer; the routes stay."""
         with self._lock:
             self._closed = True
             timer, self._timer = self._timer, None
@@ -84,7 +83,6 @@ class Reconciler:
             timer.join()
 
     def held(self) -> list[Held]:
-        """The leases that are missing in etcd and keep their routes."""
         with self._lock:
             return list(self._held)
 

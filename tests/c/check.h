@@ -1,7 +1,6 @@
 /* check.h - assertions: the first one that fails prints where and what, and aborts,
  * at which a fuzzer keeps its input. */
-#ifndef FLANNEL_UDP_TESTS_CHECK_H
-#define FLANNEL_UDP_TESTS_CHECK_H
+#pragma once
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -24,5 +23,3 @@ _Noreturn void check_failed_eq(const char *file, int line, const char *function,
 
 /* Runs a test and prints its name once it has passed. */
 #define RUN(test) (test(), (void)printf("ok %s\n", #test))
-
-#endif

@@ -1,6 +1,5 @@
 /* corpus.h - the inputs a fuzzer starts with: written by the harness, not kept in the repository. */
-#ifndef FLANNEL_UDP_TESTS_CORPUS_H
-#define FLANNEL_UDP_TESTS_CORPUS_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -17,5 +16,3 @@ void corpus_path(char *path, size_t size, const char *directory, unsigned number
 
 /* Adds one input. */
 void corpus_write(const char *directory, const uint8_t *input, size_t length);
-
-#endif

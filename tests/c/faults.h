@@ -4,8 +4,7 @@
  * The linker sends every call of the linked objects to malloc, calloc, free, pthread_create, clock_gettime and the
  * system calls below through here (--wrap).
  */
-#ifndef FLANNEL_UDP_TESTS_FAULTS_H
-#define FLANNEL_UDP_TESTS_FAULTS_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -53,5 +52,3 @@ void faults_advance_clock(unsigned seconds);
 
 /* Allocations not freed yet. */
 long faults_live(void);
-
-#endif

@@ -1,6 +1,5 @@
 /* oracle.h - longest prefix match the plain way: a list of routes, searched from end to end. */
-#ifndef FLANNEL_UDP_TESTS_ORACLE_H
-#define FLANNEL_UDP_TESTS_ORACLE_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -38,5 +37,3 @@ uint64_t oracle_random(uint64_t *state);
 
 /* A prefix from a small, crowded part of the address space: many nest, and many share a node. */
 uint32_t oracle_random_prefix(uint64_t *state, uint8_t *length);
-
-#endif

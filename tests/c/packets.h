@@ -1,6 +1,5 @@
 /* packets.h - IPv4 packets for the tests, built and summed independently of the code under test. */
-#ifndef FLANNEL_UDP_TESTS_PACKETS_H
-#define FLANNEL_UDP_TESTS_PACKETS_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -31,5 +30,3 @@ size_t packet_build(uint8_t *bytes, const struct packet_form *form);
 /* Writes a UDP packet with `length` bytes of payload and no UDP checksum. Its length. */
 size_t packet_build_udp(uint8_t *bytes, uint32_t source, uint32_t destination, uint16_t port, const void *payload,
                         size_t length);
-
-#endif

@@ -1,6 +1,5 @@
 /* rig.h - a network namespace with a TUN device and UDP sockets on loopback addresses, for a real pump. */
-#ifndef FLANNEL_UDP_TESTS_RIG_H
-#define FLANNEL_UDP_TESTS_RIG_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -81,5 +80,3 @@ int64_t rig_now_ms(void);
 
 /* How many descriptors the program has open. */
 size_t rig_descriptors(void);
-
-#endif

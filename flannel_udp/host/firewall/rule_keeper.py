@@ -9,9 +9,9 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from flannel_udp.errors import FirewallError
-from flannel_udp.host.firewall import iptables, programs
+from flannel_udp.host.firewall import iptables
 from flannel_udp.host.firewall.rules import Policy
-from flannel_udp.host.firewall.tools import Iptables, Nftables, Tool
+from flannel_udp.host.firewall.tools import Iptables, Nftables, Tool, are_installed
 from flannel_udp.log_limits import ChangeLog, Lasting
 from flannel_udp.logs import DETAIL
 from flannel_udp.threads import Service
@@ -132,7 +132,7 @@ class Firewall(Service):
             iptables = Iptables()
             return _Tools(iptables, iptables)
         return _Tools(
-            Nftables(self._port), Iptables() if programs.are_installed(Iptables.PROGRAMS) else None
+            Nftables(self._port), Iptables() if are_installed(Iptables.PROGRAMS) else None
         )
 
     def _remove_leftovers(self, tools: _Tools) -> None:
@@ -150,7 +150,7 @@ class Firewall(Service):
     def _look_for_harmful_rules(self) -> None:
         """Warn once of each rule by which another program harms the overlay."""
         tools = self._tools
-        if tools and not tools.iptables and programs.are_installed(Iptables.PROGRAMS):
+        if tools and not tools.iptables and are_installed(Iptables.PROGRAMS):
             with contextlib.suppress(FirewallError):
                 tools = self._tools = replace(tools, iptables=Iptables())
         if not (tools and tools.iptables):

@@ -5,20 +5,26 @@ Everything here concerns the network namespace of the calling thread.
 
 import contextlib
 import logging
+import os
 import re
-from collections.abc import Callable, Iterator
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Protocol
 
 from flannel_udp.errors import FirewallError
-from flannel_udp.host.firewall import iptables, nftables, programs
+from flannel_udp.host.firewall import iptables, nftables
 from flannel_udp.host.firewall.iptables import Ruleset
 from flannel_udp.host.firewall.nftables import Chains
 from flannel_udp.host.firewall.rules import Policy
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 30.0  # seconds for one run of a program: a host may have very many rules
+_SYSTEM_PATH = "/usr/sbin:/sbin"  # some services run without these on PATH
+_PACKAGES = {"nft": "nftables"}
 _LOCK_PATIENCE = 5  # seconds that iptables-restore waits for another program's change
 _TRIES = 3  # another daemon may change the rules between our reading and writing
 _WAIT_AND_RANDOM_FULLY_SINCE = (1, 6, 2)
@@ -42,9 +48,9 @@ class Iptables:
     PROGRAMS = ("iptables-restore", "iptables-save")
 
     def __init__(self) -> None:
-        self._restore, self._save = map(programs.find, self.PROGRAMS)
+        self._restore, self._save = map(_find, self.PROGRAMS)
         self.last_read = Ruleset({}, {})
-        version = programs.run([self._restore, "--version"]).strip()
+        version = _run([self._restore, "--version"]).strip()
         self.name = version.replace("iptables-restore", "iptables").replace("-nft ", " ")
         digits = re.search(r"v(\d+(?:\.\d+)*)", version)
         numbers = tuple(map(int, digits[1].split("."))) if digits else (0,)
@@ -52,7 +58,7 @@ class Iptables:
 
     def read(self) -> Ruleset:
         """All tables that exist: naming one would make legacy iptables create it."""
-        self.last_read = Ruleset.parse(programs.run([self._save]))
+        self.last_read = Ruleset.parse(_run([self._save]))
         return self.last_read
 
     def apply(self, policy: Policy) -> bool:
@@ -70,7 +76,7 @@ class Iptables:
         if change:
             wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
             log.debug("iptables-restore: %s", "; ".join(change.splitlines()))
-            programs.run([self._restore, "--noflush", *wait], change)
+            _run([self._restore, "--noflush", *wait], change)
         return bool(change)
 
 
@@ -80,10 +86,10 @@ class Nftables:
     PROGRAMS = ("nft",)
 
     def __init__(self, port: int) -> None:
-        (self._nft,) = map(programs.find, self.PROGRAMS)
+        (self._nft,) = map(_find, self.PROGRAMS)
         self._port = port
         self._written: Chains | None = None
-        version = programs.run([self._nft, "--version"]).split()
+        version = _run([self._nft, "--version"]).split()
         self.name = "nftables " + (version[1] if len(version) > 1 else "")
 
     def apply(self, policy: Policy) -> bool:
@@ -104,7 +110,7 @@ class Nftables:
             return
         self._write(replace(policy, masquerade=False, forward=False))
         if not self.chains():
-            programs.run([self._nft, "delete", "table", "ip", nftables.TABLE])
+            _run([self._nft, "delete", "table", "ip", nftables.TABLE])
 
     def chains(self) -> Chains:
         """Of all daemons; none if the table does not exist."""
@@ -125,16 +131,16 @@ class Nftables:
     def _write(self, policy: Policy) -> None:
         script = nftables.replacement(policy, self._port)
         log.debug("nft: %s", "; ".join(script.splitlines()))
-        programs.run([self._nft, "-f", "-"], script)
+        _run([self._nft, "-f", "-"], script)
 
     def _list(self, *what: str) -> str:
-        return programs.run([self._nft, "--json", "--stateless", "list", *what])
+        return _run([self._nft, "--json", "--stateless", "list", *what])
 
 
 def require_tool(*, nftables: bool) -> None:
     """Raises FirewallError if the program that would write the rules is missing."""
     for program in (Nftables if nftables else Iptables).PROGRAMS:
-        programs.find(program)
+        _find(program)
 
 
 def remove_dead(
@@ -145,13 +151,13 @@ def remove_dead(
     ``is_served`` returns whether a daemon carries the Network, ``is_running`` whether one has the
     port: their rules stay.
     """
-    if programs.are_installed(Iptables.PROGRAMS):
+    if are_installed(Iptables.PROGRAMS):
         tool = Iptables()
         for network in sorted(iptables.networks(tool.read())):
             if not is_served(network):
                 tool.remove(_nothing(network))
                 yield f"the iptables rules of {network}"
-    if programs.are_installed(Nftables.PROGRAMS):
+    if are_installed(Nftables.PROGRAMS):
         for port in sorted(nftables.ports(Nftables(0).chains())):
             if not is_running(port):
                 Nftables(port).remove(_nothing(IPv4Network(0)))
@@ -160,3 +166,57 @@ def remove_dead(
 
 def _nothing(network: IPv4Network) -> Policy:
     return Policy(network, network, masquerade=False, forward=False)
+
+
+def _which(program: str) -> str | None:
+    """The program's path; None if it is not installed."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}")
+
+
+def are_installed(programs: Iterable[str]) -> bool:
+    return all(map(_which, programs))
+
+
+def _find(program: str) -> str:
+    """The program's path. Raises FirewallError if it is not installed."""
+    if found := _which(program):
+        return found
+    raise FirewallError(
+        f"cannot write firewall rules: {program} is not installed; apt-get install"
+        f" {_PACKAGES.get(program, 'iptables')}, or start without --ip-masq and with"
+        " --iptables-forward-rules=false"
+    )
+
+
+def _run(command: list[str], feed: str = "") -> str:
+    """What the program prints when it reads ``feed``. Raises FirewallError.
+
+    Comments of other programs' rules may be in any encoding: undecodable bytes are surrogates.
+    """
+    program = os.path.basename(command[0])
+    try:
+        result = subprocess.run(
+            command,
+            input=feed.encode(errors="surrogateescape"),
+            capture_output=True,
+            timeout=_PATIENCE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise FirewallError(
+            f"cannot write firewall rules: {program} took longer than {_PATIENCE:g} seconds;"
+            " look for a program that holds /run/xtables.lock"
+        ) from None
+    except OSError as error:
+        raise FirewallError(
+            f"cannot write firewall rules: {command[0]} does not start: {error.strerror};"
+            " install it anew"
+        ) from None
+    if result.returncode:
+        lines = result.stderr.decode(errors="backslashreplace").strip().splitlines()
+        reason = next(iter(lines), f"exit code {result.returncode}")
+        raise FirewallError(
+            f"cannot write firewall rules: {program} says '{reason}'; it needs CAP_NET_ADMIN and"
+            " CAP_NET_RAW, and a kernel with netfilter"
+        )
+    return result.stdout.decode(errors="surrogateescape")

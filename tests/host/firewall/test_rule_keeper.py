@@ -13,7 +13,7 @@ import pytest
 from etcd_server import wait_until
 
 from flannel_udp.errors import FirewallError
-from flannel_udp.host.firewall import programs
+from flannel_udp.host.firewall import tools
 from flannel_udp.host.firewall.rule_keeper import Firewall
 from flannel_udp.host.firewall.rules import Policy
 from flannel_udp.host.netns import Namespace
@@ -175,13 +175,13 @@ def test_rules_in_use_are_only_read(
 ) -> None:
     with kept(namespace, nftables=nftables, resync=0.01):
         commands: list[str] = []
-        run = programs.run
+        run = tools._run
 
         def record(command: list[str], feed: str = "") -> str:
             commands.append(" ".join(command) + feed)
             return run(command, feed)
 
-        monkeypatch.setattr(programs, "run", record)
+        monkeypatch.setattr(tools, "_run", record)
         wait_until(lambda: len(commands) > 10, "several checks")
         assert all("-save" in command or " list " in command for command in commands)
 
@@ -237,7 +237,7 @@ def test_rules_of_others_in_any_form_and_encoding_are_read_and_kept(
 def test_a_missing_tool_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, nftables: bool, program: str
 ) -> None:
-    monkeypatch.setattr(programs, "which", lambda _: None)
+    monkeypatch.setattr(tools, "_which", lambda _: None)
     with pytest.raises(FirewallError, match=f"{program} is not installed; apt-get install"):
         Firewall(POLICY, PORT, never, nftables=nftables, resync=1).__enter__()
     firewall = Firewall(replace(POLICY, masquerade=False), PORT, never, nftables=nftables, resync=1)
@@ -260,7 +260,7 @@ def test_a_tool_that_is_installed_later_is_used(
     caplog.set_level(logging.INFO)
     tries: list[str] = []
     with monkeypatch.context() as bare:
-        bare.setattr(programs, "which", tries.append)
+        bare.setattr(tools, "_which", tries.append)
         with kept(namespace, replace(POLICY, masquerade=False), nftables=nftables) as firewall:
             wait_until(lambda: len(tries) > 3, "several tries")
             assert firewall.unready_reason
@@ -369,12 +369,12 @@ def test_a_drop_that_nftables_cannot_overrule_is_reported(
 def test_iptables_installed_later_is_read_beside_nftables(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    which = programs.which
-    monkeypatch.setattr(programs, "which", lambda name: which(name) if name == "nft" else None)
+    which = tools._which
+    monkeypatch.setattr(tools, "_which", lambda name: which(name) if name == "nft" else None)
     with kept(namespace, nftables=True) as firewall:
         damage(namespace, "iptables -P FORWARD DROP")
         assert firewall.report()["problems"] == []
-        monkeypatch.setattr(programs, "which", which)
+        monkeypatch.setattr(tools, "_which", which)
         wait_until(
             lambda: "cannot overrule it" in "".join(firewall.report()["problems"]),
             "the problem being reported",

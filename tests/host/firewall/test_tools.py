@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.errors import FirewallError
-from flannel_udp.host.firewall import programs
+from flannel_udp.host.firewall import tools
 from flannel_udp.host.firewall.rules import Policy
 from flannel_udp.host.firewall.tools import Iptables, Nftables, Tool, remove_dead
 from flannel_udp.host.netns import Namespace
@@ -87,7 +87,7 @@ def test_chains_of_others_in_our_nftables_table_are_kept(namespace: Namespace) -
 def test_chains_changed_while_they_are_written_are_written_again(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, damages = programs.run, [("flush", "chain", "ip", TABLE, "postrtg-8285")]
+    run, damages = tools._run, [("flush", "chain", "ip", TABLE, "postrtg-8285")]
 
     def write_and_damage(command: list[str], feed: str = "") -> str:
         printed = run(command, feed)
@@ -95,7 +95,7 @@ def test_chains_changed_while_they_are_written_are_written_again(
             nft(namespace, *damages.pop())
         return printed
 
-    monkeypatch.setattr(programs, "run", write_and_damage)
+    monkeypatch.setattr(tools, "_run", write_and_damage)
     tool = namespace.call(Nftables, PORT)
     namespace.call(tool.apply, POLICY)
     assert namespace.call(tool.apply, POLICY)
