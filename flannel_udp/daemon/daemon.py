@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
+from flannel_udp.backends.pump.device_and_route_repair import TunnelKeeper
 from flannel_udp.backends.pump.events import PumpWatch
 from flannel_udp.backends.pump.pump import Pump
-from flannel_udp.backends.pump.tunnel_repair import TunnelKeeper
 from flannel_udp.cluster.claims import Claims
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.config_watch import ConfigWatch

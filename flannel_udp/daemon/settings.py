@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
+from flannel_udp.backends.pump.device_and_route_repair import TunnelPlan
 from flannel_udp.backends.pump.ends import Tunnel, wants_vnet_header
 from flannel_udp.backends.pump.pump import PumpConfig
-from flannel_udp.backends.pump.tunnel_repair import TunnelPlan
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.lease import OwnLease
 from flannel_udp.handover.state import Head

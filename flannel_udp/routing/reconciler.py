@@ -1,4 +1,4 @@
-"""Snapshots and events of leases become routes in the pump, and lines in the log."""
+"""Snapshots and events of leases become routes of the backend, and lines in the log."""
 
 import logging
 import threading
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 
-from flannel_udp.backends.pump.pump import Pump
+from flannel_udp.backends.backend import Backend
 from flannel_udp.clock import boottime
 from flannel_udp.cluster.held_leases import Held, HeldLeases, HoldChanges
 from flannel_udp.cluster.lease import Events, LeaseRemoved, Snapshot
@@ -28,12 +28,12 @@ class Reconciler:
     def __init__(
         self,
         routes: RouteSet,
-        pump: Pump,
+        backend: Backend,
         held: HeldLeases,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         """``on_fatal`` gets an error that the timer's thread meets."""
-        self._routes, self._pump, self._held = routes, pump, held
+        self._routes, self._backend, self._held = routes, backend, held
         self._on_fatal = on_fatal
         self._since: dict[IPv4Network, float] = {}  # CLOCK_BOOTTIME of each route's next hop
         self._revision = 0  # of the newest change
@@ -42,11 +42,11 @@ class Reconciler:
         self._closed = False
 
     def restore(self, known: Knowledge) -> None:
-        """Continue from what another process knew. The pump has its routes: nothing is logged."""
+        """Continue from what another process knew. The backend has the routes: no log line."""
         with self._lock:
             effective = self._held.restore(known.snapshot, known.held)
             changes = self._routes.replace(effective.leases)
-            self._pump.replace(self._routes.routes)
+            self._backend.replace(self._routes.routes)
             self._note(changes, known.snapshot.revision)
             self._since |= {at: known.since[at] for at in changes.added if at in known.since}
 
@@ -58,7 +58,7 @@ class Reconciler:
             return known, dict(self._routes.routes)
 
     def apply(self, change: Snapshot | Events) -> None:
-        """Make the pump's table what the leases now ask for. Raises OSError if it cannot."""
+        """Make the backend's routes what the leases now ask for. Raises OSError if it cannot."""
         if log.isEnabledFor(logging.DEBUG):
             _log_leases(change)
         with self._lock:
@@ -66,10 +66,10 @@ class Reconciler:
             if isinstance(change, Snapshot):
                 changes = self._routes.replace(change.leases)
                 # The whole table, so that a resync does not depend on earlier bookkeeping.
-                self._pump.replace(self._routes.routes)
+                self._backend.replace(self._routes.routes)
             else:
                 changes = self._routes.apply(change.events)
-                self._pump.update(changes.added, changes.removed)
+                self._backend.update(changes.added, changes.removed)
             self._note(changes, change.revision)
         _log_holds(held)
         _log_routes(changes)
@@ -129,7 +129,7 @@ class Reconciler:
             with self._lock:
                 ended = self._held.expire(boottime())
                 changes = self._routes.apply(LeaseRemoved(each.lease.key) for each in ended)
-                self._pump.update(changes.added, changes.removed)
+                self._backend.update(changes.added, changes.removed)
                 self._note_ages(changes)
                 self._timer = None
                 self._start_timer()

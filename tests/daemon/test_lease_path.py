@@ -12,7 +12,7 @@ from typing import Any, cast
 from etcd3 import etcdrpc
 
 import flannel_udp
-from flannel_udp.backends.pump.pump import Pump
+from flannel_udp.backends.backend import Backend
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.follower import Follower
 from flannel_udp.cluster.held_leases import HeldLeases
@@ -75,7 +75,7 @@ def test_a_lease_passes_eight_modules_on_its_way_to_the_pump() -> None:
         updates.append(added)
         follower.stop()
 
-    pump = cast(Pump, SimpleNamespace(update=update))
+    pump = cast(Backend, SimpleNamespace(update=update))
     routes = RouteSet(CONFIG, SUBNET, ADDRESS)
     reconciler = Reconciler(routes, pump, HeldLeases(ADDRESS, 60, routes.is_sound), updates.append)
     etcd = cast(Etcd, SimpleNamespace(lines=LineBudget(), watch=open_watch))
