@@ -21,7 +21,7 @@ Ctl = Callable[..., str]  # etcdctl
 
 # The daemons lease subnets of the lower half; the tests write leases of the upper half.
 CONFIG = {"Network": "10.1.0.0/16", "SubnetMax": "10.1.127.0", "Backend": {"Type": "udp"}}
-NEW_LEASE, STRANGER = "10.1.251.0-24", "172.30.0.50"
+NEW_LEASE, UNKNOWN_HOST = "10.1.251.0-24", "172.30.0.50"
 DROP, RESET = "drop", "reject with tcp reset"
 
 # Seconds to wait on a busy machine; fault_timer.py checks the shorter limits that the daemon keeps.
@@ -115,13 +115,15 @@ def await_agreement(hosts: Sequence[Host], ctl: Ctl, prefix: str) -> None:
 
 
 def has_new_lease(host: Host) -> bool:
-    return routes(host).get(NEW_LEASE.replace("-", "/")) == STRANGER
+    return routes(host).get(NEW_LEASE.replace("-", "/")) == UNKNOWN_HOST
 
 
 def await_new_lease(hosts: Sequence[Host], ctl: Ctl, prefix: str) -> None:
     """Writes a lease, waits until every host has a route for it, deletes it, and waits again."""
     key = f"{prefix}/subnets/{NEW_LEASE}"
-    wait_until(partial(succeeds, ctl, "put", key, lease_value(STRANGER)), "a put", RECOVER_WITHIN)
+    wait_until(
+        partial(succeeds, ctl, "put", key, lease_value(UNKNOWN_HOST)), "a put", RECOVER_WITHIN
+    )
     wait_until(lambda: all(map(has_new_lease, hosts)), "the new lease", RECOVER_WITHIN)
     ctl("del", key)
     await_agreement(hosts, ctl, prefix)

@@ -92,15 +92,15 @@ def main(etcdctl: str, endpoint: str, prefix: str, public_ip: str, subnet: str) 
     command = [*client, "watch", "--prefix", folder, "--rev=1"]
     watch = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert watch.stdout
-    news = watch.stdout.fileno()
+    events = watch.stdout.fileno()
     signal.signal(signal.SIGTERM, leave)
     print("ready", flush=True)
 
     peers, printed = Peers(), ""
     while True:
-        readable, _, _ = select.select([tun, udp.fileno(), news], [], [])
-        if news in readable:
-            printed = apply_events(printed + os.read(news, 65536).decode(), peers)
+        readable, _, _ = select.select([tun, udp.fileno(), events], [], [])
+        if events in readable:
+            printed = apply_events(printed + os.read(events, 65536).decode(), peers)
         if tun in readable:
             packet = os.read(tun, 65536)
             holder = peers.holder_of(packet[16:20]) if packet[0] >> 4 == 4 else None

@@ -11,7 +11,16 @@ from functools import partial
 
 from etcd_server import wait_until
 from fault_timer import AFTER_SILENCE, RECOVERY, timed_fault
-from faults import CONFIG, DROP, RESET, STRANGER, await_agreement, await_loss, change_cut, cut_off
+from faults import (
+    CONFIG,
+    DROP,
+    RESET,
+    UNKNOWN_HOST,
+    await_agreement,
+    await_loss,
+    change_cut,
+    cut_off,
+)
 from instruments import control_seconds, lease_value, leases, log_lines
 
 from flannel_udp.lab.lab import Host, Lab
@@ -64,7 +73,7 @@ class LongOutage:
                 lab.etcd.wipe()
                 lab.etcd.start()
                 lab.etcdctl("put", f"{lab.prefix}/config", json.dumps(CONFIG))
-                lab.etcdctl("put", f"{lab.prefix}/subnets/{name}", lease_value(STRANGER))
+                lab.etcdctl("put", f"{lab.prefix}/subnets/{name}", lease_value(UNKNOWN_HOST))
                 wait_until(lambda: log_lines(victim, "another host claims", subnet), "the contest")
                 timer.start()
                 await_loss(*cut)
@@ -81,8 +90,8 @@ class LongOutage:
                     assert lines <= MOST_LINES
                     unknown = log_lines(host, "the call failed")
                     assert not unknown, "a cause that is not recognised"
-            assert log_lines(victim, "flannel-udp: ", f"taken over by {STRANGER}")
-            assert leases(lab)[name] == lease_value(STRANGER)
+            assert log_lines(victim, "flannel-udp: ", f"taken over by {UNKNOWN_HOST}")
+            assert leases(lab)[name] == lease_value(UNKNOWN_HOST)
             victim.start_daemon()
             timer.start()
             agreement = partial(await_agreement, lab.hosts, lab.etcdctl, lab.prefix)

@@ -23,7 +23,7 @@ from flannel_udp.host.netns import Namespace
 from flannel_udp.lab.lab import Container, Host, Lab
 
 PORT = 8285
-STRANGER = IPv4Address("172.30.0.66")
+UNKNOWN_HOST = IPv4Address("172.30.0.66")
 MARK = b"a good packet"
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800  # linux/if_ether.h
 SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h; not in Python's socket module
@@ -64,7 +64,7 @@ class Field:
     """A lab in which a member (the next host) and an unknown host send to one of the hosts."""
 
     lab: Lab
-    stranger: Namespace
+    unknown: Namespace
     target: Host
     member: Host
     third: Host
@@ -98,20 +98,20 @@ class Field:
 
 
 @pytest.fixture(scope="module")
-def stranger(lab: Lab) -> Namespace:
-    stranger = Namespace(f"{lab.record.prefix}stranger")
-    stranger.create()
-    lab.switch.add_veth("stranger", stranger, "eth0")
-    lab.switch.set_link("stranger", master="underlay")
-    stranger.add_address("eth0", IPv4Interface((STRANGER, 24)))
-    return stranger
+def unknown_host(lab: Lab) -> Namespace:
+    unknown_host = Namespace(f"{lab.record.prefix}unknown")
+    unknown_host.create()
+    lab.switch.add_veth("unknown", unknown_host, "eth0")
+    lab.switch.set_link("unknown", master="underlay")
+    unknown_host.add_address("eth0", IPv4Interface((UNKNOWN_HOST, 24)))
+    return unknown_host
 
 
 @pytest.fixture(scope="module", params=range(len(MIXED_PRESETS)), ids=MIXED_PRESETS)
-def field(lab: Lab, stranger: Namespace, request: pytest.FixtureRequest) -> Field:
+def field(lab: Lab, unknown_host: Namespace, request: pytest.FixtureRequest) -> Field:
     """Each host in turn is the target, because each has other offloads."""
     target, member, third = lab.hosts[request.param :] + lab.hosts[: request.param]
-    field = Field(lab, stranger, target, member, third)
+    field = Field(lab, unknown_host, target, member, third)
     assert lab.ping(field.source, field.container) is not None
     return field
 
@@ -126,7 +126,7 @@ def sender(field: Field, netns: Namespace) -> socket.socket:
 def forged(field: Field, source: str, payload: bytes) -> None:
     """One datagram of the unknown host with a forged outer source."""
     target = str(field.target.address)
-    out = field.stranger.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    out = field.unknown.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with out:
         datagram = IP(src=source, dst=target) / UDP(sport=PORT, dport=PORT) / payload
         out.sendto(bytes(datagram), (target, 0))
@@ -281,7 +281,7 @@ def test_new_address_of_the_host_is_refused_as_source(field: Field) -> None:
 
 def test_datagrams_from_an_unknown_peer_are_dropped(field: Field) -> None:
     def shoot() -> None:
-        with sender(field, field.stranger) as out:
+        with sender(field, field.unknown) as out:
             out.send(field.packet())
         forged(field, "172.30.0.67", field.packet())
         forged(field, "172.30.0.254", field.packet())
@@ -319,7 +319,7 @@ def test_only_the_bad_packets_of_one_send_are_dropped(field: Field) -> None:
     }
 
 
-def judged(datagram: bytes, of_stranger: bool) -> str:
+def judged(datagram: bytes, of_unknown_host: bool) -> str:
     """The reason with which the pump must refuse a random datagram."""
     if not datagram or datagram[0] >> 4 not in (4, 6):
         return "not_ip"
@@ -329,7 +329,7 @@ def judged(datagram: bytes, of_stranger: bool) -> str:
         return "bad_header"
     if int.from_bytes(datagram[2:4], "big") != len(datagram):
         return "bad_length"
-    return "unknown_peer" if of_stranger else "addresses"
+    return "unknown_peer" if of_unknown_host else "addresses"
 
 
 def mutated(good: bytes, chance: random.Random) -> bytes:
@@ -346,19 +346,19 @@ def test_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> None
     good = field.packet()
     expected: Counter[str] = Counter()
     batch = 500  # the socket's buffer holds as many of the largest
-    with sender(field, field.stranger) as stranger, sender(field, field.member.netns) as member:
+    with sender(field, field.unknown) as unknown, sender(field, field.member.netns) as member:
 
         def shoot() -> None:
             start = field.received()
             for shot in range(100_000):
-                of_stranger = shot % 4 != 0
+                of_unknown_host = shot % 4 != 0
                 if shot % 4 == 1:
                     datagram = mutated(good, chance)
                 else:
                     datagram = chance.randbytes(chance.choice((20, 60, 200, 1472)))
                     datagram = datagram[: chance.randrange(len(datagram) + 1)]
-                expected[judged(datagram, of_stranger)] += 1
-                (stranger if of_stranger else member).send(datagram)
+                expected[judged(datagram, of_unknown_host)] += 1
+                (unknown if of_unknown_host else member).send(datagram)
                 if (shot + 1) % batch == 0:
                     field.wait_until_judged(start + shot + 1)
 
@@ -369,7 +369,7 @@ def test_hundred_thousand_random_datagrams_are_all_refused(field: Field) -> None
 
 
 def test_each_bad_source_is_logged_once_for_each_reason(field: Field) -> None:
-    sources = {STRANGER: field.stranger, field.member.address: field.member.netns}
+    sources = {UNKNOWN_HOST: field.unknown, field.member.address: field.member.netns}
     for netns in sources.values():
         with sender(field, netns) as out:
             out.send(b"garbage")

@@ -54,7 +54,7 @@ def nft_counters(host: Host, rules: Mapping[str, tuple[str, str]]) -> Iterator[C
         host.run(["nft", "delete table ip count"], check=True)
 
 
-def told(host: Host) -> dict[str, int]:
+def counters(host: Host) -> dict[str, int]:
     """All counters of the status; those of a peer have its address after the name."""
     status = host.status()
     counters: dict[str, int] = dict(status["stats"])
@@ -64,7 +64,7 @@ def told(host: Host) -> dict[str, int]:
 
 
 def metric(name: str) -> str:
-    """Under which name /metrics has a counter of ``told``."""
+    """The name in /metrics of one of ``counters``."""
     if name.startswith("drop_"):
         return " ".join(("flannel_dropped_packets_total", *name.split("_", 2)[1:]))
     if " " in name:
@@ -78,10 +78,10 @@ class Growth:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._told, self._metrics = told(host), metrics(host)
+        self._counters, self._metrics = counters(host), metrics(host)
 
     def of(self, name: str) -> int:
-        return told(self._host)[name] - self._told[name]
+        return counters(self._host)[name] - self._counters[name]
 
     def agrees_with(self, expected: Mapping[str, int]) -> None:
         """Waits a little, because a packet is counted after it was sent."""
@@ -131,8 +131,8 @@ def test_traffic_counters_equal_the_kernels(lab: Lab) -> None:
     with nft_counters(host, rules) as counted:
         for peer, count in zip(others, (200, 100), strict=True):
             ping = ["ping", "-n", "-c", f"{count}", "-i", "0.002", "-s", "500"]
-            said = lab.containers[0].run([*ping, str(peer.ping_address)], check=True).stdout
-            assert " 0% packet loss" in said
+            output = lab.containers[0].run([*ping, str(peer.ping_address)], check=True).stdout
+            assert " 0% packet loss" in output
         seen = counted()
     assert [seen[name][0] for name in ("to0", "from0", "to1", "from1")] == [200, 200, 100, 100]
     expected = {}
@@ -156,16 +156,16 @@ def test_drop_counters_equal_the_kernels(lab: Lab) -> None:
     growth = Growth(host)
     rules = {
         "unrouted": ("forward", f"oifname flannel0 ip daddr {NOBODY} COUNT"),
-        "stranger": ("input", f"ip saddr {UNDERLAY.ip} udp dport 8285 COUNT"),
+        "unknown_host": ("input", f"ip saddr {UNDERLAY.ip} udp dport 8285 COUNT"),
         "blocked": ("output", f"ip daddr {refused.address} udp dport 8285 COUNT drop"),
     }
 
     inner = bytes(IP(src="10.1.0.9", dst=str(lab.containers[0].address)) / UDP() / b"x")
 
     def intrude() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unknown_host:
             for _ in range(30):
-                stranger.sendto(inner, (str(host.address), 8285))
+                unknown_host.sendto(inner, (str(host.address), 8285))
 
     with nft_counters(host, rules) as counted:
         burst(lab, NOBODY, 20)
@@ -173,11 +173,11 @@ def test_drop_counters_equal_the_kernels(lab: Lab) -> None:
         lab.switch.call(intrude)
         wait_until(lambda: counted()["blocked"][0] == 25, "the firewall counting")
         seen = {name: packets for name, (packets, _) in counted().items()}
-    assert seen == {"unrouted": 20, "stranger": 30, "blocked": 25}
+    assert seen == {"unrouted": 20, "unknown_host": 30, "blocked": 25}
     growth.agrees_with(
         {
             "drop_tun_no_route": seen["unrouted"],
-            "drop_udp_unknown_peer": seen["stranger"],
+            "drop_udp_unknown_peer": seen["unknown_host"],
             "drop_tun_send_firewall": seen["blocked"],
             f"dropped_packets {refused.address}": seen["blocked"],
         }

@@ -74,9 +74,9 @@ def test_containers_reach_each_other_although_docker_drops_forwarded_packets(
         assert "-P FORWARD DROP" in docker.host.run(["iptables", "-S", "FORWARD"]).stdout
         assert docker.host.status()["firewall"]["problems"] == []
     here, there = containers
-    said = dockers[0].inside(NAME, "ping", "-c", "3", "-W", "5", str(there.address))
-    assert "ttl=62" in said
-    assert " 0% packet loss" in said
+    output = dockers[0].inside(NAME, "ping", "-c", "3", "-W", "5", str(there.address))
+    assert "ttl=62" in output
+    assert " 0% packet loss" in output
     full = ["ping", "-c", "1", "-W", "5", "-M", "do", "-s", "1444", str(here.address)]
     assert there.run(full).returncode == 0
 
@@ -155,8 +155,8 @@ def test_status_reports_that_docker_masquerades_without_ip_masq(
     assert "--ip-masq=true" in docker.options["DOCKER_NETWORK_OPTIONS"]
     containers[0] = again = docker.start_container(NAME)
 
-    said = docker.inside(NAME, "ping", "-c", "3", "-W", "5", str(there.address))
-    assert " 0% packet loss" in said
+    output = docker.inside(NAME, "ping", "-c", "3", "-W", "5", str(there.address))
+    assert " 0% packet loss" in output
     assert docker_lab.ping(there, again) is not None
     seen = seen_by_both(again, there, there.address)
     assert seen["client to server"] == str(host.subnet.network_address)

@@ -31,7 +31,7 @@ from instruments import EtcdWriter, lease_value, log_lines, routes
 from flannel_udp.lab.etcd import child_environment
 from flannel_udp.lab.lab import Host, Lab
 
-STRANGERS = {f"10.1.{number}.0-24": f"172.30.0.{number}" for number in (200, 201, 202)}
+UNKNOWN_HOSTS = {f"10.1.{number}.0-24": f"172.30.0.{number}" for number in (200, 201, 202)}
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +88,19 @@ def test_routes_survive_lost_data_until_new_leases_contradict_them(
         lab.etcd.backup(backup)
         lab.etcd.start()
     losses = [host.status()["etcd"]["history_losses"] for host in lab.hosts]
-    for name, public_ip in STRANGERS.items():
+    for name, public_ip in UNKNOWN_HOSTS.items():
         put(lab, name, public_ip)
-    awaits(lab, lambda host: route(host, "10.1.202.0/24"), "the strangers' routes")
+    awaits(lab, lambda host: route(host, "10.1.202.0/24"), "the unknown hosts' routes")
     with timed_fault(f"data {how}", lab.hosts) as timer:
         lab.etcd.kill()
         lab.etcd.wipe(backup)
         lab.etcd.start()
         put_config(lab)
         timer.start()
-        hold = partial(awaits, lab, lambda host: len(held(host)) >= len(STRANGERS), "the hold")
+        hold = partial(awaits, lab, lambda host: len(held(host)) >= len(UNKNOWN_HOSTS), "the hold")
         timer.expect("noticed", hold, within=RECOVERY)
         timer.expect("own leases back", partial(await_own_leases, lab), within=RECOVERY)
-        awaits(lab, lambda host: len(held(host)) == len(STRANGERS), "the end of our own holds")
+        awaits(lab, lambda host: len(held(host)) == len(UNKNOWN_HOSTS), "the end of our own holds")
         for host in lab.hosts:
             assert route(host, "10.1.200.0/24") == "172.30.0.200"
             assert log_lines(host, "etcd lost", "their routes stay until their hosts come back")
@@ -194,7 +194,7 @@ def test_held_route_ends_after_stale_hold(lab: Lab) -> None:
     assert short.stop_daemon() == 0
     short.start_daemon(["--stale-hold=2s"])
     put(lab, "10.1.200.0-24", "172.30.0.200")
-    awaits(lab, lambda host: route(host, "10.1.200.0/24"), "the stranger's route")
+    awaits(lab, lambda host: route(host, "10.1.200.0/24"), "the unknown host's route")
     with no_packet_lost(lab.hosts[1:]):
         lab.etcd.kill()
         lab.etcd.wipe()

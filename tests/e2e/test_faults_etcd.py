@@ -14,7 +14,7 @@ from faults import (
     DROP,
     RECOVER_WITHIN,
     RESET,
-    STRANGER,
+    UNKNOWN_HOST,
     await_agreement,
     cut_off,
     fault_lab,
@@ -77,8 +77,8 @@ def test_cut_off_hosts_lose_no_packet_and_catch_up(lab: Lab) -> None:
             timer.expect_noticed(reset, within=NOTICED_AT_ONCE, what="reset noticed")
             timer.expect_noticed(dropped, within=NOTICED_IN_SILENCE, what="drop noticed")
             assert state(whole) == "watching"
-            lab.etcdctl("put", key, lease_value(STRANGER))
-            wait_until(lambda: has_new_lease(whole), "the news on the third host")
+            lab.etcdctl("put", key, lease_value(UNKNOWN_HOST))
+            wait_until(lambda: has_new_lease(whole), "the new lease on the third host")
             assert not has_new_lease(dropped)
             assert not has_new_lease(reset)
         timer.start()
@@ -95,7 +95,7 @@ def test_leases_are_read_in_a_large_answer_after_a_compaction(lab: Lab) -> None:
     host = lab.hosts[0]
     writer = EtcdWriter(lab)
     names = [f"10.1.{number}.128-26" for number in range(130, 210)]
-    large = json.dumps({"PublicIP": STRANGER, "PublicIPv6": None, "Note": "x" * 60_000})
+    large = json.dumps({"PublicIP": UNKNOWN_HOST, "PublicIPv6": None, "Note": "x" * 60_000})
     with timed_fault("history compacted, 80 leases of 60 kB", lab.hosts) as timer:
         with cut_off(host, RESET):
             make_etcd_speak(lab)
@@ -105,7 +105,7 @@ def test_leases_are_read_in_a_large_answer_after_a_compaction(lab: Lab) -> None:
                 writer.put(name, large)
             lab.etcdctl("compact", str(writer.delete("10.1.199.0-24")))
         timer.start()
-        timer.expect("read anew", partial(await_routes, host, len(names)), within=RECOVERY)
+        timer.expect("read again", partial(await_routes, host, len(names)), within=RECOVERY)
         assert log_lines(host, "compacted its history", "reading all leases again")
         assert host.status()["etcd"]["history_losses"] == 0
         await_agreement(lab.hosts, lab.etcdctl, lab.prefix)

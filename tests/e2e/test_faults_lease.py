@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from etcd_server import wait_until
 from fault_timer import NOTICED_AT_ONCE, RECOVERY, FaultTimer, timed_fault
-from faults import NOTICE_WITHIN, RESET, STRANGER, await_agreement, cut_off, fault_lab
+from faults import NOTICE_WITHIN, RESET, UNKNOWN_HOST, await_agreement, cut_off, fault_lab
 from instruments import devices, lease_value, log_lines, routes
 
 from flannel_udp.lab.lab import Host, Lab
@@ -68,14 +68,14 @@ def test_lease_taken_over_by_another_host_ends_only_its_daemon(lab: Lab) -> None
     victim, *others = lab.hosts
     key, subnet = key_of(lab, victim), str(victim.subnet)
     with timed_fault("lease stolen", others) as timer:
-        lab.etcdctl("put", key, lease_value(STRANGER))
+        lab.etcdctl("put", key, lease_value(UNKNOWN_HOST))
         timer.start()
         timer.expect("ended", partial(ends, victim), within=NOTICED_AT_ONCE)
-        await_route(others, subnet, STRANGER)
+        await_route(others, subnet, UNKNOWN_HOST)
         victim.start_daemon()
         expect_well_again(timer, lab)
     assert str(victim.subnet) != subnet
-    assert log_lines(victim, "flannel-udp: ", f"taken over by {STRANGER}")
+    assert log_lines(victim, "flannel-udp: ", f"taken over by {UNKNOWN_HOST}")
     lab.etcdctl("del", key)
 
 

@@ -167,8 +167,8 @@ def test_forwarding_resumes_within_a_second_of_a_fault(scene: Scene, fault: str)
     assert scene.host.status()["offloads"] == offloads
     assert unreachable(scene.lab) == []
     # If the repair happens between two steps of the fault, each step has a line.
-    told = [text.partition("WARNING ")[2] for text in log_lines(scene.host, "WARNING")]
-    assert len(set(told)) == len(told) <= 2
+    warnings = [text.partition("WARNING ")[2] for text in log_lines(scene.host, "WARNING")]
+    assert len(set(warnings)) == len(warnings) <= 2
 
 
 def test_counters_survive_a_deleted_device(scene: Scene) -> None:

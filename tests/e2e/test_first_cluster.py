@@ -89,8 +89,8 @@ def test_two_hosts_join_with_the_printed_commands(
     ]
     for host in (first, second):
         wait_until(lambda host=host: is_ready(host), f"{host.name} being ready", 30)  # type: ignore[misc]  # mypy has no type for the default
-    told = second.status()
-    assert IPv4Network(told["subnet"]).subnet_of(IPv4Network("10.44.0.0/16"))
+    answer = second.status()
+    assert IPv4Network(answer["subnet"]).subnet_of(IPv4Network("10.44.0.0/16"))
     wait_until(lambda: second.status()["peers"], "the peers")
     peer = IPv4Network(second.status()["peers"][0]["subnets"][0]).network_address
     wait_until(lambda: bare_lab.ping(second, IPv4Address(peer)) is not None, "a ping", 20)

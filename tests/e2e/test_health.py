@@ -65,7 +65,7 @@ def test_daemon_stays_ready_while_etcd_does_not_answer(health_lab: Lab, host: Ho
     wait_until(lambda: log_lines(host, "cannot be followed"), "noticing that etcd is away")
     assert host.status()["etcd"]["state"] != "watching"
     stale = rf"flanneld is ready\netcd silent for \d+ s, routes of revision {revision}"
-    wait_until(lambda: re.fullmatch(stale, health(host, "/readyz")[1]), "its age being told")
+    wait_until(lambda: re.fullmatch(stale, health(host, "/readyz")[1]), "the age of the routes")
     assert health(host, "/readyz")[0] == 200
     assert health(host, "/healthz") == (200, "flanneld is running")
     health_lab.etcd.start()

@@ -161,8 +161,8 @@ def test_packet_for_an_unused_address_is_dropped_by_the_blackhole(masq_lab: Lab)
     def returned() -> int:
         """How many of three packets to an unused address are routed back into the tunnel."""
         before = host.status()["stats"]["tun_read_packets"]
-        said = there.run(["ping", "-n", "-c", "3", "-i", "0.2", "-W", "1", str(nobody)]).stdout
-        assert " 0 received" in said
+        output = there.run(["ping", "-n", "-c", "3", "-i", "0.2", "-W", "1", str(nobody)]).stdout
+        assert " 0 received" in output
         return int(host.status()["stats"]["tun_read_packets"] - before)
 
     blackhole = ["blackhole", str(host.subnet), "metric", str(BLACKHOLE_METRIC)]

@@ -102,8 +102,8 @@ def test_lower_path_mtu_loses_nothing_and_gso_returns_after_it(routed_lab: Lab) 
     assert burst() == 0
     assert stats(near)["send_fallbacks"] == 1
     assert burst() == 0
-    told = f"the kernel refuses UDP GSO on the way to {FAR_HOST}: nothing is lost"
-    wait_until(lambda: bool(log_lines(near, told)), "the line in the log")
+    refusal = f"the kernel refuses UDP GSO on the way to {FAR_HOST}: nothing is lost"
+    wait_until(lambda: bool(log_lines(near, refusal)), "the line in the log")
     assert "UDP GSO is refused on the way to 1 of 1 peers (172.31.0.2)" in shown()
     transfer(
         ((near.containers[0], far.containers[0]), (far.containers[0], near.containers[0])), 16 * MIB

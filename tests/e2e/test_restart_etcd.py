@@ -59,9 +59,9 @@ def held(host: Host) -> dict[str, float]:
 
 def test_restart_keeps_held_routes_and_does_not_extend_the_hold(running: Lab) -> None:
     host = running.hosts[0]
-    stranger = f"{running.prefix}/subnets/10.1.166.0-24", lease_value("172.30.0.66")
-    running.etcdctl("put", *stranger)
-    wait_until(lambda: "10.1.166.0/24" in routes(host), "the stranger's route")
+    unknown_host = f"{running.prefix}/subnets/10.1.166.0-24", lease_value("172.30.0.66")
+    running.etcdctl("put", *unknown_host)
+    wait_until(lambda: "10.1.166.0/24" in routes(host), "the unknown host's route")
     lose_data(running)
     wait_until(lambda: list(held(host)) == ["10.1.166.0/24"], "the hold")
     before = held(host)["10.1.166.0/24"]
@@ -73,10 +73,10 @@ def test_restart_keeps_held_routes_and_does_not_extend_the_hold(running: Lab) ->
         flow.assert_unharmed()
     wait_until(lambda: host.status()["etcd"]["state"] == "watching", "the watch")
     assert "10.1.166.0/24" in held(host)
-    running.etcdctl("put", *stranger)
+    running.etcdctl("put", *unknown_host)
     wait_until(lambda: not held(host), "the end of the hold")
     assert routes(host)["10.1.166.0/24"] == "172.30.0.66"
-    running.etcdctl("del", stranger[0])
+    running.etcdctl("del", unknown_host[0])
     wait_until(lambda: "10.1.166.0/24" not in routes(host), "the end of the route")
 
 

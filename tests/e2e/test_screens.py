@@ -179,7 +179,7 @@ def test_picture_shows_what_the_program_prints(
     path = DOCS / f"{name}.svg"
     if pytestconfig.getoption("--write-screens"):
         path.write_text(pictures[name])
-    assert words(path.read_text()) == words(pictures[name]), "make screens takes them anew"
+    assert words(path.read_text()) == words(pictures[name]), "run make screens to update them"
 
 
 def test_commands_that_the_lab_suggests_work(demo: Demo) -> None:

@@ -43,9 +43,9 @@ def booted(service_lab: Lab) -> Iterator[SystemdHost]:
 @pytest.fixture(scope="module")
 def service(service_lab: Lab, booted: SystemdHost) -> SystemdHost:
     """Installed and started with the commands of the README."""
-    said = booted.run_all(*booted.install_service(service_lab, "FLANNELD_IP_MASQ=true"))
-    assert "active (running)" in said
-    assert "forwarding 10.1." in said
+    output = booted.run_all(*booted.install_service(service_lab, "FLANNELD_IP_MASQ=true"))
+    assert "active (running)" in output
+    assert "forwarding 10.1." in output
     return booted
 
 
@@ -263,9 +263,9 @@ def test_unit_of_the_first_etcd_refuses_an_older_etcd(booted: SystemdHost) -> No
     assert line.endswith("; journalctl -u flannel-udp-etcd says more")
     assert result.returncode == 1
 
-    said = booted.run_all(FIRST_ETCD)
-    assert f"etcd runs as {etcd}, serving http://172.30.0.1:2379" in said
-    assert "wrote /coreos.com/network/config" in said
+    output = booted.run_all(FIRST_ETCD)
+    assert f"etcd runs as {etcd}, serving http://172.30.0.1:2379" in output
+    assert "wrote /coreos.com/network/config" in output
     assert booted.property_of("UnitFileState", etcd) == "enabled"
     version = booted.path(NOTE).read_text()
 

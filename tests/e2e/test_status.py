@@ -74,11 +74,11 @@ def test_status_shows_the_state_of_the_daemon(lab: Lab) -> None:
     assert "flannel0, MTU 1472" in text
     for peer in peers:
         assert f"{peer.address}  {peer.subnet}" in text
-    told = json.loads(status(host, "--json").stdout)
-    assert told["subnet"] == str(host.subnet)
-    assert 0 < told["lease_seconds_left"] <= 86_400
-    assert [peer["subnets"] for peer in told["peers"]] == [[str(peer.subnet)] for peer in peers]
-    assert all(0 < peer["age_seconds"] < 600 for peer in told["peers"])
+    shown = json.loads(status(host, "--json").stdout)
+    assert shown["subnet"] == str(host.subnet)
+    assert 0 < shown["lease_seconds_left"] <= 86_400
+    assert [peer["subnets"] for peer in shown["peers"]] == [[str(peer.subnet)] for peer in peers]
+    assert all(0 < peer["age_seconds"] < 600 for peer in shown["peers"])
 
 
 def test_status_reports_that_docker_masquerades(lab: Lab) -> None:
@@ -92,7 +92,7 @@ def test_status_reports_that_docker_masquerades(lab: Lab) -> None:
 
 def test_status_shows_why_a_daemon_is_not_ready(lab: Lab) -> None:
     host = lab.hosts[2]
-    told = json.loads(lab.etcdctl("get", "--print-value-only", f"{lab.prefix}/config"))
+    shown = json.loads(lab.etcdctl("get", "--print-value-only", f"{lab.prefix}/config"))
     assert host.stop_daemon() == 0
     lab.etcdctl("del", f"{lab.prefix}/config")
     try:
@@ -103,7 +103,7 @@ def test_status_shows_why_a_daemon_is_not_ready(lab: Lab) -> None:
             "not-ready: it is not ready: there is no network"
         )
     finally:
-        lab.etcdctl("put", f"{lab.prefix}/config", json.dumps(told))
+        lab.etcdctl("put", f"{lab.prefix}/config", json.dumps(shown))
     host.wait_until_ready()
     wait_until(lambda: status(host).returncode == 0, "being ready")
 
@@ -179,12 +179,12 @@ def test_check_reports_leases_deleted_while_the_daemon_is_cut_off(lab: Lab) -> N
     host = lab.hosts[0]
     own = f"{lab.prefix}/subnets/{host.subnet}".replace("/24", "-24")
     lease = f"{json.loads(lab.etcdctl('get', '--write-out=json', own))['kvs'][0]['lease']:x}"
-    stranger = f"{lab.prefix}/subnets/10.1.251.0-24"
-    lab.etcdctl("put", stranger, lease_value("172.30.0.77"))
-    wait_until(lambda: "10.1.251.0/24" in routes(host), "the stranger's route")
+    unknown_host = f"{lab.prefix}/subnets/10.1.251.0-24"
+    lab.etcdctl("put", unknown_host, lease_value("172.30.0.77"))
+    wait_until(lambda: "10.1.251.0/24" in routes(host), "the unknown host's route")
     try:
         with firewall(host, "input", "ip saddr 172.30.0.254 meta skgid 0 drop"):
-            lab.etcdctl("del", stranger)
+            lab.etcdctl("del", unknown_host)
             lab.etcdctl("del", own)
             found = findings(host, "setpriv", "--regid=1", "--clear-groups")
             host.kill_daemon()
@@ -251,10 +251,10 @@ def test_check_reports_wrong_container_mtu_and_missing_bridge_settings(lab: Lab)
     finally:
         host.netns.sysctl("bridge/bridge-nf-call-iptables", 1)
         host.netns.set_link("c1", mtu=1472)
-    (told,) = [line for line in lines if line.startswith("bad")]
-    assert told.startswith("bad  docker0: containers send packets of up to 1500 bytes and the")
-    (told,) = [line for line in lines if line.startswith("note")]
-    assert "sysctl -w net.bridge.bridge-nf-call-iptables=1" in told
+    (shown,) = [line for line in lines if line.startswith("bad")]
+    assert shown.startswith("bad  docker0: containers send packets of up to 1500 bytes and the")
+    (shown,) = [line for line in lines if line.startswith("note")]
+    assert "sysctl -w net.bridge.bridge-nf-call-iptables=1" in shown
 
 
 def test_check_reports_a_changed_network_config(lab: Lab) -> None:

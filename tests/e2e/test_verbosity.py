@@ -12,7 +12,7 @@ from instruments import HEALTH_FLAGS, health, lease_value, log_lines
 from flannel_udp.lab.lab import Host, Lab
 
 PASSWORD = "not-for-any-log"
-NEW_LEASE, STRANGER = "10.1.251.0-24", "172.30.0.50"
+NEW_LEASE, UNKNOWN_HOST = "10.1.251.0-24", "172.30.0.50"
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_each_log_level_adds_its_lines(lab: Lab) -> None:
     await_both("to the service manager: READY=1")
     await_both("login as flannel at http://172.30.0.254:2379: not needed")
     await_both("etcd has the history that was known: cluster ")
-    lab.etcdctl("put", f"{lab.prefix}/subnets/{NEW_LEASE}", lease_value(STRANGER))
-    await_both(f"lease {NEW_LEASE} is of {STRANGER}, a reservation")
+    lab.etcdctl("put", f"{lab.prefix}/subnets/{NEW_LEASE}", lease_value(UNKNOWN_HOST))
+    await_both(f"lease {NEW_LEASE} is of {UNKNOWN_HOST}, a reservation")
     lab.etcdctl("del", f"{lab.prefix}/subnets/{NEW_LEASE}")
     await_both(f"lease {NEW_LEASE} is gone")
     for host in lab.hosts:
