@@ -26,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises LabError; KeyboardInterrupt on a signal.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a shell starts its background jobs with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     return _run(arguments, Console())
 

@@ -61,7 +61,7 @@ def claim(name: str | None = None) -> LabRecord:
         chosen = name or "".join(secrets.choice(_ALPHABET) for _ in range(4))
         directory = tempfile.mkdtemp(prefix=f"flannel-udp-lab-{chosen}-")
         record = LabRecord(chosen, os.getpid(), _start_of(os.getpid()) or 0, directory)
-        draft = Path(directory, "record.json")
+        draft = RUN_DIR / f".{chosen}-{os.getpid()}"  # a link cannot lead to another file system
         draft.write_text(json.dumps(asdict(record)))
         try:
             os.link(draft, record.path)  # appears complete, and fails if the name exists
@@ -70,6 +70,8 @@ def claim(name: str | None = None) -> LabRecord:
             if name is not None:
                 raise LabError(f"a lab called {name} is running already: stop it first") from None
             continue
+        finally:
+            draft.unlink()
         return record
 
 

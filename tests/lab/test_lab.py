@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -295,6 +296,21 @@ def test_reused_pid_of_the_owner_does_not_keep_a_dead_lab() -> None:
     assert not record.is_alive()
 
 
+def test_a_lab_is_recorded_where_tmp_is_another_file_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = Path("/dev/shm", f"fltest-{os.getpid()}")
+    assert shared.parent.stat().st_dev != Path(tempfile.gettempdir()).stat().st_dev
+    monkeypatch.setattr(lab_record, "RUN_DIR", shared)
+    record = lab_record.claim()
+    try:
+        assert lab_record.read_all() == [record]
+        assert os.listdir(shared) == [record.path.name]
+    finally:
+        lab_record.remove(record)
+        shared.rmdir()
+
+
 def test_name_in_use_and_bad_name_are_refused(bare_lab: Lab) -> None:
     with pytest.raises(LabError, match="is running already"):
         Lab(name=bare_lab.record.name).__enter__()
@@ -352,10 +368,19 @@ def test_demo_shows_every_pair_and_how_to_look_inside() -> None:
     assert result.stdout.splitlines()[-1].endswith("bin/flannel-udp lab --keep")
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_demo_cleans_up(sig: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("sig", "shell"),
+    [
+        (signal.SIGINT, 'exec "$@"'),
+        (signal.SIGINT, 'trap "" INT; exec "$@"'),  # as in a background job
+        (signal.SIGTERM, 'exec "$@"'),
+    ],
+    ids=["SIGINT", "SIGINT was ignored", "SIGTERM"],
+)
+def test_interrupted_demo_cleans_up(sig: signal.Signals, shell: str) -> None:
+    demo = (sys.executable, "-m", "flannel_udp", "lab", "--keep", "--no-iperf")
     process = subprocess.Popen(
-        [sys.executable, "-m", "flannel_udp", "lab", "--keep", "--no-iperf"],
+        ["sh", "-c", shell, "sh", *demo],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
