@@ -20,7 +20,7 @@ from flannel_udp.cluster.operator import Cluster
 from flannel_udp.errors import EtcdError, EtcdProgramError
 from flannel_udp.etcd import program as etcd_program
 from flannel_udp.etcd.client import Etcd
-from flannel_udp.host import interfaces
+from flannel_udp.host import interfaces, ports
 from flannel_udp.options import Options
 
 UNIT = Path("/etc/systemd/system/flannel-udp-etcd.service")
@@ -109,6 +109,7 @@ def run(
         if _answers(cluster):
             print(f"etcd serves {plan.url} already")
         else:
+            _require_free_ports(plan)
             etcd_program.admit(plan.program, plan.folder)
             _start(plan, cluster, systemd=systemd and _SYSTEMD_RUNS.exists())
         _write_missing_config(cluster, network)
@@ -123,6 +124,17 @@ def _program() -> str:
             "etcd is not on PATH: apt-get install etcd-server, or pip install 'flannel-udp[etcd]'"
         )
     return found
+
+
+def _require_free_ports(plan: Plan) -> None:
+    """Raises EtcdProgramError if another program has a port; nothing has been changed then."""
+    local = IPv4Address("127.0.0.1")
+    for address, port in (plan.address, plan.port), (local, plan.port), (local, plan.port + 1):
+        if not ports.is_free(address, port) and UNIT.name not in (holder := ports.listener(port)):
+            raise EtcdProgramError(
+                f"etcd cannot listen on {address} port {port}: {holder} has it; stop that, or"
+                " choose another --port"
+            )
 
 
 def _answers(cluster: Cluster) -> bool:
@@ -169,14 +181,19 @@ def _start_unit(plan: Plan) -> None:
         UNIT.write_text(plan.unit())
     except OSError as error:
         raise EtcdProgramError(f"cannot write {UNIT}: {error.strerror}; run as root") from None
-    for arguments in (("daemon-reload",), ("enable", UNIT.name), ("restart", UNIT.name)):
-        done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True)
+    for arguments in (("daemon-reload",), ("restart", UNIT.name), ("enable", UNIT.name)):
+        done = _systemctl(*arguments)
         if done.returncode:
+            _systemctl("stop", UNIT.name)  # else systemd would try again for ever
             reason = done.stderr.strip().partition("\n")[0].rstrip(".")  # hints follow it
             raise EtcdProgramError(
                 f"systemctl {' '.join(arguments)} failed: {reason};"
                 f" journalctl -u {UNIT.stem} says more"
             )
+
+
+def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemctl", *arguments], capture_output=True, text=True)
 
 
 def _wait_until_it_serves(cluster: Cluster, is_alive: Callable[[], bool]) -> bool:

@@ -251,17 +251,28 @@ def test_unit_of_the_first_etcd_refuses_an_older_etcd(booted: SystemdHost) -> No
     etcd = first_etcd.UNIT.name
     booted.allow_the_checkout(etcd)
     with booted.host.netns.popen(
-        [sys.executable, "-c", "import http.server as h; h.test(port=2380, bind='127.0.0.1')"],
+        [sys.executable, "-c", "import http.server as h; h.test(port=2379, bind='127.0.0.1')"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    ) as squatter:
-        wait_until(lambda: ":2380" in booted.run_all("ss -Hltn"), "the port being taken")
+    ) as other:
+        wait_until(lambda: ":2379" in booted.run_all("ss -Hltn"), "the port being taken")
         result = booted.run(FIRST_ETCD)
-        squatter.kill()
+        other.kill()
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("flannel-udp: etcd cannot listen on 127.0.0.1 port 2379: ")
+    assert line.endswith(" has it; stop that, or choose another --port")
+    assert result.returncode == 1
+    assert not booted.path(str(first_etcd.UNIT)).exists()
+
+    booted.write(f"{first_etcd.UNIT}.d/broken.conf", "[Service]\nExecStartPre=/bin/false\n")
+    result = booted.run(FIRST_ETCD)
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"flannel-udp: systemctl restart {etcd} failed: Job for {etcd} failed")
     assert line.endswith("; journalctl -u flannel-udp-etcd says more")
     assert result.returncode == 1
+    assert booted.property_of("ActiveState", etcd) in ("inactive", "failed")
+    assert booted.property_of("UnitFileState", etcd) == "disabled"
+    booted.run_all(f"rm {first_etcd.UNIT}.d/broken.conf")
 
     output = booted.run_all(FIRST_ETCD)
     assert f"etcd runs as {etcd}, serving http://172.30.0.1:2379" in output
