@@ -1,7 +1,5 @@
 """Who listens on a TCP port of this host, as proc(5) shows it."""
 
-from __future__ import annotations
-
 import re
 import socket
 from collections.abc import Iterator
