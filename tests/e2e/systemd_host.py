@@ -34,11 +34,12 @@ echo 0 > /sys/fs/cgroup/$0/cgroup.procs
 exec unshare --cgroup sh -ec "$BOOT" "$@"
 """
 # Then: an overlay on this machine's files as root, the file systems that an init expects, and the
-# targets that units refer to. $0 is systemd, $1 becomes /opt/flannel-udp, and the other arguments
-# are directories shared with the tests.
+# targets that units refer to. $0 is systemd, $1 becomes /opt/flannel-udp, $2 is shared with the
+# tests, and the others hold the program: they are read-only, and in the overlay already if they are
+# on the root file system.
 _BOOT = f"""\
-init=$0 installed=$1
-shift
+init=$0 installed=$1 shared=$2
+shift 2
 mount -t tmpfs tmpfs /run
 mkdir /run/root /run/changes /run/work
 mount -t overlay -o lowerdir=/,upperdir=/run/changes,workdir=/run/work overlay /run/root
@@ -49,10 +50,13 @@ mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs run
 mount --rbind /dev dev
 mkdir -p opt/flannel-udp
-mount --rbind $installed opt/flannel-udp
+mount --bind -o ro $installed opt/flannel-udp
+mkdir -p ./$shared
+mount --bind $shared ./$shared
 for each; do
+    [ $(findmnt --noheadings --output TARGET --target $each) = / ] && continue
     mkdir -p ./$each
-    mount --rbind $each ./$each
+    mount --bind -o ro $each ./$each
 done
 mount -t tmpfs tmpfs .{UNITS}
 for each in basic default multi-user network-online shutdown sockets sysinit; do
@@ -103,10 +107,10 @@ class SystemdHost:
 
     def __enter__(self) -> Self:
         program = next(filter(os.path.exists, ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")))
-        shared = [sys.prefix, *_PROGRAM, str(self.host.directory)]
+        paths = [sys.prefix, str(self.host.directory), *_PROGRAM]
         namespaces = ("--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child")
         self._process = self.host.netns.popen(
-            ["unshare", *namespaces, "sh", "-ec", _ENTER, self._group, program, *shared],
+            ["unshare", *namespaces, "sh", "-ec", _ENTER, self._group, program, *paths],
             env=_ENVIRONMENT | {"BOOT": _BOOT},
         )
         try:

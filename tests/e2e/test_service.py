@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -47,6 +48,19 @@ def service(service_lab: Lab, booted: SystemdHost) -> SystemdHost:
     assert "active (running)" in output
     assert "forwarding 10.1." in output
     return booted
+
+
+def test_booted_host_cannot_change_files_of_this_machine(booted: SystemdHost) -> None:
+    """Not even where the tested program is, which may be all of /usr."""
+    places = (ROOT, sys.prefix, sys.base_prefix, "/opt", "/opt/flannel-udp", "/etc", "/var/lib")
+    probes = [Path(place, f"probe-{os.getpid()}") for place in (*places, "/usr/local/sbin")]
+    installed = Path(sys.prefix, probes[0].name)  # what /opt/flannel-udp shows
+    for probe in probes:
+        booted.run(f"touch {probe}")
+    left = [path for path in (*probes, installed) if path.exists()]
+    for path in left:
+        path.unlink(missing_ok=True)  # one may be below another
+    assert not left
 
 
 def tunnel(host: Host) -> IPv4Address:
