@@ -345,7 +345,7 @@ def local_etcd(
         host.netns.call(server.put, "/coreos.com/network/config", GOOD)
         yield server
     finally:
-        server.kill()
+        server.close()
 
 
 TLS: dict[str, tuple[str, str]] = {
