@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import hypothesis
+import machine_state
 import pytest
 import run_summary
 from restarts import both_running, storing_lab
@@ -37,7 +40,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-seed", type=int, default=8285, help="what happens in it")
 
 
+_BEFORE = pytest.StashKey[frozenset[str]]()
+_LEFT = pytest.StashKey[list[str]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """One process watches the machine, not each worker of pytest-xdist."""
+    if not hasattr(session.config, "workerinput") and not session.config.option.collectonly:
+        session.config.stash[_BEFORE] = machine_state.read()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The run fails if the tests left anything on the machine."""
+    before = session.config.stash.get(_BEFORE, None)
+    if before is None:
+        return
+    with suppress(OSError):  # a failed test leaves its files there
+        Path(tempfile.gettempdir(), f"pytest-of-{getpass.getuser()}").rmdir()
+    if left := machine_state.left_since(before):
+        session.config.stash[_LEFT] = left
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left := terminalreporter.config.stash.get(_LEFT, None):
+        terminalreporter.section("the machine is not as it was before the tests")
+        for line in left:
+            terminalreporter.line(line)
     if run_summary.FAULTS:
         terminalreporter.section("faults")
         for line in run_summary.FAULTS:
