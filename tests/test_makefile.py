@@ -45,3 +45,19 @@ def test_soaks_take_duration_and_seed_from_the_command_line() -> None:
     assert "--soak-seconds=7" in make("--dry-run", "soak", "SECONDS=7")
     faults = make("--dry-run", "soak-faults", "SECONDS=7", "SEED=8")
     assert "--faults-seconds=7 --faults-seed=8" in faults
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "bench-gate"])
+def test_target_that_needs_root_says_so_before_anything_is_installed(target: str) -> None:
+    nobody = ("setpriv", "--reuid=65534", "--clear-groups")
+    result = subprocess.run(
+        [*nobody, "make", "--file=-", target],  # nobody may be unable to read the checkout
+        cwd="/",
+        input=(ROOT / "Makefile").read_text(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (line,) = result.stderr.splitlines()
+    assert f"*** make {target} makes network namespaces: run it as root." in line
+    assert (result.returncode, result.stdout) == (2, "")
