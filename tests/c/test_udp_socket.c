@@ -90,7 +90,7 @@ static void both_are_off_if_the_trial_is_not_cut_or_arrives_changed(void)
     faults_replace_send(NULL);
 }
 
-/* A kernel that does not merge. */
+/* A kernel that does not merge on lo. */
 static int single_sends(int fd, struct mmsghdr *batch, unsigned count, int flags)
 {
     struct iovec *iov = batch->msg_hdr.msg_iov;
@@ -100,11 +100,39 @@ static int single_sends(int fd, struct mmsghdr *batch, unsigned count, int flags
     return whole_send(fd, batch, count, flags);
 }
 
-static void udp_gro_is_off_if_the_trial_is_not_merged(void)
+static int single_sends_the_second_corrupted(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    struct iovec *iov = batch->msg_hdr.msg_iov;
+    uint8_t *last = (uint8_t *)iov->iov_base + iov->iov_len - 1;
+    *last ^= 1;
+    int sent = single_sends(fd, batch, count, flags);
+    *last ^= 1;
+    return sent;
+}
+
+static int single_sends_the_second_cut(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    struct iovec *iov = batch->msg_hdr.msg_iov;
+    iov->iov_len /= 2;
+    (void)whole_send(fd, batch, count, flags);
+    iov->iov_base = (uint8_t *)iov->iov_base + iov->iov_len--;
+    return whole_send(fd, batch, count, flags);
+}
+
+static void udp_gro_is_on_although_the_trial_is_not_merged(void)
 {
     faults_replace_send(single_sends);
-    CHECK_EQ(found(BOTH), OFFLOAD_UDP_GSO);
+    CHECK_EQ(found(BOTH), BOTH);
     CHECK_EQ(found(OFFLOAD_UDP_GSO), OFFLOAD_UDP_GSO);
+    faults_replace_send(NULL);
+}
+
+static void udp_gro_is_off_if_an_unmerged_datagram_is_wrong(void)
+{
+    faults_replace_send(single_sends_the_second_corrupted);
+    CHECK_EQ(found(BOTH), 0);
+    faults_replace_send(single_sends_the_second_cut);
+    CHECK_EQ(found(BOTH), 0);
     faults_replace_send(NULL);
 }
 
@@ -183,7 +211,8 @@ int main(void)
     RUN(what_works_and_is_wanted_is_on);
     RUN(udp_gso_is_off_only_if_the_trial_refuses_segments);
     RUN(both_are_off_if_the_trial_is_not_cut_or_arrives_changed);
-    RUN(udp_gro_is_off_if_the_trial_is_not_merged);
+    RUN(udp_gro_is_on_although_the_trial_is_not_merged);
+    RUN(udp_gro_is_off_if_an_unmerged_datagram_is_wrong);
     RUN(udp_gro_is_off_if_a_merged_receive_lacks_its_size);
     RUN(overflows_are_summed_across_sockets_and_beyond_32_bits);
     RUN(without_a_trial_the_result_of_setsockopt_counts);
