@@ -10,6 +10,8 @@ from flannel_udp.errors import InterfaceError
 from flannel_udp.options import Options
 
 _GO_CLASS = re.compile(r"\[:\^?\w+:\]")
+_TUNNEL = re.compile(r"flannel[.0-9]+")  # ours, and those of flannel's backends
+_BRIDGE_OF_CONTAINERS = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}|cni.*|podman\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +26,32 @@ class ExternalInterface:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface of the host and its usable IPv4 addresses, best first."""
+    """An interface of the host and its usable IPv4 addresses, best first.
+
+    ``kind``: the kernel's, such as "veth" or "bridge"; "" for a physical one and for loopback.
+    ``in_bridge``: whether it is a port of a bridge.
+    """
 
     name: str
     index: int
     mtu: int
     is_up: bool
     addresses: tuple[IPv4Address, ...]
+    kind: str = ""
+    in_bridge: bool = False
+    is_loopback: bool = False
+
+    @property
+    def may_be_external(self) -> bool:
+        """False for loopback, tunnels of flannel, and what connects this host's containers.
+
+        A veth with an address stays: it is the eth0 of a host that is a container itself.
+        """
+        if self.kind == "veth":
+            return bool(self.addresses) and not self.in_bridge
+        if self.kind == "bridge":
+            return not _BRIDGE_OF_CONTAINERS.fullmatch(self.name)
+        return not self.is_loopback and not _TUNNEL.fullmatch(self.name)
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(map(str, self.addresses)) or 'no IPv4 address'})"
@@ -75,7 +96,7 @@ def choose(
     the interface of the default route.
 
     ``reach`` is where packets to ``--iface-can-reach`` go, if anywhere outside this host.
-    Raises InterfaceError with all that was tried and all that exists.
+    Raises InterfaceError with all that was tried and all that may be named.
     """
     passed_over: list[str] = []
     for tried, result in _candidates(options, links, reach, default_route):
@@ -84,10 +105,19 @@ def choose(
             asked_for = (each for each in passed_over if not each.startswith("--public-ip "))
             return Choice(result, tuple(asked_for))
         passed_over.append(f"{tried}: {result}")
-    raise InterfaceError(
-        f"no external interface fits ({'; '.join(passed_over)}); this host has"
-        f" {', '.join(map(str, links))}: name one of them with --iface"
+    offered = (
+        f"{names}: name one of them with --iface"
+        if (names := external_names(links))
+        else "none that reaches other hosts: connect it to a network"
     )
+    raise InterfaceError(
+        f"no external interface fits ({'; '.join(passed_over)}); this host has {offered}"
+    )
+
+
+def external_names(links: Sequence[Link]) -> str:
+    """Those that may be the external interface, with their addresses; "" if there is none."""
+    return ", ".join(str(link) for link in links if link.may_be_external)
 
 
 _Result = ExternalInterface | str  # str: why the candidate does not fit

@@ -12,7 +12,15 @@ from socket import AF_INET
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from flannel_udp.host.interface_choice import Bridge, Choice, ExternalInterface, Hop, Link, choose
+from flannel_udp.host.interface_choice import (
+    Bridge,
+    Choice,
+    ExternalInterface,
+    Hop,
+    Link,
+    choose,
+    external_names,
+)
 from flannel_udp.host.kernel_routes import TYPE_UNICAST, read_routes
 from flannel_udp.host.netlink import IFF_UP, Message, dump, netlink
 from flannel_udp.options import Options
@@ -20,15 +28,17 @@ from flannel_udp.options import Options
 log = logging.getLogger(__name__)
 
 _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x20, 0x80
+_IFF_LOOPBACK = 0x8
 
 
 def choose_external(options: Options) -> tuple[ExternalInterface, IPv4Address]:
     """The interface and address to send from, and the PublicIP to publish.
 
-    Raises InterfaceError with all that was tried and all that exists; see interface_choice.choose.
+    Raises InterfaceError with all that was tried and all that may be named; see
+    interface_choice.choose.
     """
     choice, links = _choose(options)
-    log.debug("this host has %s", ", ".join(map(str, links)))
+    log.debug("this host has %s", external_names(links))
     for reason in choice.passed_over:
         log.warning("passed over while choosing the external interface: %s", reason)
     chosen = choice.interface
@@ -66,6 +76,8 @@ def _read_links(ip: IPRoute) -> list[Link]:
             continue
         is_temporary = not message["flags"] & _IFA_F_PERMANENT
         ranked[message["index"]].append((address.is_link_local, is_temporary, address))
+    messages = dump(ip.link)
+    kinds = {message["index"]: _kind(message) for message in messages}
     return [
         Link(
             message.get("ifname"),
@@ -74,9 +86,16 @@ def _read_links(ip: IPRoute) -> list[Link]:
             bool(message["flags"] & IFF_UP),
             # Sorting is stable: equal ranks stay in the kernel's order, primary addresses first.
             tuple(a for *_, a in sorted(ranked[message["index"]], key=lambda r: r[:2])),
+            kind=kinds[message["index"]],
+            in_bridge=kinds.get(message.get("master")) == "bridge",
+            is_loopback=bool(message["flags"] & _IFF_LOOPBACK),
         )
-        for message in dump(ip.link)
+        for message in messages
     ]
+
+
+def _kind(message: Message) -> str:
+    return (message.get("linkinfo") or {}).get("kind") or ""
 
 
 def _address(message: Message) -> IPv4Address:
@@ -148,5 +167,5 @@ def bridges() -> list[Bridge]:
             max(mtus[link["index"]], default=None),
         )
         for link in links
-        if (link.get("linkinfo") or {}).get("kind") == "bridge"
+        if _kind(link) == "bridge"
     )

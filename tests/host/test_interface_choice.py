@@ -15,7 +15,7 @@ from flannel_udp.errors import InterfaceError
 from flannel_udp.host.interface_choice import Hop, Link, choose, compile_regex
 from flannel_udp.options import Options
 
-LO = Link("lo", 1, 65536, True, ())
+LO = Link("lo", 1, 65536, True, (), is_loopback=True)
 ETH0 = Link("eth0", 2, 1500, True, (Ip("172.30.0.1"), Ip("172.31.0.1")))
 ETH1 = Link("eth1", 3, 9000, True, (Ip("10.9.0.1"),))
 BARE = Link("eth2", 4, 1500, True, ())
@@ -69,7 +69,41 @@ def test_no_match_says_what_was_tried_and_what_exists(options: Options, reason: 
     assert reason in str(caught.value)
     assert "eth0 (172.30.0.1, 172.31.0.1)" in str(caught.value)
     assert "eth2 (no IPv4 address)" in str(caught.value)
+    assert "lo (" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "addresses", "in_bridge", "offered"),
+    [
+        ("flannel0", "tun", 1, False, False),
+        ("flannel.1", "vxlan", 1, False, False),
+        ("tun0", "tun", 1, False, True),  # a VPN may connect the hosts
+        ("docker0", "bridge", 1, False, False),
+        ("br-0123456789ab", "bridge", 1, False, False),
+        ("cni0", "bridge", 1, False, False),
+        ("br-ex", "bridge", 1, False, True),
+        ("br0", "bridge", 1, False, True),
+        ("eth0", "veth", 1, False, True),  # of a host that is a container
+        ("veth12ab34c", "veth", 0, False, False),
+        ("veth12ab34c", "veth", 1, True, False),
+        ("eth0", "", 0, True, True),
+        ("bond0.7", "vlan", 1, False, True),
+    ],
+)
+def test_only_what_may_be_external_is_offered(
+    name: str, kind: str, addresses: int, in_bridge: bool, offered: bool
+) -> None:
+    link = Link(name, 7, 1500, True, (Ip("192.0.2.7"),) * addresses, kind=kind, in_bridge=in_bridge)
+    with pytest.raises(InterfaceError) as caught:
+        choose(Options(), [LO, link], reach=None, default_route=None)
+    assert str(caught.value).endswith(
+        f"this host has {link}: name one of them with --iface"
+        if offered
+        else "this host has none that reaches other hosts: connect it to a network"
+    )
+    if addresses:
+        assert choose(Options(iface=(name,)), [link], None, None).interface.name == name
 
 
 def test_candidates_that_do_not_fit_are_kept_for_the_log() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -96,6 +97,23 @@ def test_address_of_a_point_to_point_link_is_the_local_one(host: Namespace) -> N
 def test_loopback_is_no_external_interface(host: Namespace) -> None:
     with pytest.raises(InterfaceError, match="lo has no usable IPv4 address"):
         chosen_address(host, Options(iface=("lo",)))
+
+
+def test_interfaces_of_containers_are_not_offered_but_accepted(
+    tunnel_host: Namespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = tunnel_host
+    for bridge, address in (("docker0", "10.1.5.1/24"), ("br0", "192.0.2.1/24")):
+        host.add_bridge(bridge)
+        host.add_address(bridge, IPv4Interface(address))
+    host.add_veth("veth0", host, "inside")
+    host.set_link("veth0", master="docker0")
+    offered = "this host has eth0 (172.30.0.1), eth1 (172.31.0.1), br0 (192.0.2.1)"
+    with pytest.raises(InterfaceError, match=re.escape(f"; {offered}: name one of them")):
+        chosen_address(host, Options())
+    caplog.set_level("DEBUG")
+    assert chosen_address(host, Options(iface=("docker0",))) == "10.1.5.1"
+    assert offered in caplog.messages
 
 
 def test_interface_that_is_down_is_chosen_with_a_warning(
