@@ -207,6 +207,21 @@ def test_docker_drop_in_is_valid(tmp_path: Path) -> None:
     assert verify(docker) == ""
 
 
+@pytest.mark.parametrize("unit", [UNIT, DROP_IN], ids=lambda path: path.name)
+def test_every_variable_of_a_command_has_a_default(unit: Path) -> None:
+    """systemd 257 logs a line about each one that is unset, at every start."""
+    lines = [line for line in unit.read_text().splitlines() if not line.startswith("#")]
+    used = {
+        name
+        for line in lines
+        if line.startswith("ExecStart")
+        for name in re.findall(r"\$\{?(\w+)", line)
+    }
+    assert used
+    defaults = [line for line in lines if line.startswith("Environment=")]
+    assert used <= set(re.findall(r"(\w+)=", " ".join(defaults)))
+
+
 def test_docker_reads_the_file_and_variable_that_the_unit_writes(tmp_path: Path) -> None:
     program, *arguments = read_unit(UNIT)["ExecStartPost"].split()
     written = Path(arguments[arguments.index("-d") + 1])
