@@ -39,10 +39,15 @@ class Dockerd:
 
     def __enter__(self) -> Dockerd:
         assert UNPACKED.is_dir(), f"docker is not unpacked in {UNPACKED}: run make deps-dev"
+        # Debian 12 has the units in /lib, later releases have all in /usr.
+        (units,) = (unit.parent for unit in UNPACKED.glob("**/system/docker.service"))
         self.booted.run_all(
-            *(f"cp -rsn {UNPACKED}/{part}/. /{part}/" for part in ("usr", "lib")),
-            f"cp {UNPACKED}/lib/systemd/system/*.service {UNITS}",
-            f"cp {UNPACKED}/lib/systemd/system/docker.socket {UNITS}",
+            *(
+                f"cp -rsn {UNPACKED}/{part}/. /{part}/"
+                for part in ("usr", "lib")
+                if (UNPACKED / part).is_dir()
+            ),
+            f"cp {units}/*.service {units}/docker.socket {UNITS}",
             "echo docker:x:4321: >> /etc/group",
         )
         self.booted.write("/etc/default/docker", _SETTINGS)
