@@ -95,6 +95,13 @@ def test_three_rules_of_kubernetes_hold(
     assert seen_by_both(there, host, tunnel) == same_to_both(there.address, tunnel)
 
 
+def test_start_of_docker_is_no_reason_for_a_warning(dockers: list[Dockerd]) -> None:
+    host = dockers[0].host
+    assert log_lines(host, "INFO docker put its chains before flannel's in FORWARD")
+    warnings = log_lines(host, "WARNING")
+    assert [line for line in warnings if "ip_forward is 0" not in line] == []  # before docker
+
+
 def test_containers_of_the_readme_ping_each_other(dockers: list[Dockerd]) -> None:
     lines = re.findall(r"^docker (.*)", README.read_text(), re.MULTILINE)
     start, tell, ping = map(shlex.split, lines)

@@ -6,7 +6,7 @@ chain and the mark rule at its top are shared, and the last daemon removes them.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from typing import Self
 
@@ -104,6 +104,16 @@ def change(found: Ruleset, policy: Policy) -> str:
     return _transaction(_MASQUERADE, found, policy.network, masquerade) + _transaction(
         _FORWARD, found, policy.network, forward
     )
+
+
+def is_only_behind_docker(found: Ruleset, policy: Policy) -> bool:
+    """Whether all that must be changed is that docker's chains come before our jump."""
+    if not change(found, policy):
+        return False
+    table, parent = _FORWARD.table, _FORWARD.parent
+    others = [rule for rule in found.of(table, parent) if not _DOCKER_JUMP.search(rule)]
+    chains = {**found.rules.get(table, {}), parent: others}
+    return not change(replace(found, rules={**found.rules, table: chains}), policy)
 
 
 def networks(found: Ruleset) -> set[IPv4Network]:

@@ -11,12 +11,14 @@ from typing import Any
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import iptables
 from flannel_udp.host.firewall.rules import Policy
-from flannel_udp.host.firewall.tools import Iptables, Nftables, Tool, are_installed
-from flannel_udp.log_limits import ChangeLog, Lasting
+from flannel_udp.host.firewall.tools import Iptables, Nftables, Repair, Tool, are_installed
+from flannel_udp.log_limits import ChangeLog, Lasting, Seen
 from flannel_udp.logs import DETAIL
 from flannel_udp.threads import Service
 
 log = logging.getLogger(__name__)
+
+_DOCKER_START = 60.0  # seconds: docker writes its chains one after another while it starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Firewall(Service):
         self._complaints: list[str] = []
         self._complained: Lasting[str] = Lasting(settled=0)
         self._changes = ChangeLog(log)
+        self._moves: Seen[str] = Seen(quiet=_DOCKER_START, most=1)
 
     def start(self) -> None:
         try:
@@ -114,14 +117,20 @@ class Firewall(Service):
             tools = self._find_tools()
             self._remove_leftovers(tools)
             self._tools = tools
-        changed = self._tools.writer.apply(self._policy)
+        repair = self._tools.writer.apply(self._policy)
         self._problem = None
         if not self._established:
             self._established = True
             if self._wanted:
                 self._changes.works("the firewall can be used now")
                 log.info("firewall rules: %s (%s)", self._wanted, self._tools.writer.name)
-        elif changed:
+        elif repair is Repair.MOVED_BEFORE_DOCKER:
+            is_new = self._moves.is_new("docker", time.monotonic())
+            log.log(
+                logging.INFO if is_new else logging.DEBUG,
+                "docker put its chains before flannel's in FORWARD: moved flannel's before them",
+            )
+        elif repair is Repair.WRITTEN:
             self._changes.failed("the firewall rules were changed by another program: restored")
         else:
             self._changes.works("the firewall rules are in place again")

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from enum import Enum, auto
 from ipaddress import IPv4Network
 from typing import Protocol
 
@@ -30,13 +31,21 @@ _TRIES = 3  # another daemon may change the rules between our reading and writin
 _WAIT_AND_RANDOM_FULLY_SINCE = (1, 6, 2)
 
 
+class Repair(Enum):
+    """What had to be done so that our rules are as they must be."""
+
+    NOTHING = auto()
+    MOVED_BEFORE_DOCKER = auto()  # docker's chains came before ours; else nothing was wrong
+    WRITTEN = auto()
+
+
 class Tool(Protocol):
     """Writes a policy into the kernel and removes it. Its methods raise FirewallError."""
 
     name: str
 
-    def apply(self, policy: Policy) -> bool:
-        """Write the rules that are missing; returns whether anything had to be changed."""
+    def apply(self, policy: Policy) -> Repair:
+        """Write the rules that are missing."""
 
     def remove(self, policy: Policy) -> None:
         """Remove the rules of this policy; nothing to do if there are none."""
@@ -61,7 +70,7 @@ class Iptables:
         self.last_read = Ruleset.parse(_run([self._save]))
         return self.last_read
 
-    def apply(self, policy: Policy) -> bool:
+    def apply(self, policy: Policy) -> Repair:
         for _ in range(_TRIES - 1):
             with contextlib.suppress(FirewallError):
                 return self._apply(policy)
@@ -70,14 +79,17 @@ class Iptables:
     def remove(self, policy: Policy) -> None:
         self.apply(replace(policy, masquerade=False, forward=False))
 
-    def _apply(self, policy: Policy) -> bool:
+    def _apply(self, policy: Policy) -> Repair:
         policy = replace(policy, random_fully=policy.random_fully and self._is_modern)
         change = iptables.change(self.read(), policy)
-        if change:
-            wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
-            log.debug("iptables-restore: %s", "; ".join(change.splitlines()))
-            _run([self._restore, "--noflush", *wait], change)
-        return bool(change)
+        if not change:
+            return Repair.NOTHING
+        wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
+        log.debug("iptables-restore: %s", "; ".join(change.splitlines()))
+        _run([self._restore, "--noflush", *wait], change)
+        if iptables.is_only_behind_docker(self.last_read, policy):
+            return Repair.MOVED_BEFORE_DOCKER
+        return Repair.WRITTEN
 
 
 class Nftables:
@@ -92,18 +104,18 @@ class Nftables:
         version = _run([self._nft, "--version"]).split()
         self.name = "nftables " + (version[1] if len(version) > 1 else "")
 
-    def apply(self, policy: Policy) -> bool:
+    def apply(self, policy: Policy) -> Repair:
         if not (policy.masquerade or policy.forward):
             self.remove(policy)
-            return False
+            return Repair.NOTHING
         if self._own_chains() == self._written:
-            return False
+            return Repair.NOTHING
         self._write(policy)
         found = self._own_chains()  # as this version of nft prints them
         # Another program may have changed them in between: then the next check writes them anew.
         is_complete = nftables.is_complete(found, policy, self._port)
         self._written = found if is_complete else None
-        return True
+        return Repair.WRITTEN
 
     def remove(self, policy: Policy) -> None:
         if not self._own_chains():

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flannel_udp.host.firewall.iptables import Ruleset, change, complaints, networks
+from flannel_udp.host.firewall.iptables import (
+    Ruleset,
+    change,
+    complaints,
+    is_only_behind_docker,
+    networks,
+)
 from flannel_udp.host.firewall.rules import Policy
 
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -99,6 +105,24 @@ def test_our_jump_precedes_dockers_but_not_the_operators() -> None:
     assert change(ruleset([*operator, JUMP, "-j DOCKER-FORWARD"], FLANNEL_FILTER), FORWARD) == ""
 
 
+@pytest.mark.parametrize(
+    ("forward", "chain", "is_so"),
+    [
+        (["-j DOCKER-USER", "-j DOCKER-FORWARD", JUMP], FLANNEL_FILTER, True),
+        (["-j DOCKER-ISOLATION-STAGE-1", "-o docker0 -j DOCKER", JUMP], FLANNEL_FILTER, True),
+        (["-j DOCKER-FORWARD"], FLANNEL_FILTER, False),
+        (["-j DOCKER-FORWARD", JUMP], FLANNEL_FILTER[:1], False),
+        (["-j DOCKER-FORWARD", JUMP, JUMP], FLANNEL_FILTER, False),
+        ([JUMP], [], False),
+        ([JUMP, "-j DOCKER-FORWARD"], FLANNEL_FILTER, False),
+    ],
+)
+def test_chains_of_docker_differ_from_damage(
+    forward: list[str], chain: list[str], is_so: bool
+) -> None:
+    assert is_only_behind_docker(ruleset(forward, chain), FORWARD) == is_so
+
+
 def test_the_last_daemon_removes_the_chain() -> None:
     lines = change(ruleset([JUMP, "-j DROP"], FLANNEL_FILTER), NOTHING).splitlines()
     assert lines[1:-1] == [
@@ -150,6 +174,7 @@ def test_any_text_of_iptables_save_is_read_or_ignored(text: str) -> None:
     networks(found)
     complaints(found, POLICY, nftables=True)
     change(found, POLICY)
+    is_only_behind_docker(found, POLICY)
 
 
 def test_a_comment_with_unusual_line_ends_is_one_rule() -> None:

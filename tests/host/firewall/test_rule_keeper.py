@@ -16,6 +16,7 @@ from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import tools
 from flannel_udp.host.firewall.rule_keeper import Firewall
 from flannel_udp.host.firewall.rules import Policy
+from flannel_udp.host.firewall.tools import Repair
 from flannel_udp.host.netns import Namespace
 
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -138,25 +139,40 @@ def damage(namespace: Namespace, *commands: str) -> None:
         "iptables -t nat -F",
         "iptables -t nat -D FLANNEL-POSTRTG 1",
         "iptables -t nat -D FLANNEL-POSTRTG 3",
-        "iptables -I FORWARD -j DOCKER-FORWARD",
     ],
 )
 def test_damage_is_repaired(
     namespace: Namespace, variant: str, command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    damage(namespace, "iptables -N DOCKER-FORWARD")
-    docker = "\n-A FORWARD -j DOCKER-FORWARD" * ("DOCKER" in command)
     caplog.set_level(logging.INFO)
     with kept(namespace):
-        before = set(text(namespace).splitlines())
+        before = text(namespace)
         damage(namespace, command)
         wait_until(lambda: "in place again" in caplog.text, "the rules being found in place again")
-        assert set(text(namespace).splitlines()) == before | set(docker.strip().splitlines())
+        assert text(namespace) == before
+    assert caplog.text.count("changed by another program") == 1
+
+
+def test_chains_of_docker_before_ours_are_no_damage(
+    namespace: Namespace, variant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As dockerd inserts them, one after another, while it starts."""
+
+    def forward() -> list[str]:
         lines = text(namespace).splitlines()
-        forward = [line for line in lines if line.startswith("-A FORWARD")]
-        assert forward[0].endswith("-j FLANNEL-FWD")
-        marks = [line for line in lines if line.startswith("-A FLANNEL-POSTRTG")]
-        assert "--mark" in marks[0]
+        return [line for line in lines if line.startswith("-A FORWARD")]
+
+    caplog.set_level(logging.INFO)
+    with kept(namespace):
+        for chain in ("DOCKER-FORWARD", "DOCKER-ISOLATION-STAGE-1"):
+            damage(namespace, f"iptables -N {chain}", f"iptables -I FORWARD -j {chain}")
+            wait_until(lambda: forward()[0].endswith("-j FLANNEL-FWD"), "our jump being first")
+        assert len(forward()) == 3
+        assert caplog.text.count("docker put its chains before flannel's") == 1
+        assert "WARNING" not in caplog.text
+        damage(namespace, "iptables -D FORWARD 1", "iptables -F FLANNEL-FWD")
+        wait_until(lambda: "in place again" in caplog.text, "the rules being found in place again")
+        assert forward()[0].endswith("-j FLANNEL-FWD")
     assert caplog.text.count("changed by another program") == 1
 
 
@@ -296,10 +312,10 @@ def test_a_failing_check_and_its_end_are_logged_once(
     with kept(namespace, resync=0.01) as firewall:
         assert firewall._tools
         tool = firewall._tools.writer
-        apply: Callable[[Policy], bool] = tool.apply
+        apply: Callable[[Policy], Repair] = tool.apply
         tries: list[Policy] = []
 
-        def fail(policy: Policy) -> bool:
+        def fail(policy: Policy) -> Repair:
             tries.append(policy)
             raise FirewallError("cannot write firewall rules: no")
 
@@ -320,7 +336,7 @@ def test_an_error_of_our_own_in_the_thread_is_reported(
     with kept(namespace, resync=0.01, on_fatal=fatal_errors.append) as firewall:
         assert firewall._tools
 
-        def fail(policy: Policy) -> bool:
+        def fail(policy: Policy) -> Repair:
             raise bug
 
         monkeypatch.setattr(firewall._tools.writer, "apply", fail)

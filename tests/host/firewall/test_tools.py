@@ -10,7 +10,7 @@ import pytest
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import tools
 from flannel_udp.host.firewall.rules import Policy
-from flannel_udp.host.firewall.tools import Iptables, Nftables, Tool, remove_dead
+from flannel_udp.host.firewall.tools import Iptables, Nftables, Repair, Tool, remove_dead
 from flannel_udp.host.netns import Namespace
 
 NETWORK, OTHER = IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16")
@@ -65,13 +65,13 @@ def test_a_change_of_our_nftables_chains_is_noticed_and_undone(
     namespace: Namespace, change: str
 ) -> None:
     tool = namespace.call(Nftables, PORT)
-    assert namespace.call(tool.apply, POLICY)
-    assert not namespace.call(tool.apply, POLICY)
+    assert namespace.call(tool.apply, POLICY) is Repair.WRITTEN
+    assert namespace.call(tool.apply, POLICY) is Repair.NOTHING
     before = nft(namespace, "-s", "list", "table", "ip", TABLE)
     nft(namespace, *change.split())
-    assert namespace.call(tool.apply, POLICY)
+    assert namespace.call(tool.apply, POLICY) is Repair.WRITTEN
     assert nft(namespace, "-s", "list", "table", "ip", TABLE) == before
-    assert not namespace.call(tool.apply, POLICY)
+    assert namespace.call(tool.apply, POLICY) is Repair.NOTHING
 
 
 def test_chains_of_others_in_our_nftables_table_are_kept(namespace: Namespace) -> None:
@@ -79,7 +79,7 @@ def test_chains_of_others_in_our_nftables_table_are_kept(namespace: Namespace) -
     namespace.call(tool.apply, POLICY)
     nft(namespace, "add", "chain", "ip", TABLE, "theirs")
     nft(namespace, "add", "rule", "ip", TABLE, "theirs", "counter", "accept")
-    assert not namespace.call(tool.apply, POLICY)
+    assert namespace.call(tool.apply, POLICY) is Repair.NOTHING
     namespace.call(tool.remove, POLICY)
     assert list(namespace.call(tool.chains)) == ["theirs"]
 
@@ -98,7 +98,7 @@ def test_chains_changed_while_they_are_written_are_written_again(
     monkeypatch.setattr(tools, "_run", write_and_damage)
     tool = namespace.call(Nftables, PORT)
     namespace.call(tool.apply, POLICY)
-    assert namespace.call(tool.apply, POLICY)
+    assert namespace.call(tool.apply, POLICY) is Repair.WRITTEN
     assert nft(namespace, "list", "table", "ip", TABLE).count("flanneld masq") == 6
 
 
