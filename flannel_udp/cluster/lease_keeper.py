@@ -47,6 +47,7 @@ class _Before:
     known_at: int
     changes: int
     losses: int
+    rewrite_at: float | None
     history_lost: bool
 
 
@@ -189,6 +190,7 @@ class LeaseKeeper(Service):
                 self._known_at,
                 self._changes_seen,
                 self._losses_seen,
+                self._rewrite_at,
                 history_lost=self._losses_seen != self._losses_settled,
             )
         try:
@@ -237,7 +239,8 @@ class LeaseKeeper(Service):
                 self._log_times()
             case _Task.REWRITE:
                 self._known_at = max(self._known_at, own.mod_revision)
-                self._rewrite_at = None
+                if self._rewrite_at == before.rewrite_at:  # else another was asked for meanwhile
+                    self._rewrite_at = None
                 log.debug("wrote lease %s again: revision %d", own.subnet, own.mod_revision)
 
     def _log_times(self) -> None:

@@ -419,6 +419,24 @@ def test_a_value_nobody_can_read_is_repaired(host: Host) -> None:
 # Two daemons with one PublicIP. In all other tests of this file there is one: see Host.end.
 
 
+def test_a_rewrite_asked_for_during_another_is_done_too(
+    on_both: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, rewrite, revisions = on_both, on_both.claims.rewrite, list[int]()
+
+    def ask_again(own: OwnLease) -> OwnLease | None:
+        written = rewrite(own)
+        if not revisions:
+            host.keeper.mark_ready()
+        revisions.append(written.mod_revision if written else 0)
+        return written
+
+    monkeypatch.setattr(host.claims, "rewrite", ask_again)
+    host.keeper.mark_ready()
+    wait_until(lambda: len(revisions) == 2, "both rewrites")
+    assert 0 < revisions[0] < revisions[1]
+
+
 def test_two_daemons_with_one_public_ip_both_warn_once(
     on_both: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
