@@ -48,7 +48,7 @@ def shown_flags() -> set[str]:
     return flags
 
 
-@pytest.mark.parametrize("name", PARSERS)
+@pytest.mark.parametrize("name", sorted(PARSERS))
 def test_help_shows_default_and_unit_of_every_flag(name: str) -> None:
     for action in shown(PARSERS[name]):
         assert action.help
