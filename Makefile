@@ -7,13 +7,15 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := .venv
+# Tests wait more than they compute: more of them at a time than there are processors.
+WORKERS := 4
 BIN := $(VENV)/bin
 PUMP := $(wildcard csrc/*.c csrc/*.h) build_ext.py setup.py
 PARTS := build/parts/complete
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test soak soak-faults test-sanitizers test-foreign fuzz lint bench bench-gate bench-scale screens dist man clean
+.PHONY: help deps deps-dev build demo test test-dist soak soak-faults test-sanitizers test-foreign fuzz lint bench bench-gate bench-scale screens dist man clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -68,8 +70,11 @@ build: deps $(VENV)/built $(PARTS) ## compile the packet pump
 demo: build ## run a lab of three hosts: pings and throughput between containers
 	@$(BIN)/flannel-udp lab --hosts 3
 
-test: deps-dev build ## all tests; needs root and /dev/net/tun
-	@$(BIN)/python -m pytest
+test: deps-dev build ## all tests but those of the targets below; needs root and /dev/net/tun
+	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+
+test-dist: deps-dev build ## build, install and run the source archive and the wheel
+	@$(BIN)/python -m pytest tests/dist_checks.py
 
 soak: deps-dev build ## test memory under traffic and route changes: SECONDS=300
 	@$(BIN)/python -m pytest -s tests/e2e/test_soak_memory.py --soak-seconds=$(or $(SECONDS),300)

@@ -225,13 +225,13 @@ def test_route_that_bypasses_the_tunnel_is_logged_until_removed(scene: Scene) ->
 def test_repeated_deletion_of_the_route_costs_little_cpu_and_log(scene: Scene) -> None:
     began, before = time.monotonic(), cpu_seconds(scene.host)
     undone = 0
-    while time.monotonic() - began < 3:
+    while undone <= 5 or time.monotonic() - began < 3:
+        assert time.monotonic() - began < 60, f"repaired {undone} times only"
         undone += scene.host.run(["ip", "route", "del", NETWORK]).returncode == 0
-    used = cpu_seconds(scene.host) - before
-    assert undone > 5
+    used, passed = cpu_seconds(scene.host) - before, time.monotonic() - began
     assert scene.await_return() < BACK_WITHIN
-    print(f"undone {undone} times for {used:.2f} s of CPU")
-    assert used < 1.5  # a loop that never rests takes all three
+    print(f"undone {undone} times in {passed:.1f} s for {used:.2f} s of CPU")
+    assert used < passed / 2  # a loop that never pauses takes all of it
     lines = log_lines(scene.host, "WARNING")
     assert len(lines) <= 6  # fewer when the same was repaired a moment before
     assert "something undoes this again and again" in lines[-1]

@@ -146,16 +146,27 @@ def test_wrong_arguments_start_nothing(
 
 
 def test_etcd_that_cannot_start_is_reported_with_its_reason(bare_lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "etcd").write_text("where its folder should be")
+    result = first_etcd(bare_lab.hosts[0], tmp_path, "--network=10.44.0.0/16")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "etcd does not serve http://172.30.0.1:2379" in line
+    assert "not a directory" in line
+
+
+def test_taken_port_is_named_with_its_holder_and_nothing_is_written(
+    bare_lab: Lab, tmp_path: Path
+) -> None:
     host = bare_lab.hosts[0]
     with host.netns.popen(
         [sys.executable, "-c", "import http.server as h; h.test(port=2380, bind='127.0.0.1')"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    ) as squatter:
+    ) as other:
         wait_until(lambda: ":2380" in host.run(["ss", "-Hltn"]).stdout, "the port being taken")
         result = first_etcd(host, tmp_path, "--network=10.44.0.0/16")
-        squatter.kill()
+        other.kill()
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert "etcd does not serve http://172.30.0.1:2379" in line
-    assert "address already in use" in line
+    assert "etcd cannot listen on 127.0.0.1 port 2380: python" in line
+    assert os.listdir(tmp_path) == []
