@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -60,6 +61,8 @@ def test_every_command_exists_and_takes_its_arguments(command: str) -> None:
         assert arguments[0] == "-m"
         if arguments[1] == "bench.compare":
             compare.parser().parse_args(arguments[2:])
+    elif words[0].startswith("tools/"):
+        assert os.access(ROOT / words[0], os.X_OK)
     else:
         assert program in SYSTEM_PROGRAMS | {"pip"}
     for word in words:
