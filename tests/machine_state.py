@@ -10,6 +10,7 @@ import re
 import stat
 import subprocess
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -52,14 +53,14 @@ def read() -> frozenset[str]:
 def left_since(before: frozenset[str]) -> list[str]:
     """How the state differs for good from that one, a line each: ``+`` is new, ``-`` is gone."""
     deadline = time.monotonic() + LEFT_AFTER
-    left = _differences(before, read())
+    left = differences(before, read())
     while left and time.monotonic() < deadline:
         time.sleep(0.5)
-        left &= _differences(before, read())
+        left &= differences(before, read())
     return sorted(left, key=lambda line: line[2:])
 
 
-def _differences(before: frozenset[str], now: frozenset[str]) -> set[str]:
+def differences(before: frozenset[str], now: frozenset[str]) -> set[str]:
     known = {_key(line) for line in before}
     # A module of the kernel brings new settings, and other programs remove what is theirs.
     new = {f"+ {line}" for line in now - before if _key(line) in known or not _is("sysctl", line)}
@@ -82,14 +83,21 @@ def _files() -> Iterator[str]:
                 folders.remove("__pycache__")
             for name in (*folders, *names):
                 path = os.path.join(folder, name)
-                with suppress(FileNotFoundError):  # another program has just removed it
-                    found = os.lstat(path)
-                    if stat.S_ISDIR(found.st_mode):
-                        yield f"directory {path}"
-                    elif stat.S_ISLNK(found.st_mode):
-                        yield f"symlink {path} {os.readlink(path)}"
-                    else:
-                        yield f"file {path} {found.st_size} {found.st_mtime}"
+                with suppress(OSError):  # another program has just removed it
+                    yield _file(path)
+
+
+def _file(path: str) -> str:
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        return f"symlink {path} {os.readlink(path)}"
+    line = f"file {path} mode {found.st_mode:o} of {found.st_uid}:{found.st_gid}"
+    if not stat.S_ISREG(found.st_mode):
+        return line
+    if found.st_size > 100_000:
+        return f"{line}, {found.st_size} bytes from {time.ctime(found.st_mtime)}"
+    # DHCP clients write the same /etc/resolv.conf again and again.
+    return f"{line}, {found.st_size} bytes, checksum {zlib.crc32(Path(path).read_bytes()):08x}"
 
 
 def _names() -> Iterator[str]:

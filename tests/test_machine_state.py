@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import machine_state
+import pytest
 from documents import ROOT
 
 from flannel_udp.host.netns import Namespace
@@ -48,6 +49,27 @@ def test_run_that_leaves_something_fails_and_names_it(namespace: Namespace, tmp_
     assert "+ nftables table ip left {" in told
     assert "- sysctl net/ipv4/ip_forward = 0" in told
     assert "+ sysctl net/ipv4/ip_forward = 1" in told
+
+
+def test_files_differ_by_content_mode_and_target(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine_state, "_UNCHANGED", (str(tmp_path),))
+    (tmp_path / "large").write_bytes(bytes(200_000))
+    for name in ("same", "content", "mode"):
+        (tmp_path / name).write_text("1")
+    (tmp_path / "link").symlink_to("one")
+    before = machine_state.read()
+    (tmp_path / "same").write_text("1")
+    (tmp_path / "content").write_text("2")
+    (tmp_path / "mode").chmod(0o600)
+    os.utime(tmp_path / "large", (1, 1))
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("two")
+    (tmp_path / "__pycache__").mkdir()
+    changed = {line.split()[2] for line in machine_state.differences(before, machine_state.read())}
+    changed = {Path(path).name for path in changed if path.startswith(str(tmp_path))}
+    assert changed == {"content", "mode", "large", "link"}
 
 
 def test_state_does_not_change_by_itself(namespace: Namespace) -> None:
