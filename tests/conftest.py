@@ -45,8 +45,9 @@ _LEFT = pytest.StashKey[list[str]]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """One process watches the machine, not each worker of pytest-xdist."""
-    if not hasattr(session.config, "workerinput") and not session.config.option.collectonly:
+    """One process watches the machine: no worker of pytest-xdist, and no run inside of a test."""
+    inside = hasattr(session.config, "workerinput") or "PYTEST_CURRENT_TEST" in os.environ
+    if not inside and not session.config.option.collectonly:
         session.config.stash[_BEFORE] = machine_state.read()
 
 

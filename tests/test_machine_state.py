@@ -35,6 +35,7 @@ def test_run_that_leaves_something_fails_and_names_it(namespace: Namespace, tmp_
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-c", "/dev/null", str(module)]
     path = ":".join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/e2e")))
     environment = {**os.environ, "PYTHONPATH": path}
+    del environment["PYTEST_CURRENT_TEST"]
     namespace.sysctl("ipv4/ip_forward", 0)
     try:
         result = namespace.run(command, cwd=tmp_path, env=environment, timeout=60)
