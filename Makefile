@@ -24,7 +24,8 @@ deps: packages $(VENV)/installed ## install what is missing to build and run
 deps-dev: packages-dev $(VENV)/installed-dev $(VENV)/docker/complete ## install what is missing to test
 
 # What makes network namespaces. Checked before anything is installed.
-ROOT_ONLY := demo test soak soak-faults test-sanitizers bench bench-gate bench-scale screens dist
+ROOT_ONLY := demo test test-dist test-machine test-sanitizers soak soak-faults \
+    bench bench-gate bench-scale screens dist
 ifneq ($(filter $(ROOT_ONLY),$(MAKECMDGOALS)),)
 ifneq ($(shell id -u),0)
 $(error make $(firstword $(filter $(ROOT_ONLY),$(MAKECMDGOALS))) makes network namespaces: run it as root)
