@@ -36,7 +36,8 @@ exec unshare --cgroup sh -ec "$BOOT" "$@"
 # Then: an overlay on this machine's files as root, the file systems that an init expects, and the
 # targets that units refer to. $0 is systemd, $1 becomes /opt/flannel-udp, $2 is shared with the
 # tests, and the others hold the program: they are read-only, and in the overlay already if they are
-# on the root file system.
+# on the root file system. Of the sysctls, only those of the network are the host's own; systemd
+# raises fs.nr_open if it can.
 _BOOT = f"""\
 init=$0 installed=$1 shared=$2
 shift 2
@@ -45,6 +46,9 @@ mkdir /run/root /run/changes /run/work
 mount -t overlay -o lowerdir=/,upperdir=/run/changes,workdir=/run/work overlay /run/root
 cd /run/root
 mount -t proc proc proc
+for each in fs kernel vm; do
+    mount --bind -o ro proc/sys/$each proc/sys/$each
+done
 mount -t sysfs sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs run

@@ -63,6 +63,14 @@ def test_booted_host_cannot_change_files_of_this_machine(booted: SystemdHost) ->
     assert not left
 
 
+def test_booted_host_can_set_no_sysctl_but_those_of_its_network(booted: SystemdHost) -> None:
+    writable = booted.run(
+        "cd /proc/sys; find fs kernel net vm -maxdepth 1 -type f -writable; "
+        "find net/ipv4 -name ip_forward -writable"
+    ).stdout
+    assert writable == "net/ipv4/ip_forward\n"
+
+
 def tunnel(host: Host) -> IPv4Address:
     subnet = host.subnet
     assert subnet
