@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import signal
 import socket
-import subprocess
 import threading
 import time
 
 from etcd_server import wait_until
 from instruments import connect, listen
+from pings import Pings, Times, lost
 from starvation import Starvation
 
 from flannel_udp.lab.lab import Container, Lab
 
 LONGEST_DELAY = 1.0  # seconds for which a packet may wait
-
-Times = tuple[float, float]  # when a packet was sent and its answer arrived: time.monotonic()
 
 
 class Traffic:
@@ -29,11 +25,7 @@ class Traffic:
             self._server, _ = listener.accept()
         self._client.settimeout(30)
         self._server.settimeout(30)
-        self._ping = source.netns.popen(
-            ["ping", "-n", "-D", "-i", "0.02", str(target.address)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._pings = Pings(source.netns, target.address)
         self._starvation = starvation
         self._exchanges: list[Times] = []  # over TCP
         self._fault: OSError | None = None
@@ -53,8 +45,7 @@ class Traffic:
             thread.join()
         self._client.close()
         self._server.close()
-        self._ping.kill()
-        self._ping.communicate()
+        self._pings.__exit__()
         self._starvation.__exit__()
 
     def wait_for_more(self) -> None:
@@ -67,29 +58,18 @@ class Traffic:
         self.wait_for_more()
         assert self._fault is None
 
-    def assert_unharmed(self, *, lost: int = 0) -> None:
-        """The connection is not broken, nothing was late, and at most ``lost`` pings are lost."""
+    def assert_unharmed(self, *, most_lost: int = 0) -> None:
+        """The connection is not broken, nothing was late, and few enough pings are lost."""
         self.assert_connected()
-        pings = self._stop_pinging()
-        missing = sorted(set(range(1, max(pings) + 1)) - set(pings))
+        pings = self._pings.stop()
+        missing = lost(pings)
         print(f"{len(missing)} of {max(pings)} pings lost")
-        assert len(missing) <= lost, missing
+        assert len(missing) <= most_lost, missing
         for what, times in (("ping", pings.values()), ("answer over TCP", self._exchanges)):
             longest = max(ended - began for began, ended in times)
             net = max(self._starvation.net_duration(*each) for each in times)
             print(f"longest {what} {longest:.3f} s, {net:.3f} s without waiting for a processor")
             assert net < LONGEST_DELAY
-
-    def _stop_pinging(self) -> dict[int, Times]:
-        """The answered pings, by number. One after the last answer is not lost but on its way."""
-        self._ping.send_signal(signal.SIGINT)
-        report = self._ping.communicate(timeout=30)[0]
-        replies = re.findall(r"\[([\d.]+)\] .* icmp_seq=(\d+) .* time=([\d.]+) ms", report)
-        epoch = time.time() - time.monotonic()
-        return {
-            int(number): (float(at) - epoch - float(ms) / 1000, float(at) - epoch)
-            for at, number, ms in replies
-        }
 
     def _request(self) -> None:
         try:

@@ -44,7 +44,7 @@ def test_restart_loses_no_connection(
             assert stored(host) == STORED
             host.start_daemon()
             assert takeovers(host) == number
-        flow.assert_unharmed(lost=number * lost)
+        flow.assert_unharmed(most_lost=number * lost)
     assert device_index(host) == before
     assert host.subnet_file.read_text() == env
     assert routes(host) == known
