@@ -85,6 +85,13 @@ def test_etcd_keeps_its_data_over_a_crash(bare_lab: Lab) -> None:
     assert bare_lab.etcdctl("get", "--print-value-only", "/test") == "kept\n"
 
 
+def test_etcd_needs_little_space(lab: Lab) -> None:
+    """/tmp may be memory; etcd reserves 128 MB for its log."""
+    files = [path.stat() for path in Path(lab.record.directory, "etcd").rglob("*")]
+    assert sum(file.st_blocks * 512 for file in files) < 24 << 20
+    assert sum(file.st_size for file in files) > 100 << 20
+
+
 def test_paused_etcd_answers_nothing_until_it_is_resumed(bare_lab: Lab) -> None:
     bare_lab.etcd.pause()
     try:
