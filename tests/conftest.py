@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -46,6 +47,8 @@ _LEFT = pytest.StashKey[list[str]]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """One process watches the machine: no worker of pytest-xdist, and no run inside of a test."""
+    # A shell starts its background jobs with SIGINT ignored, and so would be all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     inside = hasattr(session.config, "workerinput") or "PYTEST_CURRENT_TEST" in os.environ
     if not inside and not session.config.option.collectonly:
         session.config.stash[_BEFORE] = machine_state.read()
