@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from flannel_udp.host.netns import Namespace, freeze
+from flannel_udp.lab.etcd import release_reserved
 
 START_DEADLINE = 20.0  # seconds
 
@@ -65,6 +66,11 @@ def find_binary(name: str) -> str:
     return found
 
 
+# The begin and the end of a certificate's life.
+EXPIRED = ("20000101000000Z", "20010101000000Z")
+NOT_YET = ("20900101000000Z", "20991231235959Z")
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """PEM files of a temporary authority, and its certificates for localhost and 127.0.0.1."""
@@ -76,7 +82,8 @@ class TlsFiles:
     client_key: Path
 
 
-# Only newer versions of "openssl x509" can set the begin of a certificate.
+# Only newer versions of "openssl x509" can set the begin of a certificate, and only older ones make
+# one that has expired.
 _CA_CONFIG = """\
 [ca]
 default_ca = this
@@ -96,13 +103,11 @@ commonName = supplied
 def make_tls_files(
     folder: Path,
     names: str = "IP:127.0.0.1,DNS:localhost",
-    server_days: int = 2,
-    server_from: str = "",
+    server_life: tuple[str, str] | None = None,
 ) -> TlsFiles:
     """Make an authority and certificates with openssl; ``names`` is the certificates' SAN.
 
-    The server's certificate lives ``server_days`` from now; negative: it has expired. With
-    ``server_from``, as in 20900101000000Z, it begins then.
+    The server's certificate lives for two days, or within ``server_life``.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -117,17 +122,16 @@ def make_tls_files(
     for who in ("server", "client"):
         openssl("req", *curve, "-keyout", f"{who}.key", "-out", f"{who}.csr", "-subj", f"/CN={who}")
         (folder / "ext").write_text(f"subjectAltName={names}\n")
-        days = str(server_days if who == "server" else 2)
         openssl(
             *["x509", "-req", "-in", f"{who}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"],
-            *["-CAcreateserial", "-days", days, "-extfile", "ext", "-out", f"{who}.pem"],
+            *["-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", f"{who}.pem"],
         )
-    if server_from:
+    if server_life:
         (folder / "index").touch()
         (folder / "ca.conf").write_text(_CA_CONFIG)
         openssl(
             *["ca", "-batch", "-config", "ca.conf", "-in", "server.csr", "-out", "server.pem"],
-            *["-startdate", server_from, "-enddate", "20991231235959Z", "-extfile", "ext"],
+            *["-startdate", server_life[0], "-enddate", server_life[1], "-extfile", "ext"],
             "-notext",
         )
     return TlsFiles(
@@ -167,6 +171,7 @@ class EtcdServer:
         self._extra = extra
         self._process: subprocess.Popen[bytes] | None = None
         self._user: str | None = None
+        self._fresh = False
 
     def __enter__(self) -> EtcdServer:
         self.start()
@@ -178,7 +183,7 @@ class EtcdServer:
         self.close()
 
     def close(self) -> None:
-        """SIGKILL, and remove the data: etcd allocates 128 MB for it."""
+        """SIGKILL, and remove the data."""
         self.kill()
         shutil.rmtree(self.data_dir, ignore_errors=True)
 
@@ -200,6 +205,7 @@ class EtcdServer:
             if self._client_cert_auth:
                 command += ["--client-cert-auth", f"--trusted-ca-file={self.tls.ca}"]
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._fresh = not self.data_dir.exists()
         with (self.folder / "etcd.log").open("ab") as output:
             popen = self._netns.popen if self._netns else subprocess.Popen
             self._process = popen([*command, *self._extra], stdout=output, stderr=subprocess.STDOUT)
@@ -208,6 +214,8 @@ class EtcdServer:
 
     def wait_ready(self) -> None:
         wait_until(self.healthy, f"etcd at {self.url} getting ready", START_DEADLINE)
+        if self._fresh:
+            release_reserved(self.data_dir)
 
     def healthy(self) -> bool:
         assert self._process

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from etcd_server import EtcdServer, TlsFiles, etcd_cluster, make_tls_files, wait_until
+from etcd_server import EXPIRED, EtcdServer, TlsFiles, etcd_cluster, make_tls_files, wait_until
 from fault_timer import NOTICED_AT_ONCE, RECOVERY, timed_fault
 from faults import (
     CONFIG,
@@ -71,8 +71,8 @@ def await_watching(hosts: list[Host]) -> None:
     wait_until(lambda: all(state(host) == "watching" for host in hosts), "the watches")
 
 
-def tls_files(folder: Path, server_days: int = 2) -> TlsFiles:
-    return make_tls_files(folder, f"IP:{ADDRESS}", server_days)
+def tls_files(folder: Path, server_life: tuple[str, str] | None = None) -> TlsFiles:
+    return make_tls_files(folder, f"IP:{ADDRESS}", server_life)
 
 
 def test_loss_of_etcd_members_and_of_their_majority_is_survived(lab: Lab, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_expired_certificate_is_logged_and_rotated_files_are_used(lab: Lab, tmp_
         daemons(lab, server, *flags) as hosts,
         timed_fault("certificate expired, authority exchanged", hosts) as timer,
     ):
-        server.tls = tls_files(tmp_path / "expired", server_days=-1)
+        server.tls = tls_files(tmp_path / "expired", EXPIRED)
         server.restart()
         install(server.tls)  # else it would be an unknown authority
         await_line(hosts, "its TLS certificate has expired")

@@ -10,7 +10,15 @@ from typing import Any
 
 import grpc
 import pytest
-from etcd_server import EtcdServer, TlsFiles, free_port, make_tls_files, wait_until
+from etcd_server import (
+    EXPIRED,
+    NOT_YET,
+    EtcdServer,
+    TlsFiles,
+    free_port,
+    make_tls_files,
+    wait_until,
+)
 
 from flannel_udp.errors import EtcdError, UsageError
 from flannel_udp.etcd import certificates
@@ -318,8 +326,8 @@ def test_a_certificate_for_another_name_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("validity", "words"),
     [
-        ({"server_days": -1}, ("has expired", "renew it, or set the clock of this host")),
-        ({"server_from": "20900101000000Z"}, ("is not valid yet", "set the clock of this host")),
+        ({"server_life": EXPIRED}, ("has expired", "renew it, or set the clock of this host")),
+        ({"server_life": NOT_YET}, ("is not valid yet", "set the clock of this host")),
     ],
     ids=["expired", "not yet"],
 )
