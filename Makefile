@@ -15,7 +15,7 @@ PARTS := build/parts/complete
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test test-dist soak soak-faults test-sanitizers test-foreign fuzz lint bench bench-gate bench-scale screens dist man clean
+.PHONY: help deps deps-dev build demo test test-dist test-machine soak soak-faults test-sanitizers test-foreign fuzz lint bench bench-gate bench-scale screens dist man clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -32,11 +32,13 @@ $(error make $(firstword $(filter $(ROOT_ONLY),$(MAKECMDGOALS))) makes network n
 endif
 endif
 
-.PHONY: packages packages-dev
+.PHONY: packages packages-dev packages-machine
 packages:
 	@tools/install-packages
 packages-dev:
 	@tools/install-packages dev
+packages-machine:
+	@tools/install-packages machine
 
 $(BIN)/python: | packages
 	@python=$$(tools/find-python) && "$$python" -m venv $(VENV)
@@ -76,6 +78,9 @@ test: deps-dev build ## all tests but those of the targets below; needs root and
 
 test-dist: deps-dev build ## build, install and run the source archive and the wheel
 	@$(BIN)/python -m pytest tests/dist_checks.py
+
+test-machine: packages-machine build $(VENV)/installed-dev ## install on a virtual machine, reboot it: 4 minutes
+	@$(BIN)/python -m pytest -s tests/machine
 
 soak: deps-dev build ## test memory under traffic and route changes: SECONDS=300
 	@$(BIN)/python -m pytest -s tests/e2e/test_soak_memory.py --soak-seconds=$(or $(SECONDS),300)

@@ -24,6 +24,8 @@ from flannel_udp.lab.lab import Lab
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
 
+collect_ignore = ["machine"]  # make test-machine names it
+
 MIXED_PRESETS = ("auto", "none", "tso")  # "full" is "auto" on a kernel that has everything
 
 
