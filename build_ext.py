@@ -30,7 +30,7 @@ ffi.cdef(
     struct pump_config {
         int tun_fd, udp_fd;
         uint32_t network, network_length, subnet, subnet_length, public_ip, tun_address;
-        int check_source;
+        int check_source, check_port;
         unsigned offloads;
         uint32_t busy_poll_us;
     };
@@ -43,7 +43,7 @@ ffi.cdef(
         uint32_t public_ip, refuses_segments;
         uint64_t sent_packets, sent_bytes, received_packets, received_bytes, dropped_packets;
     };
-    struct refusal { uint32_t outer_source, inner_source, inner_destination, reason; };
+    struct refusal { uint32_t outer_source, outer_port, inner_source, inner_destination, reason; };
     struct pump;
 
     int pump_create(const struct pump_config *config, struct pump **out);

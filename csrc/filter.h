@@ -16,6 +16,7 @@ struct filter_identity {
     const struct route_table *addresses; /* of this host. Its kernel does not refuse them as sources, or it would refuse
                                           * the pump's ICMP replies, too (accept_local) */
     bool check_source;              /* the outer source must be a peer, and lease the inner source */
+    bool check_port;                /* the outer source port must be the overlay's */
 };
 
 /* A packet read from the TUN device: DROP_NONE and its peer, or why it is dropped. */

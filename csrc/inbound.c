@@ -9,20 +9,28 @@
 /* After the TUN refused a superpacket, none is tried for this long. */
 #define SUPERPACKET_RETRY_NS UINT64_C(10000000000)
 
+/* Why the packet of one datagram is dropped, or DROP_NONE and its sender. */
+static enum drop_reason judge(const struct tunnel *tunnel, const uint8_t *bytes, size_t length,
+                              struct refusal *outer, struct packet *packet, struct peer **sender)
+{
+    if (tunnel->own->check_port && outer->outer_port != tunnel->ends.port)
+        return DROP_UDP_WRONG_PORT;
+    enum packet_fault fault = packet_parse(packet, bytes, length);
+    if (fault != PACKET_OK)
+        return filter_inbound_fault(fault);
+    outer->inner_source = packet->source;
+    outer->inner_destination = packet->destination;
+    return filter_inbound(tunnel->own, tunnel->tables->routes, tunnel->tables->peers, packet, outer->outer_source,
+                          sender);
+}
+
 /* Decides about the packet of one datagram. Returns whether it is to be written to the TUN. */
-static bool admit(struct tunnel *tunnel, const uint8_t *bytes, size_t length, uint32_t outer_source,
+static bool admit(struct tunnel *tunnel, const uint8_t *bytes, size_t length, const struct sockaddr_in *from,
                   struct packet *packet)
 {
     struct peer *sender = NULL;
-    struct refusal refusal = {.outer_source = outer_source};
-    enum packet_fault fault = packet_parse(packet, bytes, length);
-    enum drop_reason drop = filter_inbound_fault(fault);
-    if (fault == PACKET_OK) {
-        drop = filter_inbound(tunnel->own, tunnel->tables->routes, tunnel->tables->peers, packet, outer_source,
-                              &sender);
-        refusal.inner_source = packet->source;
-        refusal.inner_destination = packet->destination;
-    }
+    struct refusal refusal = {.outer_source = ntohl(from->sin_addr.s_addr), .outer_port = ntohs(from->sin_port)};
+    enum drop_reason drop = judge(tunnel, bytes, length, &refusal, packet, &sender);
     if (drop != DROP_NONE) {
         tunnel_count_drop(tunnel, drop);
         refusal.reason = drop;
@@ -128,7 +136,6 @@ static int write_batch(struct tunnel *tunnel)
 static int take_inbound(struct tunnel *tunnel, const struct mmsghdr *message, const uint8_t *bytes,
                         const struct sockaddr_in *from)
 {
-    uint32_t outer_source = ntohl(from->sin_addr.s_addr);
     size_t size = udp_socket_datagram_size(message), left = message->msg_len;
     if (message->msg_hdr.msg_flags & MSG_TRUNC) {
         counter_add(&tunnel->counters.udp_received_packets, 1);
@@ -142,7 +149,7 @@ static int take_inbound(struct tunnel *tunnel, const struct mmsghdr *message, co
         size_t length = left < size ? left : size;
         counter_add(&tunnel->counters.udp_received_packets, 1);
         counter_add(&tunnel->counters.udp_received_bytes, length);
-        if (admit(tunnel, bytes, length, outer_source, &packet) &&
+        if (admit(tunnel, bytes, length, from, &packet) &&
             !coalesce_add(&tunnel->buffers->coalescer, &packet)) {
             int error = write_batch(tunnel);
             if (error < 0)

@@ -14,8 +14,9 @@
 #include "limiter.h"
 
 struct refusal {
-    uint32_t outer_source, inner_source, inner_destination; /* host byte order; inner ones 0 without a valid packet */
-    uint32_t reason;                                        /* enum drop_reason */
+    uint32_t outer_source, outer_port;         /* host byte order, all of them */
+    uint32_t inner_source, inner_destination;  /* 0 without a valid packet */
+    uint32_t reason;                           /* enum drop_reason */
 };
 
 enum {

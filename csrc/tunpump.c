@@ -74,6 +74,7 @@ static struct filter_identity identity_of(const struct pump_config *config)
         .subnet_mask = prefix_mask(config->subnet_length),
         .public_ip = config->public_ip,
         .check_source = config->check_source != 0,
+        .check_port = config->check_port != 0,
     };
 }
 

@@ -24,6 +24,7 @@ struct pump_config {
     uint32_t public_ip;       /* our PublicIP */
     uint32_t tun_address;     /* the TUN device's own address, source of ICMP replies */
     int check_source;         /* not 0: the outer source must be a peer, and lease the inner source */
+    int check_port;           /* not 0: the outer source port must be that of the socket */
     unsigned offloads;        /* enum offload: those to use where the kernel has them */
     uint32_t busy_poll_us;    /* poll this long, at most, before sleeping; 0: sleep at once */
 };

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 LOG_FORMATS = ("text", "json")
+SOURCE_CHECKS = ("full", "address", "off")
 OFFLOAD_PRESETS = ("auto", "full", "tso", "none")
 
 
@@ -35,7 +36,7 @@ class Options:
     iptables_resync: int = 5  # seconds
     iptables_forward_rules: bool = True
     ip_blackhole_route: bool = False
-    source_check: bool = True
+    source_check: str = "full"  # one of SOURCE_CHECKS
     offload: str = "auto"  # one of OFFLOAD_PRESETS
     busy_poll_us: int = 100  # microseconds at most, 0 = off
     verbosity: int = 0

@@ -107,12 +107,14 @@ def namespace(network_rights: None) -> Iterator[Namespace]:
 
 
 @pytest.fixture(scope="module")
-def lab(network_rights: None) -> Iterator[Lab]:
+def lab(network_rights: None, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Three hosts with two containers each, for the tests of a module that only read or clean up.
 
-    Each host moves packets another way, so between them all ways meet.
+    Each host moves packets another way, so between them all ways meet. The module may set
+    ``DAEMON_ARGUMENTS``.
     """
-    with _watched(Lab(hosts=3, containers=2, presets=MIXED_PRESETS)) as lab:
+    arguments = getattr(request.module, "DAEMON_ARGUMENTS", ())
+    with _watched(Lab(hosts=3, containers=2, presets=MIXED_PRESETS, daemon_args=arguments)) as lab:
         assert None not in lab.ping_matrix().values()  # every host has routes to all others
         yield lab
 

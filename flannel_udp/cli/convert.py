@@ -35,12 +35,6 @@ def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     return convert
 
 
-def on_or_off(text: str) -> bool:
-    if text not in ("on", "off"):
-        raise _wrong(text, "is neither on nor off")
-    return text == "on"
-
-
 def number(lowest: int, highest: int, unit: str = "") -> Callable[[str], int]:
     def convert(text: str) -> int:
         if not (re.fullmatch("[0-9]{1,9}", text) and lowest <= int(text) <= highest):

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from flannel_udp.cli import convert
 from flannel_udp.cli.go_flags import joined, read_flags
 from flannel_udp.errors import UsageError
-from flannel_udp.options import LOG_FORMATS, OFFLOAD_PRESETS, Options
+from flannel_udp.options import LOG_FORMATS, OFFLOAD_PRESETS, SOURCE_CHECKS, Options
 
 IGNORED_VALUES = ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file", "net-config-path")
 IGNORED_BOOLEANS = ("set-node-network-unavailable", "use-multi-cluster-cidr")
@@ -200,10 +200,10 @@ class DaemonFlags(FlagParser):
         self._value("healthz-port", "PORT", "and at this port; 0 is off", convert.number(0, 65535))
         self._value(
             "source-check",
-            "on|off",
-            "drop packets from addresses that are no host's public IP; off for hosts that send from"
-            " another address (default: on)",
-            convert.on_or_off,
+            "CHECK",
+            "full: accept packets only from the public IPs and the port of the overlay's hosts;"
+            " address: from any port there, for networks that rewrite ports; off: from anywhere",
+            convert.one_of(SOURCE_CHECKS),
         )
         self._value(
             "offload",

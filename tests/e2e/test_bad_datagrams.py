@@ -23,6 +23,7 @@ from flannel_udp.host.netns import Namespace
 from flannel_udp.lab.lab import Container, Host, Lab
 
 PORT = 8285
+DAEMON_ARGUMENTS = ("--source-check=address",)  # the members' daemons have the overlay's port
 UNKNOWN_HOST = IPv4Address("172.30.0.66")
 MARK = b"a good packet"
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800  # linux/if_ether.h

@@ -164,6 +164,7 @@ def test_drop_counters_equal_the_kernels(lab: Lab) -> None:
 
     def intrude() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unknown_host:
+            unknown_host.bind(("", 8285))
             for _ in range(30):
                 unknown_host.sendto(inner, (str(host.address), 8285))
 

@@ -55,7 +55,8 @@ class Tunnel:
             subnet=own.subnet,
             public_ip=own.public_ip,
             tun_address=own.subnet.network_address,
-            check_source=options.source_check,
+            check_source=options.source_check != "off",
+            check_port=options.source_check == "full",
             offloads=self.offloads,
             busy_poll_us=options.busy_poll_us,
         )

@@ -114,6 +114,14 @@ def _key(refusal: Refusal) -> _Key:
 
 
 def _sentence(refusal: Refusal) -> str:
+    if refusal.reason == "drop_udp_wrong_port":
+        return (
+            f"refused a datagram from {refusal.outer_source} port {refusal.outer_port}:"
+            " udp_wrong_port; further such datagrams from there are only counted; the daemons of"
+            " this network send from the overlay's port, so another program sent it: look for it"
+            " there, or, if the network rewrites ports, start this daemon with --source-check"
+            " address"
+        )
     advice = ""
     if refusal.reason in _SOURCE_CHECK:
         advice = (

@@ -45,6 +45,7 @@ class PumpConfig:
     check_source: bool = True
     offloads: Offload = NO_OFFLOADS
     busy_poll_us: int = 0
+    check_port: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Refusal:
     """
 
     outer_source: IPv4Address
+    outer_port: int
     inner_source: IPv4Address
     inner_destination: IPv4Address
     reason: str
@@ -143,6 +145,7 @@ class Pump:
                 "public_ip": int(config.public_ip),
                 "tun_address": int(config.tun_address),
                 "check_source": config.check_source,
+                "check_port": config.check_port,
                 "offloads": config.offloads.value,
                 "busy_poll_us": config.busy_poll_us,
             },
@@ -258,6 +261,7 @@ class Pump:
             found.append(
                 Refusal(
                     IPv4Address(row.outer_source),
+                    row.outer_port,
                     IPv4Address(row.inner_source),
                     IPv4Address(row.inner_destination),
                     _DROP_NAMES[row.reason],

@@ -125,6 +125,24 @@ def test_two_strangers_who_share_a_slot_of_the_workers_memory_are_named_once_eac
     assert len(caplog.messages) == 3
 
 
+def test_a_datagram_from_another_port_is_logged_with_its_port(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusal = Refusal(
+        IPv4Address(STRANGER), 4242, IPv4Address(0), IPv4Address(0), "drop_udp_wrong_port"
+    )
+    rig.pump.refusals = lambda: [refusal]  # type: ignore[method-assign]  # the rig checks no port
+    with rig.watch():
+        rig.send(STRANGER)
+        eventually(lambda: bool(caplog.messages))
+    assert caplog.messages == [
+        f"refused a datagram from {STRANGER} port 4242: udp_wrong_port; further such datagrams from"
+        " there are only counted; the daemons of this network send from the overlay's port, so"
+        " another program sent it: look for it there, or, if the network rewrites ports, start this"
+        " daemon with --source-check address"
+    ]
+
+
 def test_garbage_is_named_without_advice_that_does_not_help(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -91,7 +91,15 @@ def rig(namespace: Namespace, source_check: bool, request: pytest.FixtureRequest
     udp_fd = namespace.call(open_udp, OWN_IP, PORT)
     namespace.call(tunnel_device.configure, tun_name, TUN_ADDRESS, 1472, NETWORK)
     config = PumpConfig(
-        tun_fd, udp_fd, NETWORK, OWN_SUBNET, OWN_IP, TUN_ADDRESS, source_check, offloads
+        tun_fd,
+        udp_fd,
+        NETWORK,
+        OWN_SUBNET,
+        OWN_IP,
+        TUN_ADDRESS,
+        check_source=source_check,
+        offloads=offloads,
+        check_port=source_check,
     )
     with Pump(config) as pump, contextlib.ExitStack() as stack:
         assert pump.offloads == offloads  # this kernel has them all
@@ -195,6 +203,18 @@ def test_an_outer_source_without_a_lease_is_refused_and_reported_once(rig: Rig) 
     assert refusal.reason == "drop_udp_unknown_peer"
     assert refusal.outer_source == IPv4Address("172.30.0.66")
     assert refusal.inner_source == IPv4Address("10.1.6.2")
+
+
+def test_a_datagram_of_a_peer_from_another_port_is_refused_and_reported(rig: Rig) -> None:
+    with rig.socket("172.30.0.6") as other:
+        other.sendto(bytes(inner()), (str(OWN_IP), PORT))
+        rig.await_stat("drop_udp_wrong_port", 1)
+        (refusal,) = rig.pump.refusals()
+        assert (refusal.outer_port, refusal.reason) == (
+            other.getsockname()[1],
+            "drop_udp_wrong_port",
+        )
+    assert rig.pump.stats()["tun_written_packets"] == 0
 
 
 @pytest.mark.parametrize("source_check", [False])
