@@ -24,6 +24,7 @@ COLORS = {
     "tso": "#1f9d6b",
     "none": "#e0a526",
     "loop": "#c4513d",
+    "copies": "#8a63d2",
 }
 BASELINE = "vxlan"
 STEP = 0.5

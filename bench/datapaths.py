@@ -6,6 +6,7 @@ Each has a bridge on either host, and a veth pair of its own into the same conta
     vxlan         10.2.0.0/16       vxlan1 over eth0, as flannel's vxlan backend sets it up
     plain         10.3.0.0/16       no overlay: routed over eth0
     loop          10.4.0.0/16       simple_loop.c: one read and one send per packet
+    copies        10.5.0.0/16       simple_loop.c: one read and one send per superpacket
 
 The lab's own daemons are idle; they are only needed for the containers.
 """
@@ -26,6 +27,9 @@ from flannel_udp.lab.host import DaemonSetup, Host
 from flannel_udp.lab.lab import Lab
 
 LOOP_PORT = 8385
+COPIES_PORT = 8386
+COPIES_SEGMENT = 1472
+COPIES_SUPERPACKET = 60_000  # with its vnet header it fits into one send, of 65,507 bytes at most
 VXLAN_PORT = 8472
 FIRST_PORT = 8286  # of daemons
 READY_WITHIN = 30.0  # seconds
@@ -95,19 +99,36 @@ def add_vxlan(lab: Lab) -> Datapath:
     return Datapath("vxlan", _add_to_all(lab, link))
 
 
-def add_simple_loop(lab: Lab, program: Path) -> Datapath:
-    """The simple loop, which the preset ``none`` must exceed."""
+def add_loop(lab: Lab, program: Path) -> Datapath:
+    """One read and one send per packet, which the preset ``none`` must exceed."""
     link = _Link("loop", IPv4Network("10.4.0.0/16"), 1472)
+    _start_loops(lab, link, program, LOOP_PORT)
+    return Datapath("loop", _add_to_all(lab, link))
+
+
+def add_copies(lab: Lab, program: Path) -> Datapath:
+    """One read and one send per superpacket: what four copies of each byte cost by themselves."""
+    link = _Link("copies", IPv4Network("10.5.0.0/16"), 1472)
+    _start_loops(lab, link, program, COPIES_PORT, COPIES_SEGMENT)
+    target = _add_to_all(lab, link)
+    for container in lab.containers:
+        superpacket = ("gso_max_size", str(COPIES_SUPERPACKET))
+        container.netns.run(["ip", "link", "set", link.name, *superpacket], check=True)
+    return Datapath("copies", target)
+
+
+def _start_loops(lab: Lab, link: _Link, program: Path, port: int, *segment: int) -> None:
+    device = f"{link.name}0"
     for host, peer in _both(lab):
-        command = [str(program), "loop0", str(host.address), str(peer.address), str(LOOP_PORT)]
+        ends = (str(host.address), str(peer.address))
+        command = [str(program), device, *ends, *(str(number) for number in (port, *segment))]
         simple_loop = host.netns.popen(command, stdout=subprocess.PIPE)
         assert simple_loop.stdout is not None
         if simple_loop.stdout.readline() != b"ready\n":
             raise DatapathError(f"{program.name} did not start on {host.name}")
-        host.netns.add_address("loop0", IPv4Interface((_subnet(link, host)[0], 32)))
-        host.netns.set_link("loop0", state="up", mtu=link.mtu)
-        host.netns.add_route(link.network, device="loop0")
-    return Datapath("loop", _add_to_all(lab, link))
+        host.netns.add_address(device, IPv4Interface((_subnet(link, host)[0], 32)))
+        host.netns.set_link(device, state="up", mtu=link.mtu)
+        host.netns.add_route(link.network, device=device)
 
 
 @dataclass(frozen=True, slots=True)

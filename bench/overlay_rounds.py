@@ -45,8 +45,10 @@ def run(plan: Plan, underlay: Underlay, scratch: Path) -> Results:
 def _build(lab: Lab, plan: Plan, name: str, simple_loop: Path) -> Datapath:
     if name in plan.daemons:
         return datapaths.add_daemons(lab, name, list(plan.daemons).index(name), plan.daemons[name])
-    builders = {"vxlan": datapaths.add_vxlan, "plain": datapaths.add_plain}
-    return datapaths.add_simple_loop(lab, simple_loop) if name == "loop" else builders[name](lab)
+    loops = {"loop": datapaths.add_loop, "copies": datapaths.add_copies}
+    if name in loops:
+        return loops[name](lab, simple_loop)
+    return {"vxlan": datapaths.add_vxlan, "plain": datapaths.add_plain}[name](lab)
 
 
 def _rotated(built: list[Datapath], number: int) -> list[Datapath]:

@@ -18,6 +18,7 @@ DATAPATHS = {
     "tso": "tso",
     "none": "none",
     "loop": "one read, one send",
+    "copies": "copies alone",
 }
 
 
@@ -104,5 +105,5 @@ PLANS = {
     "quick": Plan(
         1, 3, tuple(DATAPATHS), {"tcp1": 1, "tcp4": 1, "udp64": 0.3, "udp1400": 0.3, "rtt": 0.2}
     ),
-    "gate": Plan(7, 7, ("vxlan", "auto"), {"tcp1": 1, "udp64": 0.5, "rtt": 0.5}),
+    "gate": Plan(7, 7, ("vxlan", "auto", "copies"), {"tcp1": 1, "udp64": 0.5, "rtt": 0.5}),
 }

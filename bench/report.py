@@ -44,6 +44,7 @@ processors.
 | busy poll {BUSY_POLL_US} us | with `--busy-poll-us` |
 | tso, none | with `--offload tso` and `--offload none` |
 | one read, one send | a loop in C (`bench/simple_loop.c`), one system call per packet and side |
+| copies alone | the same loop with superpackets: four copies of each byte, and nothing else |
 
 Preset `full` has no column: it is `auto` that refuses to start if an offload is missing.
 
