@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Self
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.log_limits import LineBudget
+from flannel_udp.retry import Backoff
 
 log = logging.getLogger(__name__)
-
-RESTART_AFTER = 60.0  # seconds; a lasting error then costs one traceback a minute
 
 
 class Service:
@@ -21,8 +21,8 @@ class Service:
 
     def __init__(self, name: str, on_fatal: Callable[[BaseException], None] | None) -> None:
         """``on_fatal`` gets the exception that ``_serve`` raises, and the thread ends. None is for
-        a thread that only informs: its error is logged, and ``_serve`` is called again a minute
-        later."""
+        a thread that only informs: its error is logged, and ``_serve`` is called again within
+        three seconds."""
         self._on_fatal = on_fatal
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -56,16 +56,19 @@ class Service:
         """Have ``_serve`` look at ``_stopping`` although nothing else happens."""
 
     def _run(self) -> None:
+        name, backoff, lines = self._thread.name, Backoff(), LineBudget()
         while not self._stopping.is_set():
             try:
                 self._serve()
                 return
-            except FlannelError as error:
-                failure: Exception = error
             except Exception as error:
-                log.exception("the thread %s met an error of its own", self._thread.name)
                 failure = error
             if self._on_fatal:
+                if not isinstance(failure, FlannelError):
+                    log.error("the thread %s met an error of its own", name, exc_info=failure)
                 self._on_fatal(failure)
                 return
-            self._stopping.wait(RESTART_AFTER)
+            trace = None if isinstance(failure, FlannelError | OSError) else failure
+            level = logging.WARNING if lines.allows() else logging.DEBUG
+            log.log(level, "the thread %s starts again: %s", name, failure, exc_info=trace)
+            self._stopping.wait(backoff.next())

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from flannel_udp import threads
 from flannel_udp.errors import DeviceError
+from flannel_udp.retry import Backoff
 from flannel_udp.threads import Service
 
 
@@ -51,10 +51,23 @@ def test_an_error_ends_the_thread_and_reaches_its_owner(
     assert ("the thread scripted met an error of its own" in caplog.text) is is_logged
 
 
+@pytest.mark.parametrize(
+    ("error", "has_traceback"),
+    [(DeviceError("gone"), False), (OSError("too many files"), False), (KeyError("bug"), True)],
+)
 def test_a_thread_that_only_informs_starts_again_after_an_error(
+    error: Exception, has_traceback: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Scripted(error, error, None) as service:
+        assert service.waiting.wait(10)
+    assert caplog.messages == [f"the thread scripted starts again: {error}"] * 2
+    assert ("Traceback" in caplog.text) is has_traceback
+
+
+def test_a_thread_that_fails_for_ever_logs_little(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(threads, "RESTART_AFTER", 0.0)
-    with Scripted(KeyError("bug"), None) as service:
+    monkeypatch.setattr(Backoff, "next", lambda _: 0.0)
+    with Scripted(*[DeviceError("gone")] * 100, None) as service:
         assert service.waiting.wait(10)
-    assert "the thread scripted met an error of its own" in caplog.text
+    assert len(caplog.messages) == 10

@@ -79,7 +79,7 @@ def run(options: Options, taken: Takeover | None = None) -> int:
         # health port taken.
         data_plane.enter_context(locks.hold_network(options.etcd_prefix, options.etcd_endpoints))
         with contextlib.ExitStack() as control:
-            status = _serve_status(options, control)
+            status = _serve_status(options, control, patient=taken is not None)
             try:
                 Daemon(options, taken, shutdown, status, data_plane, control).serve()
             except (FlannelError, OSError) as error:
@@ -209,9 +209,7 @@ class Daemon:
             self.data_plane.callback(self._leave_made, made)
         displace = self.taken is not None
         try:
-            firewall = self._attempt(
-                lambda: host_setup.prepare(settings, made, self.shutdown.fail, displace=displace)
-            )
+            firewall = self._attempt(lambda: host_setup.prepare(settings, made, displace=displace))
         except DeviceGoneError as error:
             if not self.taken:
                 raise
@@ -292,7 +290,7 @@ class Daemon:
             on_fault=self.status.readiness.set_fault,
         )
         self.control.enter_context(keeper)
-        self.control.enter_context(PumpWatch(pump, keeper.wake, self.shutdown.fail))
+        self.control.enter_context(PumpWatch(pump, keeper.wake))
 
     def _launch(self, service: Follower | LeaseKeeper | ConfigWatch) -> None:
         service.start()
@@ -366,12 +364,15 @@ class Daemon:
                 log.warning("lease %s could not be given back: %s", keeper.own.subnet, failure)
 
 
-def _serve_status(options: Options, control: contextlib.ExitStack) -> StatusSource:
+def _serve_status(
+    options: Options, control: contextlib.ExitStack, *, patient: bool
+) -> StatusSource:
+    """With ``patient``, a taken health port is waited for; else it is a DeviceError."""
     status = StatusSource(Readiness())
     if options.healthz_port:
         exposition = metrics.exposition(status.read)
         address = options.healthz_ip, options.healthz_port
-        control.enter_context(serve_health(*address, status.readiness, exposition))
+        control.enter_context(serve_health(*address, status.readiness, exposition, patient=patient))
     control.enter_context(serve_status(status_path(options.subnet_file), status.read))
     return status
 

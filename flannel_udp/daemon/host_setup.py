@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
 from ipaddress import IPv4Network
 
 from flannel_udp.cluster.config import NetworkConfig
@@ -16,13 +15,7 @@ from flannel_udp.options import Options
 log = logging.getLogger(__name__)
 
 
-def prepare(
-    settings: Settings,
-    made: contextlib.ExitStack,
-    on_fatal: Callable[[BaseException], None],
-    *,
-    displace: bool,
-) -> Firewall:
+def prepare(settings: Settings, made: contextlib.ExitStack, *, displace: bool) -> Firewall:
     """Configure device, routes and firewall, whatever an earlier process left of them.
 
     ``made`` gets what undoes it. With ``displace``, a foreign route to Network that stands in the
@@ -47,7 +40,6 @@ def prepare(
         Firewall(
             settings.firewall_policy(),
             config.port,
-            on_fatal,
             nftables=config.enable_nftables,
             resync=options.iptables_resync,
             stale=_abandoned_network(options, network),

@@ -1,65 +1,104 @@
-"""The health server: /healthz, /readyz and /metrics over HTTP."""
+"""The health port: /healthz, /readyz and /metrics over HTTP."""
 
 import contextlib
+import errno
 import http.server
+import io
 import logging
-import os
+import re
 import socket
-import socketserver
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from flannel_udp.errors import DeviceError
+from flannel_udp.host import ports
 from flannel_udp.logs import DETAIL
 from flannel_udp.observe.readiness import Readiness
-from flannel_udp.observe.server import QuietServer, ServerThread
+from flannel_udp.observe.server import BACKLOG, Server
 
 log = logging.getLogger(__name__)
 
 # Takes the Accept header; returns the metrics in a format that it names, and the content type.
 Exposition = Callable[[str], tuple[bytes, str]]
 
+_END_OF_HEADERS = re.compile(rb"\n\r?\n")
+
 
 @contextlib.contextmanager
 def serve_health(
-    address: str, port: int, readiness: Readiness, exposition: Exposition
+    address: str, port: int, readiness: Readiness, exposition: Exposition, *, patient: bool = False
 ) -> Iterator[int]:
-    """Answer while entered; yields the port. Raises DeviceError if it cannot listen."""
+    """Answer while entered; yields the port. Raises DeviceError if it cannot listen; if ``patient``
+    it logs that, tries again while entered, and yields 0."""
+    listen = partial(_listen, address, port)
+    with Server("health port", _HTTP(readiness, exposition), listen, patient=patient) as server:
+        yield server.port
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        server = _Server(address, port, readiness, exposition)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(BACKLOG)
     except OSError as error:
+        listener.close()
+        user = f" by {ports.listener(port)}" if error.errno == errno.EADDRINUSE else ""
         raise DeviceError(
-            f"cannot serve health checks on {address} port {port}: {os.strerror(error.errno or 0)};"
-            " choose another --healthz-ip or --healthz-port, or 0 for none"
+            f"cannot serve health checks on {address} port {port}:"
+            f" {error.strerror}{user}; choose another --healthz-ip or --healthz-port, or 0"
+            " for none"
         ) from None
-    with ServerThread(server, "health"):
-        yield server.server_address[1]
+    return listener
 
 
-class _Server(QuietServer, http.server.ThreadingHTTPServer):
-    # HTTPServer's own server_bind asks DNS for this host's name, which may take half a minute.
-    server_bind = socketserver.TCPServer.server_bind
+class _HTTP:
+    """One request a connection, as the probes of load balancers and Prometheus send it."""
 
-    def __init__(
-        self, address: str, port: int, readiness: Readiness, exposition: Exposition
-    ) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    def __init__(self, readiness: Readiness, exposition: Exposition) -> None:
         self.readiness, self.exposition = readiness, exposition
-        super().__init__((address, port), _Handler)
+
+    def is_complete(self, request: bytes) -> bool:
+        return _END_OF_HEADERS.search(request) is not None
+
+    def is_slow(self, request: bytes) -> bool:
+        return b" /metrics" in request.partition(b"\n")[0]
+
+    def answer(self, request: bytes) -> bytes:
+        exchange = _Exchange(request)
+        _Handler(exchange, self)
+        return bytes(exchange.answer)
+
+
+class _Exchange:
+    """In the place of a connection: the request is all there, and the answer is kept."""
+
+    def __init__(self, request: bytes) -> None:
+        self._request, self.answer = request, bytearray()
+
+    def makefile(self, *_: object) -> io.BytesIO:
+        return io.BytesIO(self._request)
+
+    def sendall(self, data: bytes) -> None:
+        self.answer += data
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     """The texts of /healthz and the first lines of /readyz are flannel's."""
 
-    server: _Server
-    timeout = 5  # seconds: a client that never finishes its request does not hold a thread
+    def __init__(self, exchange: Any, http: _HTTP) -> None:
+        self._http = http
+        nobody: Any = None
+        super().__init__(exchange, nobody, nobody)
 
     def do_GET(self) -> None:
-        readiness = self.server.readiness
+        readiness = self._http.readiness
         if self.path == "/healthz":
             self._answer(200, "flanneld is running")
         elif self.path.partition("?")[0] == "/metrics":
-            self._send(200, *self.server.exposition(self.headers.get("Accept", "")))
+            self._send(200, *self._http.exposition(self.headers.get("Accept", "")))
         elif self.path != "/readyz":
             self._answer(404, "see /healthz, /readyz and /metrics")
         elif (reason := readiness.reason) is None:

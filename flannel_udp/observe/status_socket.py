@@ -6,13 +6,12 @@ import json
 import logging
 import os
 import socket
-import socketserver
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flannel_udp.errors import StatusError
 from flannel_udp.observe.readiness import Status
-from flannel_udp.observe.server import QuietServer, ServerThread
+from flannel_udp.observe.server import BACKLOG, Server
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +32,12 @@ def serve_status(path: Path, status: Callable[[], Status]) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_dead(path)
-        server = _Server(path, status)
+        server = Server("status socket", _Json(status), lambda: _listen(path), patient=False)
     except OSError as error:
         log.warning("status is not available at %s: %s", path, error.strerror or error)
         yield
         return
-    with ServerThread(server, "status"):
+    with server:
         try:
             yield
         finally:
@@ -48,25 +47,32 @@ def serve_status(path: Path, status: Callable[[], Status]) -> Iterator[None]:
                 log.warning("cannot remove %s: %s", path, error.strerror)
 
 
-class _Server(QuietServer, socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
-    def __init__(self, path: Path, status: Callable[[], Status]) -> None:
-        self.path, self.status = path, status
-        super().__init__(str(path), _Handler)
 
-    def server_bind(self) -> None:
-        super().server_bind()
-        self.path.chmod(0o600)
+class _Json:
+    """Sends the status to whoever connects."""
 
+    def __init__(self, status: Callable[[], Status]) -> None:
+        self._status = status
 
-class _Handler(socketserver.StreamRequestHandler):
-    server: _Server
-    timeout = _TIMEOUT
+    def is_complete(self, _: bytes) -> bool:
+        return True
 
-    def handle(self) -> None:
-        with contextlib.suppress(OSError):  # the client closed the connection
-            self.wfile.write(json.dumps(self.server.status()).encode() + b"\n")
+    def is_slow(self, _: bytes) -> bool:
+        return False
+
+    def answer(self, _: bytes) -> bytes:
+        return json.dumps(self._status()).encode() + b"\n"
 
 
 def _remove_dead(path: Path) -> None:

@@ -31,7 +31,7 @@ def policy(number: int) -> Policy:
 
 def test_cleanup_removes_only_what_no_running_daemon_uses(namespace: Namespace) -> None:
     for number, nftables in ((1, False), (2, True), (3, False), (4, True)):
-        firewall = Firewall(policy(number), 8280 + number, never, nftables=nftables, resync=3600)
+        firewall = Firewall(policy(number), 8280 + number, nftables=nftables, resync=3600)
         namespace.call(firewall.__enter__)
         namespace.call(kernel_routes.add_blackhole, policy(number).subnet)
     # The daemons of the networks 3 and 4 run: they have a device, a route and a lock.
@@ -57,7 +57,7 @@ def test_cleanup_removes_only_what_no_running_daemon_uses(namespace: Namespace) 
 
 def test_rules_that_a_running_flanneld_may_need_stay(namespace: Namespace, tmp_path: Path) -> None:
     """Its backend host-gw routes through eth0: only the process shows that it runs."""
-    namespace.call(Firewall(policy(1), 8285, never, nftables=False, resync=3600).__enter__)
+    namespace.call(Firewall(policy(1), 8285, nftables=False, resync=3600).__enter__)
     namespace.call(kernel_routes.add_blackhole, policy(1).subnet)
     rules, routes = namespace.run(["iptables-save"]).stdout, namespace.run(["ip", "route"]).stdout
     program = str(tmp_path / "flanneld")
@@ -107,7 +107,7 @@ def test_cleanup_deletes_a_device_that_nobody_serves(namespace: Namespace) -> No
 
 
 def test_cleanup_without_rights_is_one_sentence(namespace: Namespace) -> None:
-    namespace.call(Firewall(policy(1), 8285, never, nftables=False, resync=3600).__enter__)
+    namespace.call(Firewall(policy(1), 8285, nftables=False, resync=3600).__enter__)
     result = namespace.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", *PROGRAM])
     assert result.returncode == 1
     assert result.stderr.startswith("flannel-udp: cannot write firewall rules: iptables-save says")

@@ -96,9 +96,8 @@ def test_an_error_of_our_own_is_logged_and_the_config_followed_again(
         return read(key)
 
     monkeypatch.setattr(etcd, "range", fail_once)
-    monkeypatch.setattr("flannel_udp.threads.RESTART_AFTER", 0.1)
     server.put(KEY, PORT)
     with ConfigWatch(Registry(etcd, "/net"), NetworkConfig.parse(TEXT)) as watch:
         await_difference(watch, "Backend.Port is 9000, was 8285")
-    assert "the thread config-watch met an error of its own" in caplog.text
+    assert "the thread config-watch starts again: a bug" in caplog.text
     etcd.close()

@@ -10,7 +10,6 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannel_udp import threads
 from flannel_udp.backends.pump.ends import Tunnel
 from flannel_udp.backends.pump.pump import Offload
 from flannel_udp.cluster.config import NetworkConfig
@@ -42,7 +41,6 @@ def test_recording_continues_after_an_error(
         return HEAD, {}, Knowledge(Snapshot((), revision))
 
     monkeypatch.setattr(systemd, "keeps_descriptors", lambda: True)
-    monkeypatch.setattr(threads, "RESTART_AFTER", 0.0)
     with MemoryFile.create() as memory:
         tunnel = Tunnel("flannel0", memory.descriptor, memory.descriptor, Offload(0))
         with Recorder(tunnel, memory, read, is_stored=True) as service:
@@ -50,7 +48,7 @@ def test_recording_continues_after_an_error(
                 assert attempts.acquire(timeout=5)
                 service.changed()
         assert state.decode(memory.read()).known().snapshot.revision == 3
-    assert "the thread handover met an error of its own" in caplog.text
+    assert "the thread handover starts again: a bug" in caplog.text
 
 
 @pytest.fixture

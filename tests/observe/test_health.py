@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
+import re
 import socket
 import struct
 import time
@@ -65,7 +67,9 @@ def test_health_listens_on_ipv6_too() -> None:
 def test_a_taken_health_port_is_reported_in_one_sentence() -> None:
     with (
         serve_health("127.0.0.1", 0, Readiness(), expose) as port,
-        pytest.raises(DeviceError, match=rf"port {port}: Address already in use; .*--healthz-port"),
+        pytest.raises(
+            DeviceError, match=rf"port {port}: Address .* use by \w+, process .*--healthz-port"
+        ),
         serve_health("127.0.0.1", port, Readiness(), expose),
     ):
         pass
@@ -103,3 +107,31 @@ def test_the_start_does_not_ask_dns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostbyaddr", ask)
     with serve_health("127.0.0.1", 0, Readiness(), expose) as port:
         assert get(port, "/healthz")[0] == 200
+
+
+def test_a_patient_server_names_who_has_its_port_and_waits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    other = socket.create_server(("127.0.0.1", 0))
+    port = other.getsockname()[1]
+    with serve_health("127.0.0.1", port, Readiness(), expose, patient=True):
+        wait_until(lambda: "trying again" in caplog.text, "the log line")
+        holder = rf"port {port}: Address already in use by \w+, process {os.getpid()}\b"
+        assert re.search(holder, caplog.text)
+        other.close()
+        wait_until(lambda: "the health port is served now" in caplog.text, "the port")
+        assert get(port, "/healthz") == (200, "flanneld is running")
+    assert len(caplog.messages) == 2
+
+
+def test_other_methods_and_garbage_are_refused() -> None:
+    with serve_health("127.0.0.1", 0, Readiness(), expose) as port:
+        for request, answer in (
+            (b"POST /healthz HTTP/1.1\r\n\r\n", b"HTTP/1.0 501 "),
+            (b"\x16\x03\x01\n\n", b"Error code: 400"),
+        ):
+            with socket.create_connection(("127.0.0.1", port), 5) as client:
+                client.sendall(request)
+                with client.makefile("rb") as lines:
+                    assert answer in lines.read()

@@ -31,12 +31,10 @@ _SOURCE_CHECK = ("drop_udp_unknown_peer", "drop_udp_spoofed_source")
 class PumpWatch(Service):
     """Its thread waits for the pump's event descriptor."""
 
-    def __init__(
-        self, pump: Pump, on_failure: Callable[[], None], on_fatal: Callable[[BaseException], None]
-    ) -> None:
+    def __init__(self, pump: Pump, on_failure: Callable[[], None]) -> None:
         """``on_failure`` is called when the worker has ended by itself; the pump may then be
         restarted, and is watched further."""
-        super().__init__("pump-watch", on_fatal)
+        super().__init__("pump-watch", None)
         self._pump, self._on_failure = pump, on_failure
         self._waiting: dict[_Key, tuple[float, Refusal]] = {}
         self._logged = Seen[_Key](quiet=_QUIET, most=_MOST_REMEMBERED)
@@ -55,17 +53,15 @@ class PumpWatch(Service):
         poll = select.poll()
         poll.register(self._pump.event_fd, select.POLLIN)
         poll.register(self._wake_fd, select.POLLIN)
-        while True:
-            ready = dict(poll.poll(self._timeout()))
-            if self._stopping.is_set():
-                return
-            if self._pump.event_fd in ready:
-                os.read(self._pump.event_fd, 8)
+        while not self._stopping.is_set():
+            # First, because this thread may have met an error after it took the event.
             if self._pump.failure:
                 self._on_failure()
             self._collect_refusals()
             self._log_refusals()
             self._log_fallbacks()
+            if self._pump.event_fd in dict(poll.poll(self._timeout())):
+                os.read(self._pump.event_fd, 8)
 
     def _timeout(self) -> float | None:
         """Milliseconds until a line is due although the pump reports nothing; None for never."""

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from typing import Any
@@ -41,16 +40,14 @@ class Firewall(Service):
         self,
         policy: Policy,
         port: int,
-        on_fatal: Callable[[BaseException], None],
         *,
         nftables: bool,
         resync: float,
         stale: IPv4Network | None = None,
     ) -> None:
         """``nftables`` is EnableNFTables of the network config, ``resync`` the seconds between
-        checks, ``stale`` a Network that this daemon served before. ``on_fatal`` gets an error of
-        our own, and the thread ends."""
-        super().__init__("firewall", on_fatal)
+        checks, ``stale`` a Network that this daemon served before."""
+        super().__init__("firewall", None)
         self._policy, self._port, self._nftables = policy, port, nftables
         self._resync, self._stale = resync, stale
         wanted = {"masquerade": policy.masquerade, "forward": policy.forward}

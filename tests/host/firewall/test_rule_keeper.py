@@ -28,10 +28,6 @@ PORT = 8285
 TABLE = ("-s", "list", "table", "ip", "flannel-ipv4")
 
 
-def never(error: BaseException) -> None:
-    raise error
-
-
 @contextmanager
 def kept(
     namespace: Namespace,
@@ -41,10 +37,9 @@ def kept(
     nftables: bool = False,
     resync: float = 0.05,
     stale: IPv4Network | None = None,
-    on_fatal: Callable[[BaseException], None] = never,
 ) -> Iterator[Firewall]:
     """The policy in force in the host."""
-    firewall = Firewall(policy, port, on_fatal, nftables=nftables, resync=resync, stale=stale)
+    firewall = Firewall(policy, port, nftables=nftables, resync=resync, stale=stale)
     namespace.call(firewall.__enter__)
     try:
         yield firewall
@@ -98,7 +93,7 @@ def test_rules_of_a_killed_run_are_replaced_and_then_removed(
     namespace: Namespace, nftables: bool
 ) -> None:
     old = replace(POLICY, subnet=IPv4Network("10.1.77.0/24"))
-    killed = Firewall(old, PORT, never, nftables=nftables, resync=3600)
+    killed = Firewall(old, PORT, nftables=nftables, resync=3600)
     namespace.call(killed.__enter__)
     assert "10.1.77.0/24" in text(namespace)
     with kept(namespace, nftables=nftables):
@@ -110,14 +105,14 @@ def test_rules_of_a_killed_run_are_replaced_and_then_removed(
 
 def test_switching_the_tool_leaves_no_rules_of_the_old_one(namespace: Namespace) -> None:
     for first in (True, False):
-        namespace.call(Firewall(POLICY, PORT, never, nftables=first, resync=3600).__enter__)
+        namespace.call(Firewall(POLICY, PORT, nftables=first, resync=3600).__enter__)
         with kept(namespace, nftables=not first):
             assert ("FLANNEL-FWD" in text(namespace)) == first
             assert ("flannel-ipv4" in text(namespace)) != first
 
 
 def test_rules_of_the_previous_network_are_removed(namespace: Namespace, variant: str) -> None:
-    namespace.call(Firewall(OTHER, PORT, never, nftables=False, resync=3600).__enter__)
+    namespace.call(Firewall(OTHER, PORT, nftables=False, resync=3600).__enter__)
     with kept(namespace, stale=OTHER.network):
         assert "10.2." not in text(namespace)
         assert "10.1." in text(namespace)
@@ -258,15 +253,15 @@ def test_a_missing_tool_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(tools, "_which", lambda _: None)
     with pytest.raises(FirewallError, match=f"{program} is not installed; apt-get install"):
-        Firewall(POLICY, PORT, never, nftables=nftables, resync=1).__enter__()
-    firewall = Firewall(replace(POLICY, masquerade=False), PORT, never, nftables=nftables, resync=1)
+        Firewall(POLICY, PORT, nftables=nftables, resync=1).__enter__()
+    firewall = Firewall(replace(POLICY, masquerade=False), PORT, nftables=nftables, resync=1)
     with firewall:
         assert "going on without forward rules" in caplog.text
         assert firewall.report()["problems"] == [caplog.messages[0].rpartition(";")[0]]
         assert firewall.unready_reason == firewall.report()["problems"][0]
     caplog.clear()
     nothing = replace(POLICY, masquerade=False, forward=False)
-    with Firewall(nothing, PORT, never, nftables=nftables, resync=1):
+    with Firewall(nothing, PORT, nftables=nftables, resync=1):
         assert caplog.text == ""
 
 
@@ -302,7 +297,7 @@ def test_a_refusal_quotes_the_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("PATH", str(failing), prepend=":")
     sentence = "cannot write firewall rules: iptables-restore says 'out of memory'"
     with pytest.raises(FirewallError, match=sentence):
-        Firewall(POLICY, PORT, never, nftables=False, resync=1).__enter__()
+        Firewall(POLICY, PORT, nftables=False, resync=1).__enter__()
 
 
 def test_a_failing_check_and_its_end_are_logged_once(
@@ -331,22 +326,22 @@ def test_a_failing_check_and_its_end_are_logged_once(
     assert caplog.text.count("firewall rules: no; trying again") == 1
 
 
-def test_an_error_of_our_own_in_the_thread_is_reported(
+def test_rules_are_kept_after_an_error_of_our_own(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fatal_errors: list[BaseException] = []
-    bug = RuntimeError("a bug")
-    with kept(namespace, resync=0.01, on_fatal=fatal_errors.append) as firewall:
+    with kept(namespace, resync=0.01) as firewall:
         assert firewall._tools
 
         def fail(policy: Policy) -> Repair:
-            raise bug
+            raise RuntimeError("a bug")
 
         monkeypatch.setattr(firewall._tools.writer, "apply", fail)
-        wait_until(lambda: fatal_errors, "the error being reported")
+        wait_until(lambda: "the thread firewall starts again" in caplog.text, "the log line")
+        whole = text(namespace)
+        namespace.run(["iptables", "-F", "FLANNEL-FWD"], check=True)
         monkeypatch.undo()
-    assert fatal_errors == [bug]
-    assert "the thread firewall met an error of its own" in caplog.text
+        wait_until(lambda: text(namespace) == whole, "the rules being restored")
+    assert "a bug" in caplog.text
 
 
 @pytest.mark.parametrize(
