@@ -26,9 +26,9 @@ uint8_t *outbox_new_header(struct outbox *outbox)
 static struct message *open_message(struct outbox *outbox, const struct peer *peer, size_t pieces,
                                     size_t length)
 {
-    /* The number may be from an earlier batch, whose messages are gone. */
+    /* The number may be from an earlier batch, or of a message that has left. */
     struct message *message = &outbox->messages[peer->latest_message];
-    if (peer->latest_message >= outbox->count || message->peer != peer)
+    if (peer->latest_message < outbox->first || peer->latest_message >= outbox->count || message->peer != peer)
         return NULL;
     bool fits = message->open && message->pieces == pieces && length <= message->packet_size &&
                 message->packets < UDP_SEGMENTS_MAX && message->length + length <= UDP_SEND_MAX;

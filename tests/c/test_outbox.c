@@ -291,6 +291,23 @@ static void a_full_socket_keeps_the_rest_for_later(void)
     }
 }
 
+static void a_packet_added_while_others_wait_leaves_after_them(void)
+{
+    for (int gso = 0; gso < 2; gso++) {
+        begin(gso != 0);
+        add(0, 100, 1);
+        add(0, 100, 1);
+        add(1, 100, 1);
+        takes = 1;
+        waits_after = gso != 0 ? 2 : 3;
+        CHECK_EQ(flush(1), 1);
+        CHECK_EQ(hosts[0].got, 2);
+        add(0, 100, 1);
+        CHECK_EQ(flush(1), 0);
+        check_all_went();
+    }
+}
+
 static void a_short_send_continues_where_it_stopped(void)
 {
     for (unsigned most = 1; most < 9; most++) {
@@ -377,6 +394,7 @@ int main(void)
     RUN(segments_are_tried_again_after_a_while_and_by_other_peers_at_once);
     RUN(what_is_given_up_is_counted_as_not_sent);
     RUN(a_full_socket_keeps_the_rest_for_later);
+    RUN(a_packet_added_while_others_wait_leaves_after_them);
     RUN(a_short_send_continues_where_it_stopped);
     RUN(a_path_too_narrow_loses_only_what_is_too_large);
     RUN(a_dead_socket_ends_the_flush);
