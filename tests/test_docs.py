@@ -29,9 +29,10 @@ SYSTEM_PROGRAMS = {
     *("apt-get", "cat", "docker", "echo", "etcdctl", "install", "ip", "iptables", "sysctl"),
     *("ln", "systemctl"),
 }
-# Flags of systemctl, docker, etcdctl and iptables-restore that the documents mention.
+# Flags of systemctl, docker, etcdctl, iptables-restore and conntrack that the documents mention.
 SYSTEM_FLAGS = {
-    *("--now", "--ip-masq", "--endpoints", "--prefix", "--noflush", "--detach", "--name", "--rm")
+    *("--now", "--ip-masq", "--endpoints", "--prefix", "--noflush", "--detach", "--name", "--rm"),
+    "--zone",
 }
 FINDING = ("bad(", "note(")  # functions that return a finding of `status --check`
 # Errors that end a running daemon, or that it waits for the end of.

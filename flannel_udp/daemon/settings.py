@@ -1,5 +1,6 @@
 """The settings of this start: what was chosen, and what each part is told of it."""
 
+import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
@@ -11,7 +12,7 @@ from flannel_udp.cluster.lease import OwnLease
 from flannel_udp.handover.state import Head
 from flannel_udp.handover.takeover import here
 from flannel_udp.host import subnet_env, tunnel_device
-from flannel_udp.host.firewall.rules import Policy
+from flannel_udp.host.firewall.rules import Overlay, Policy
 from flannel_udp.host.interface_choice import ExternalInterface
 from flannel_udp.observe.status import StartFacts
 from flannel_udp.options import Options
@@ -70,6 +71,12 @@ class Settings:
             masquerade=self.options.ip_masq,
             forward=self.options.iptables_forward_rules,
             random_fully=not self.options.ip_masq_fully_random_disable,
+            overlay=Overlay(
+                self.external.address,
+                self.config.port,
+                owner=os.fstat(self.tunnel.udp_fd).st_uid,
+                is_translated=self.public_ip != self.external.address,
+            ),
         )
 
     def tunnel_plan(self) -> TunnelPlan:

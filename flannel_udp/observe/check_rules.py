@@ -73,6 +73,8 @@ def host_findings(
         yield note("kernel-udp-gso", "kernel", fault)
     for problem in status["firewall"]["problems"]:
         yield bad("firewall-rule", "firewall", problem)
+    for lack in status["firewall"].get("notes", ()):
+        yield note("overlay-not-apart", "firewall", lack)
     if not status["firewall"]["problems"]:
         yield good("firewall", "no rule is known to harm the overlay")
     subnet = IPv4Network(status["subnet"])

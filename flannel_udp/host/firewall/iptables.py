@@ -5,7 +5,7 @@ chain and the mark rule at its top are shared, and the last daemon removes them.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from typing import Self
@@ -14,7 +14,11 @@ from flannel_udp.host.firewall.rules import (
     FORWARD_COMMENT,
     KUBE_PROXY_MARK,
     MASQUERADE_COMMENT,
+    OVERLAY_COMMENT,
+    ZONE,
     Match,
+    Overlay,
+    Part,
     Policy,
     Rule,
     Verdict,
@@ -30,6 +34,9 @@ _DOCKER_RAW_DROP = re.compile(r"-d (\S+) ! -i \S+ -j DROP")
 # Of docker 28 and later. A bridge that docker named itself does not carry the host's subnet.
 _DOCKER_BRIDGE_DROP = re.compile(r"! -i (?!br-[0-9a-f]{12} )(\S+) -o \1 -j DROP")
 _NETWORK = re.compile(r"(?<!! )-[sd] (\S+)")
+_OVERLAY_MARK = re.compile(rf'--comment "{OVERLAY_COMMENT} (\d+) ')
+# The packet that an ICMP error quotes: its protocol, and its source port. Ours have no IP options.
+_QUOTED_UDP, _QUOTED_PORT = "0x0>>0x16&0x3c@0x10>>0x10&0xff=0x11", "0x0>>0x16&0x3c@0x1c>>0x10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,58 @@ def change(found: Ruleset, policy: Policy) -> str:
     return _transaction(_MASQUERADE, found, policy.network, masquerade) + _transaction(
         _FORWARD, found, policy.network, forward
     )
+
+
+def overlay_rules(part: Part, overlay: Overlay) -> dict[tuple[str, str], str]:
+    """By table and built-in chain; none for a part that iptables cannot write.
+
+    There is no chain after masquerading in which the guard could see who sends.
+    """
+    address, port = overlay.address, overlay.port
+    mark = f'-m comment --comment "{OVERLAY_COMMENT} {port} {part.value}" -j'
+    arriving = f"-d {address}/32 -p udp -m udp --dport {port} {mark}"
+    leaving = f"-s {address}/32 -p udp -m udp --sport {port} {mark}"
+    quoted = f'-m u32 --u32 "{_QUOTED_UDP}&&{_QUOTED_PORT}={port:#x}"'
+    rules = {
+        Part.ZONE: {
+            ("raw", "PREROUTING"): f"{arriving} CT --zone {ZONE}",
+            ("raw", "OUTPUT"): f"{leaving} CT --zone {ZONE}",
+        },
+        Part.ERRORS: {
+            ("raw", "PREROUTING"): f"-d {address}/32 -p icmp {quoted} {mark} CT --zone {ZONE}"
+        },
+        Part.PORT: {
+            ("nat", "PREROUTING"): f"{arriving} DNAT --to-destination {address}:{port}",
+            ("nat", "POSTROUTING"): f"{leaving} SNAT --to-source {address}:{port}",
+        },
+    }
+    if overlay.is_translated:
+        del rules[Part.PORT]["nat", "POSTROUTING"]
+    return rules.get(part, {})
+
+
+def overlay_change(
+    found: Ruleset, wanted: Mapping[tuple[str, str], str], port: int, part: Part | None = None
+) -> str:
+    """What iptables-restore --noflush must read so that of the overlay's rules for this port, or
+    of one part of them, exactly those wanted are left, first in their chains; "" if it is so."""
+    mark = f'--comment "{OVERLAY_COMMENT} {port} {part.value if part else ""}'
+    commands: dict[str, list[str]] = {}
+    places = {(table, chain) for table, chains in found.rules.items() for chain in chains}
+    for table, chain in sorted(places | wanted.keys()):
+        old = [rule for rule in found.of(table, chain) if mark in rule]
+        new = [wanted[table, chain]] if (table, chain) in wanted else []
+        if old != new:
+            lines = _deletions((chain, rule) for rule in old)
+            lines += [f"-I {chain} 1 {rule}" for rule in new]
+            commands[table] = commands.get(table, []) + lines
+    return "".join(_restored(table, lines) for table, lines in commands.items())
+
+
+def overlay_ports(found: Ruleset) -> set[int]:
+    """Of all daemons, running or dead, that keep their datagrams apart."""
+    lines = [rule for chains in found.rules.values() for rules in chains.values() for rule in rules]
+    return {int(match[1]) for match in map(_OVERLAY_MARK.search, lines) if match}
 
 
 def is_only_behind_docker(found: Ruleset, policy: Policy) -> bool:
@@ -214,7 +273,12 @@ def _transaction(place: _Place, found: Ruleset, network: IPv4Network, wanted: li
     commands = (
         _install(place, found, network, wanted) if wanted else _uninstall(place, found, network)
     )
-    return "\n".join([f"*{place.table}", *commands, "COMMIT", ""]) if commands else ""
+    return _restored(place.table, commands) if commands else ""
+
+
+def _restored(table: str, commands: Iterable[str]) -> str:
+    """The transaction as iptables-restore reads it."""
+    return "\n".join([f"*{table}", *commands, "COMMIT", ""])
 
 
 def _install(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> list[str]:

@@ -6,14 +6,18 @@ which a host has one daemon each.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from flannel_udp.host.firewall.rules import (
     FORWARD_COMMENT,
     KUBE_PROXY_MARK,
     MASQUERADE_COMMENT,
+    OVERLAY_COMMENT,
+    ZONE,
     Match,
+    Overlay,
+    Part,
     Policy,
     Rule,
     Verdict,
@@ -22,41 +26,81 @@ from flannel_udp.host.firewall.rules import (
 TABLE = "flannel-ipv4"
 
 _MARK = f"{KUBE_PROXY_MARK:#x}"
-_HOOKS = ("nat hook postrouting priority 100", "filter hook forward priority 0")
-_CHAIN_OF_A_DAEMON = re.compile(r"(?:postrtg|forward)-([0-9]+)")
+_CHAIN_OF_A_DAEMON = re.compile(r"(?:postrtg|forward|(?:zone|port)-(?:in|out)|errors|guard)-(\d+)")
 
 Chains = dict[str, list[dict[str, Any]]]  # by name: the chain's own attributes and its rules
+Wanted = dict[str, tuple[str, list[str]]]  # by name: type and hook of the chain, and its rules
 
 
-def replacement(policy: Policy, port: int) -> str:
-    """What ``nft -f`` must read so that ``policy`` holds, in one transaction.
+def replacement(wanted: Wanted) -> str:
+    """What ``nft -f`` must read so that these chains are as wanted, in one transaction.
 
-    A policy that wants nothing leaves no chain of ours.
+    A chain without rules is deleted.
     """
     script = [f"add table ip {TABLE}"]
-    for chain in chain_names(port):
+    for chain in wanted:
         # Adding comes first, because deleting a chain that does not exist is an error.
         script += [f"{verb} chain ip {TABLE} {chain}" for verb in ("add", "flush", "delete")]
-    for (chain, rules), hook in zip(_rules(policy, port).items(), _HOOKS, strict=True):
+    for chain, (hook, rules) in wanted.items():
         if rules:
             script += [f"table ip {TABLE} {{", f"chain {chain} {{"]
             script += [f"type {hook}; policy accept;", *rules, "}", "}"]
     return "\n".join([*script, ""])
 
 
-def _rules(policy: Policy, port: int) -> dict[str, list[str]]:
-    """The rules of each of our chains, as nft reads them."""
+def traffic_chains(policy: Policy, port: int) -> Wanted:
+    """Of --ip-masq and of the forward rules."""
     masquerade = [_text(rule, policy, MASQUERADE_COMMENT) for rule in policy.masquerade_rules()]
     if masquerade:
         mark = f'meta mark & {_MARK} == {_MARK} return comment "{MASQUERADE_COMMENT}"'
         masquerade.insert(0, mark)
     forward = [_text(rule, policy, FORWARD_COMMENT) for rule in policy.forward_rules()]
-    return dict(zip(chain_names(port), (masquerade, forward), strict=True))
+    return {
+        f"postrtg-{port}": ("nat hook postrouting priority 100", masquerade),
+        f"forward-{port}": ("filter hook forward priority 0", forward),
+    }
 
 
-def chain_names(port: int) -> tuple[str, str]:
-    """Of the chain that masquerades and of the one that accepts forwarded packets."""
-    return f"postrtg-{port}", f"forward-{port}"
+def overlay_chains(part: Part, overlay: Overlay) -> Wanted:
+    """Each comes just before those of others at its hook, because the first zone counts, and the
+    first NAT rule. The guard comes after masquerading: it sees from where a packet will leave.
+    """
+    address, port = overlay.address, overlay.port
+    comment = f'comment "{OVERLAY_COMMENT}"'
+    arriving, leaving = (
+        f"ip daddr {address} udp dport {port}",
+        f"ip saddr {address} udp sport {port}",
+    )
+    zone, early = f"ct zone set {ZONE} {comment}", "filter hook prerouting priority -301"
+    # The packet that an ICMP error quotes: its protocol, and its source port. Ours have no options.
+    quoted = f"@th,136,8 17 @th,224,16 {port}"
+    kept = [] if overlay.is_translated else [f"{leaving} snat to {address}:{port} {comment}"]
+    chains: dict[Part, Wanted] = {
+        Part.ZONE: {
+            f"zone-in-{port}": (early, [f"{arriving} {zone}"]),
+            f"zone-out-{port}": ("filter hook output priority -301", [f"{leaving} {zone}"]),
+        },
+        Part.ERRORS: {
+            f"errors-{port}": (early, [f"ip daddr {address} ip protocol icmp {quoted} {zone}"])
+        },
+        Part.PORT: {
+            f"port-in-{port}": (
+                "nat hook prerouting priority -101",
+                [f"{arriving} dnat to {address}:{port} {comment}"],
+            ),
+            f"port-out-{port}": ("nat hook postrouting priority 99", kept),
+        },
+        Part.GUARD: {
+            f"guard-{port}": (
+                "filter hook postrouting priority 101",
+                [
+                    f"{leaving} meta skuid {overlay.owner} accept {comment}",
+                    f"{leaving} drop {comment}",
+                ],
+            )
+        },
+    }
+    return chains[part]
 
 
 def has_table(listing: str) -> bool:
@@ -74,16 +118,20 @@ def chains(listing: str) -> Chains:
     return found
 
 
-def ports(found: Chains) -> set[int]:
-    """Of all daemons, running or dead, that have chains in the table."""
+def ports(found: Iterable[str]) -> set[int]:
+    """Of all daemons, running or dead, to which these chains belong."""
     return {int(match[1]) for match in map(_CHAIN_OF_A_DAEMON.fullmatch, found) if match}
 
 
-def is_complete(found: Chains, policy: Policy, port: int) -> bool:
-    """Whether our chains have as many rules as ``policy`` wants."""
+def of_port(found: Iterable[str], port: int) -> list[str]:
+    """The names of the chains of one daemon."""
+    return [name for name in found if name.endswith(f"-{port}") and ports([name])]
+
+
+def is_complete(found: Chains, wanted: Wanted) -> bool:
+    """Whether the chains have as many rules as wanted."""
     counts = {name: sum("expr" in each for each in chain) for name, chain in found.items()}
-    wanted = _rules(policy, port).items()
-    return all(counts.get(name, 0) == len(rules) for name, rules in wanted)
+    return all(counts.get(name, 0) == len(rules) for name, (_, rules) in wanted.items())
 
 
 def _objects(listing: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import iptables
-from flannel_udp.host.firewall.rules import Policy
+from flannel_udp.host.firewall.overlay_keeper import OverlayKeeper
+from flannel_udp.host.firewall.rules import Part, Policy
 from flannel_udp.host.firewall.tools import Iptables, Nftables, Repair, Tool, are_installed
 from flannel_udp.log_limits import ChangeLog, Lasting, Seen
 from flannel_udp.logs import DETAIL
@@ -53,6 +54,7 @@ class Firewall(Service):
         wanted = {"masquerade": policy.masquerade, "forward": policy.forward}
         self._wanted = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
         self._tools: _Tools | None = None
+        self._overlay = OverlayKeeper(policy.overlay, nftables=nftables) if policy.overlay else None
         self._established = False
         self._problem: str | None = None
         self._complaints: list[str] = []
@@ -69,16 +71,18 @@ class Firewall(Service):
             if self._wanted:
                 self._failed(error)
         self._look_for_harmful_rules()
+        self._keep_apart()
         super().start()
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
-        if not self._tools:
-            return
-        try:
-            self._tools.writer.remove(self._policy)
-        except FirewallError as error:
-            log.warning("%s; firewall rules may be left: run flannel-udp cleanup", error)
+        tools = self._overlay.tools(Part.ZONE) if self._overlay else []
+        tools += [self._tools.writer] if self._tools else []
+        for tool in {tool.name: tool for tool in tools}.values():
+            try:
+                tool.remove(self._policy)
+            except FirewallError as error:
+                log.warning("%s; firewall rules may be left: run flannel-udp cleanup", error)
 
     @property
     def unready_reason(self) -> str | None:
@@ -87,12 +91,15 @@ class Firewall(Service):
 
     def report(self) -> dict[str, Any]:
         """For the status: the tool, what it was asked for, and what is wrong."""
-        problems = [self._problem] if self._problem else []
+        missing = dict(self._overlay.missing) if self._overlay else {}
+        zone = missing.pop(Part.ZONE, None)
+        problems = [each for each in (self._problem, zone) if each]
         return {
             "tool": self._tools.writer.name if self._tools else None,
             "masquerade": self._policy.masquerade,
             "forward": self._policy.forward,
             "problems": problems + self._complaints,
+            "notes": list(missing.values()),
         }
 
     def _serve(self) -> None:
@@ -100,28 +107,41 @@ class Firewall(Service):
             self._check()
 
     def _check(self) -> None:
-        if self._wanted or not self._established:
-            try:
-                self._apply()
-            except FirewallError as error:
-                if self._wanted:
-                    self._failed(error)
+        repair = Repair.NOTHING
+        try:
+            repair = self._apply()
+        except FirewallError as error:
+            if self._wanted:
+                self._failed(error)
         self._look_for_harmful_rules()
+        if self._keep_apart():
+            repair = Repair.WRITTEN
+        if self._problem is None:
+            self._log(repair)
 
-    def _apply(self) -> None:
-        """Write the rules that are missing, and log what changed. Raises FirewallError."""
+    def _apply(self) -> Repair:
+        """Write the traffic rules that are missing. Raises FirewallError."""
         if self._tools is None:
             tools = self._find_tools()
             self._remove_leftovers(tools)
             self._tools = tools
         repair = self._tools.writer.apply(self._policy)
         self._problem = None
-        if not self._established:
-            self._established = True
-            if self._wanted:
-                self._changes.works("the firewall can be used now")
-                log.info("firewall rules: %s (%s)", self._wanted, self._tools.writer.name)
-        elif repair is Repair.MOVED_BEFORE_DOCKER:
+        if self._established:
+            return repair
+        self._established = True
+        if self._wanted:
+            self._changes.works("the firewall can be used now")
+            log.info("firewall rules: %s (%s)", self._wanted, self._tools.writer.name)
+        return Repair.NOTHING
+
+    def _keep_apart(self) -> bool:
+        """Whether rules about the overlay's own datagrams had to be restored."""
+        iptables = self._tools.iptables if self._tools else None
+        return bool(self._overlay and self._overlay.check(iptables))
+
+    def _log(self, repair: Repair) -> None:
+        if repair is Repair.MOVED_BEFORE_DOCKER:
             is_new = self._moves.is_new("docker", time.monotonic())
             log.log(
                 logging.INFO if is_new else logging.DEBUG,
@@ -146,7 +166,7 @@ class Firewall(Service):
         with contextlib.suppress(FirewallError):
             (Nftables(self._port) if not self._nftables else Iptables()).remove(self._policy)
         if self._stale and tools.iptables:
-            tools.iptables.remove(replace(self._policy, network=self._stale))
+            tools.iptables.remove(replace(self._policy, network=self._stale, overlay=None))
 
     def _failed(self, error: FirewallError) -> None:
         self._problem = str(error)
@@ -162,7 +182,7 @@ class Firewall(Service):
         if not (tools and tools.iptables):
             return
         with contextlib.suppress(FirewallError):
-            if tools.writer is not tools.iptables or not self._wanted:
+            if tools.writer is not tools.iptables:
                 tools.iptables.read()
             self._complaints = iptables.complaints(
                 tools.iptables.last_read, self._policy, nftables=self._nftables

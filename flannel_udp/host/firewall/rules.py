@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 MULTICAST = IPv4Network("224.0.0.0/4")
 
@@ -11,6 +11,12 @@ KUBE_PROXY_MARK = 0x4000
 
 MASQUERADE_COMMENT = "flanneld masq"
 FORWARD_COMMENT = "flanneld forward"
+OVERLAY_COMMENT = "flanneld overlay"
+
+# The conntrack zone of the overlay's own datagrams. Any number but 0, which all connections have
+# by default, would do: programs that number zones start at 1 (Open vSwitch) or 4097 (OpenStack).
+# The daemons of one host share it, because their ports differ.
+ZONE = 8285
 
 
 class Verdict(Enum):
@@ -38,6 +44,29 @@ class Rule:
     destination: Match | None = None
 
 
+class Part(Enum):
+    """How the overlay's own datagrams are kept apart from all other connections of the host."""
+
+    ZONE = "zone"  # tracked in a zone of their own, so that no entry of others matches them
+    ERRORS = "errors"  # ICMP errors about them are tracked there too
+    PORT = "port"  # NAT rules of others do not apply to them
+    GUARD = "guard"  # nothing but the daemon sends from their address and port
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Where the overlay's own datagrams arrive and leave.
+
+    ``owner`` is the uid that opened the socket. With ``is_translated`` PublicIP is another address,
+    so a NAT rule of this host may have to change theirs.
+    """
+
+    address: IPv4Address
+    port: int
+    owner: int = 0
+    is_translated: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What one daemon wants: ``masquerade`` is --ip-masq, ``forward`` --iptables-forward-rules."""
@@ -47,6 +76,7 @@ class Policy:
     masquerade: bool
     forward: bool
     random_fully: bool = True
+    overlay: Overlay | None = None
 
     def masquerade_rules(self) -> tuple[Rule, ...]:
         """In flannel's order. The rule that returns packets with kube-proxy's mark precedes them.

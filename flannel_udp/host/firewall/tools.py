@@ -18,8 +18,8 @@ from typing import Protocol
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import iptables, nftables
 from flannel_udp.host.firewall.iptables import Ruleset
-from flannel_udp.host.firewall.nftables import Chains
-from flannel_udp.host.firewall.rules import Policy
+from flannel_udp.host.firewall.nftables import Chains, Wanted
+from flannel_udp.host.firewall.rules import Overlay, Part, Policy
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ class Tool(Protocol):
 
     def apply(self, policy: Policy) -> Repair:
         """Write the rules that are missing."""
+
+    def keep_apart(self, part: Part, overlay: Overlay) -> Repair:
+        """Write what is missing of one part of the overlay's own rules."""
 
     def remove(self, policy: Policy) -> None:
         """Remove the rules of this policy; nothing to do if there are none."""
@@ -76,17 +79,33 @@ class Iptables:
                 return self._apply(policy)
         return self._apply(policy)
 
+    def keep_apart(self, part: Part, overlay: Overlay) -> Repair:
+        """Compares with what was last read, unless another program changed it since."""
+        wanted = iptables.overlay_rules(part, overlay)
+        if not self._write(iptables.overlay_change(self.last_read, wanted, overlay.port, part)):
+            return Repair.NOTHING
+        return Repair.WRITTEN
+
     def remove(self, policy: Policy) -> None:
         self.apply(replace(policy, masquerade=False, forward=False))
+        if policy.overlay:
+            self.remove_overlay(policy.overlay.port)
+
+    def remove_overlay(self, port: int) -> None:
+        self._write(iptables.overlay_change(self.read(), {}, port))
+
+    def _write(self, change: str) -> bool:
+        """Returns whether there was anything to write."""
+        if change:
+            wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
+            log.debug("iptables-restore: %s", "; ".join(change.splitlines()))
+            _run([self._restore, "--noflush", *wait], change)
+        return bool(change)
 
     def _apply(self, policy: Policy) -> Repair:
         policy = replace(policy, random_fully=policy.random_fully and self._is_modern)
-        change = iptables.change(self.read(), policy)
-        if not change:
+        if not self._write(iptables.change(self.read(), policy)):
             return Repair.NOTHING
-        wait = ["--wait", str(_LOCK_PATIENCE)] * self._is_modern
-        log.debug("iptables-restore: %s", "; ".join(change.splitlines()))
-        _run([self._restore, "--noflush", *wait], change)
         if iptables.is_only_behind_docker(self.last_read, policy):
             return Repair.MOVED_BEFORE_DOCKER
         return Repair.WRITTEN
@@ -100,29 +119,36 @@ class Nftables:
     def __init__(self, port: int) -> None:
         (self._nft,) = map(_find, self.PROGRAMS)
         self._port = port
-        self._written: Chains | None = None
+        self._written: dict[frozenset[str], Chains] = {}
         version = _run([self._nft, "--version"]).split()
         self.name = "nftables " + (version[1] if len(version) > 1 else "")
 
     def apply(self, policy: Policy) -> Repair:
-        if not (policy.masquerade or policy.forward):
-            self.remove(policy)
-            return Repair.NOTHING
-        if self._own_chains() == self._written:
-            return Repair.NOTHING
-        self._write(policy)
-        found = self._own_chains()  # as this version of nft prints them
-        # Another program may have changed them in between: then the next check writes them anew.
-        is_complete = nftables.is_complete(found, policy, self._port)
-        self._written = found if is_complete else None
-        return Repair.WRITTEN
+        return self._establish(nftables.traffic_chains(policy, self._port))
+
+    def keep_apart(self, part: Part, overlay: Overlay) -> Repair:
+        return self._establish(nftables.overlay_chains(part, overlay))
 
     def remove(self, policy: Policy) -> None:
-        if not self._own_chains():
-            return
-        self._write(replace(policy, masquerade=False, forward=False))
-        if not self.chains():
-            _run([self._nft, "delete", "table", "ip", nftables.TABLE])
+        if own := nftables.of_port(self.chains(), self._port):
+            self._write({name: ("", []) for name in own})
+            if not self.chains():
+                _run([self._nft, "delete", "table", "ip", nftables.TABLE])
+
+    def _establish(self, wanted: Wanted) -> Repair:
+        found = self._found(wanted)
+        is_wanted = any(rules for _, rules in wanted.values())
+        if found == (self._written.get(frozenset(wanted)) if is_wanted else {}):
+            return Repair.NOTHING
+        self._write(wanted)
+        found = self._found(wanted)  # as this version of nft prints them
+        # Another program may have changed them in between: then the next check writes them anew.
+        if nftables.is_complete(found, wanted):
+            self._written[frozenset(wanted)] = found
+        return Repair.WRITTEN
+
+    def _found(self, wanted: Wanted) -> Chains:
+        return {name: chain for name, chain in self.chains().items() if name in wanted}
 
     def chains(self) -> Chains:
         """Of all daemons; none if the table does not exist."""
@@ -136,12 +162,8 @@ class Nftables:
                 f" ({error!r}); install nftables anew"
             ) from None
 
-    def _own_chains(self) -> Chains:
-        names = nftables.chain_names(self._port)
-        return {name: chain for name, chain in self.chains().items() if name in names}
-
-    def _write(self, policy: Policy) -> None:
-        script = nftables.replacement(policy, self._port)
+    def _write(self, wanted: Wanted) -> None:
+        script = nftables.replacement(wanted)
         log.debug("nft: %s", "; ".join(script.splitlines()))
         _run([self._nft, "-f", "-"], script)
 
@@ -169,6 +191,10 @@ def remove_dead(
             if not is_served(network):
                 tool.remove(_nothing(network))
                 yield f"the iptables rules of {network}"
+        for port in sorted(iptables.overlay_ports(tool.read())):
+            if not is_running(port):
+                tool.remove_overlay(port)
+                yield f"the iptables rules of port {port}"
     if are_installed(Nftables.PROGRAMS):
         for port in sorted(nftables.ports(Nftables(0).chains())):
             if not is_running(port):

@@ -1,0 +1,77 @@
+"""Keeping the overlay's own datagrams apart from all other connections of the host.
+
+Masquerading keeps a container's source port if it can. A container that sends from the overlay's
+port to a peer would so get the overlay's own 4-tuple, and what the peer sends with it.
+"""
+
+import contextlib
+import logging
+
+from flannel_udp.errors import FirewallError
+from flannel_udp.host.firewall.rules import Overlay, Part
+from flannel_udp.host.firewall.tools import Iptables, Nftables, Repair, Tool, are_installed
+from flannel_udp.log_limits import ChangeLog
+
+log = logging.getLogger(__name__)
+
+# What the lack of a part means, and what helps.
+_WITHOUT = {
+    Part.ZONE: "a container that this host masquerades can take over what peers send to this host:"
+    " load the kernel module xt_CT, or use a kernel with CONFIG_NF_CONNTRACK_ZONES",
+    Part.ERRORS: "behind a firewall that accepts only related ICMP, the path MTU is not learned:"
+    " load the kernel module xt_u32, or install nftables",
+    Part.PORT: "NAT rules of this host may change the address or port of the overlay's datagrams:"
+    " load the kernel module xt_nat, or install nftables",
+    Part.GUARD: "containers that this host masquerades, and its users, can send datagrams as its"
+    " overlay: install nftables, and use a kernel with it",
+}
+
+
+class OverlayKeeper:
+    """Keeps each part in force, by the first tool that can write it; one thread uses it."""
+
+    def __init__(self, overlay: Overlay, *, nftables: bool) -> None:
+        """``nftables``: nft is tried before iptables."""
+        self._overlay, self._prefers_nft = overlay, nftables
+        self._nft: Nftables | None = None
+        self._iptables: Iptables | None = None
+        self._changes = {part: ChangeLog(log) for part in Part}
+        self._kept: set[Part] = set()
+        self.missing: dict[Part, str] = {}
+
+    def check(self, iptables: Iptables | None) -> bool:
+        """Write what is missing; returns whether that had been there before. ``iptables`` has read
+        the rules just now."""
+        self._iptables = iptables
+        if self._nft is None and are_installed(Nftables.PROGRAMS):
+            with contextlib.suppress(FirewallError):
+                self._nft = Nftables(self._overlay.port)
+        before = set(self._kept)
+        written = {part for part in Part if self._keep(part) is Repair.WRITTEN}
+        return bool(before & written)
+
+    def tools(self, part: Part) -> list[Tool]:
+        """In the order in which they are tried."""
+        iptables = None if part is Part.GUARD else self._iptables
+        tools = [self._nft, iptables] if self._prefers_nft else [iptables, self._nft]
+        return [tool for tool in tools if tool]
+
+    def _keep(self, part: Part) -> Repair:
+        reason, changes = "", self._changes[part]
+        for tool in self.tools(part):
+            try:
+                repair = tool.keep_apart(part, self._overlay)
+            except FirewallError as error:
+                reason = reason or str(error)
+            else:
+                self.missing.pop(part, None)
+                self._kept.add(part)
+                if reason:
+                    changes.failed(f"{reason}; {tool.name} keeps the overlay apart instead")
+                else:
+                    changes.works("the overlay is kept apart from other connections again")
+                return repair
+        self._kept.discard(part)
+        self.missing[part] = f"{_WITHOUT[part]} ({reason or 'no tool for it is installed'})"
+        changes.failed(self.missing[part])
+        return Repair.NOTHING
