@@ -189,19 +189,30 @@ static bool note_refused(struct outbox *outbox, int error, enum drop_reason drop
 static int window_send(struct outbox *outbox, size_t sends, int fd, uint64_t now_ns)
 {
     size_t done = 0;
+    bool again = false; /* the next send met EAGAIN although the socket was writable */
     while (done < sends) {
         int n = udp_socket_send_batch(fd, &outbox->window[done], sends - done);
         for (int i = 0; i < n; i++, done++)
             note_sent(outbox, now_ns);
-        if (n >= 0)
+        if (n >= 0) {
+            again = false;
             continue;
-        enum drop_reason drop;
+        }
+        enum drop_reason drop = DROP_TUN_SEND_FAILED;
         switch (udp_socket_judge_send(n, &drop)) {
         case SEND_WAIT:
-            return 1;
+            if (!udp_socket_is_writable(fd))
+                return 1;
+            if (!again) { /* it may have become writable just now */
+                again = true;
+                continue;
+            }
+            /* Nobody else fills the socket: the error is about this send. To wait would delay every peer. */
+            __attribute__((fallthrough));
         case SEND_DROP: /* the error is about the first send only: continue with the next */
             if (!note_refused(outbox, n, drop))
                 return 0;
+            again = false;
             done++;
             break;
         case SEND_DEAD:

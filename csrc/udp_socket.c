@@ -177,7 +177,19 @@ int udp_socket_send_batch(int fd, struct mmsghdr *batch, size_t count)
     do {
         n = sendmmsg(fd, batch, (unsigned)count, MSG_DONTWAIT);
     } while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : n;
+    if (n >= 0)
+        return n;
+    int error = -errno;
+    /* It is shut down for writing, which no poll reports. Shut down wholly, it polls as lost to everybody. */
+    if (error == -EPIPE)
+        (void)shutdown(fd, SHUT_RDWR); /* ENOTCONN, and yet it is done */
+    return error;
+}
+
+bool udp_socket_is_writable(int fd)
+{
+    struct pollfd socket = {.fd = fd, .events = POLLOUT};
+    return poll(&socket, 1, 0) == 1 && (socket.revents & POLLOUT) != 0;
 }
 
 enum send_verdict udp_socket_judge_send(int error, enum drop_reason *drop)

@@ -35,9 +35,13 @@ size_t udp_socket_datagram_size(const struct mmsghdr *message);
  * -errno, which is about the first message only. */
 int udp_socket_send_batch(int fd, struct mmsghdr *batch, size_t count);
 
+/* Whether the socket has room for another message. */
+bool udp_socket_is_writable(int fd);
+
 /* What to do with a message that could not be sent. */
 enum send_verdict {
-    SEND_WAIT, /* the socket is full: keep the message until it is writable */
+    SEND_WAIT, /* the socket is full: keep the message until it is writable. If it is writable, try once more: EAGAIN
+                * is then about this message */
     SEND_DROP, /* this message is lost; try the next */
     SEND_DEAD, /* the socket itself is unusable */
 };

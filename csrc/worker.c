@@ -14,6 +14,8 @@
 enum {
     POLL_STREAK = 8,      /* busy polling starts after this many small turns in close succession */
     POLL_BYTES = 4 << 10, /* a wake-up that moves more is bulk traffic */
+
+    WATCHED = EPOLLIN | EPOLLRDHUP, /* of a socket that is shut down for reading, EPOLLIN alone would never end */
 };
 
 enum wake_source { WAKE_TUN, WAKE_UDP, WAKE_CONTROL };
@@ -27,7 +29,7 @@ static int set_paused(struct worker *worker, bool paused)
     if (worker->paused == paused)
         return 0;
     struct epoll_event tun = {.events = paused ? 0 : EPOLLIN, .data.u32 = WAKE_TUN};
-    struct epoll_event udp = {.events = paused ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.u32 = WAKE_UDP};
+    struct epoll_event udp = {.events = paused ? WATCHED | EPOLLOUT : WATCHED, .data.u32 = WAKE_UDP};
     if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, worker->tunnel.ends.tun.fd, &tun) < 0 ||
         epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, worker->tunnel.ends.udp_fd, &udp) < 0)
         return -errno;
@@ -51,8 +53,8 @@ static int handle_wake(struct worker *worker, const struct epoll_event *event)
             return -ENODEV; /* the device was deleted */
         return pause_while_full(worker, outbound_serve(&worker->tunnel, TURN_PACKETS));
     case WAKE_UDP:
-        if (event->events & EPOLLHUP)
-            return -ENOTCONN; /* shut down */
+        if (event->events & (EPOLLHUP | EPOLLRDHUP))
+            return -ENOTCONN; /* shut down, by whoever has a copy of the descriptor */
         if (event->events & EPOLLERR && udp_socket_clear_error(worker->tunnel.ends.udp_fd) < 0)
             counter_add(&worker->tunnel.counters.receive_errors, 1);
         if (event->events & EPOLLOUT) {
@@ -234,7 +236,7 @@ static void close_fd(int *fd)
 
 static int watch_fd(int epoll_fd, int fd, enum wake_source source)
 {
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = source};
+    struct epoll_event event = {.events = WATCHED, .data.u32 = source};
     return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 

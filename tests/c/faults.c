@@ -14,6 +14,7 @@ static _Atomic(faults_send *) send_stand_in;
 static _Atomic(faults_receive *) receive_stand_in;
 static _Atomic(faults_write *) write_stand_in;
 static _Atomic(faults_read *) read_stand_in;
+static _Atomic(faults_poll *) poll_stand_in;
 static _Atomic(faults_wait *) wait_stand_in;
 static _Atomic(faults_ioctl *) ioctl_stand_in;
 static atomic_uint seconds_ahead, drops_ahead;
@@ -40,6 +41,8 @@ ssize_t __real_readv(int fd, const struct iovec *iov, int count);
 ssize_t __wrap_readv(int fd, const struct iovec *iov, int count);
 ssize_t __real_read(int fd, void *buffer, size_t size);
 ssize_t __wrap_read(int fd, void *buffer, size_t size);
+int __real_poll(struct pollfd *sockets, nfds_t count, int milliseconds);
+int __wrap_poll(struct pollfd *sockets, nfds_t count, int milliseconds);
 int __real_epoll_wait(int fd, struct epoll_event *events, int count, int milliseconds);
 int __wrap_epoll_wait(int fd, struct epoll_event *events, int count, int milliseconds);
 int __real_clock_gettime(clockid_t clock, struct timespec *now);
@@ -202,6 +205,22 @@ ssize_t __wrap_read(int fd, void *buffer, size_t size)
     faults_read *read = atomic_load(&read_stand_in);
     struct iovec iov = {buffer, size};
     return read == NULL ? __real_read(fd, buffer, size) : read(fd, &iov, 1);
+}
+
+void faults_replace_poll(faults_poll *ask)
+{
+    atomic_store(&poll_stand_in, ask);
+}
+
+int faults_real_poll(struct pollfd *sockets, nfds_t count, int milliseconds)
+{
+    return __real_poll(sockets, count, milliseconds);
+}
+
+int __wrap_poll(struct pollfd *sockets, nfds_t count, int milliseconds)
+{
+    faults_poll *ask = atomic_load(&poll_stand_in);
+    return ask == NULL ? __real_poll(sockets, count, milliseconds) : ask(sockets, count, milliseconds);
 }
 
 void faults_replace_wait(faults_wait *wait)

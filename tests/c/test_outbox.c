@@ -24,6 +24,7 @@ static struct host hosts[HOSTS];
 static unsigned calls;
 static unsigned waits_after; /* sends until EAGAIN, once; 0: it does not come */
 static unsigned takes;       /* sends it takes in one call at most; 0: any */
+static bool writable;        /* what poll says of the socket */
 
 static struct worker_counters counted;
 static struct outbox outbox;
@@ -110,6 +111,13 @@ static int kernel_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
     return (int)count;
 }
 
+static int kernel_poll(struct pollfd *sockets, nfds_t count, int milliseconds)
+{
+    CHECK(count == 1 && milliseconds == 0 && sockets->fd == 7 && sockets->events == POLLOUT);
+    sockets->revents = writable ? POLLOUT : 0;
+    return writable ? 1 : 0;
+}
+
 /* ---- the sender ---- */
 
 static void begin(bool gso)
@@ -117,6 +125,7 @@ static void begin(bool gso)
     memset(hosts, 0, sizeof hosts);
     memset(&counted, 0, sizeof counted);
     calls = waits_after = takes = 0;
+    writable = false;
     for (uint32_t i = 0; i < HOSTS; i++)
         hosts[i].peer.address = i + 1;
     outbox_reset(&outbox);
@@ -126,6 +135,7 @@ static void begin(bool gso)
     outbox.counters = &counted;
     outbox.offload_changed = false;
     faults_replace_send(kernel_send);
+    faults_replace_poll(kernel_poll);
 }
 
 static void add(size_t host, size_t length, size_t pieces)
@@ -192,6 +202,37 @@ static void a_peer_that_cannot_be_sent_to_delays_no_other(void)
         CHECK_EQ(counted.drops[refusals[i / 2].drop], 20);
         CHECK_EQ(counted.send_fallbacks, 0); /* the trouble was not the segments */
         CHECK(calls <= 2 + 2 * 20);    /* each lost packet costs at most a call that ends before it and its own */
+    }
+}
+
+/* EAGAIN for one destination: to wait for the socket, which is writable, would delay every peer for ever. */
+static void a_peer_with_eagain_on_a_writable_socket_delays_no_other(void)
+{
+    for (int gso = 0; gso < 2; gso++) {
+        begin(gso != 0);
+        writable = true;
+        hosts[3].refuses = EAGAIN;
+        for (size_t packet = 0; packet < 120; packet++)
+            add(packet % 6, 100, 1);
+        CHECK_EQ(flush(1), 0);
+        check_all_went();
+        CHECK_EQ(hosts[3].peer.dropped_packets, 20);
+        CHECK_EQ(counted.drops[DROP_TUN_SEND_FAILED], 20);
+        CHECK(calls <= 2 + 3 * 20);
+    }
+}
+
+static void a_socket_that_has_just_become_writable_is_tried_again(void)
+{
+    for (unsigned after = 1; after <= 40; after++) {
+        begin(after % 2 == 0);
+        writable = true;
+        for (size_t packet = 0; packet < 40; packet++)
+            add(packet % 4, 700, 1 + packet % 2);
+        waits_after = after; /* once */
+        CHECK_EQ(flush(1), 0);
+        CHECK_EQ(counted.udp_sent_packets, 40);
+        check_all_went();
     }
 }
 
@@ -389,6 +430,8 @@ static void any_mix_of_faults_loses_only_what_cannot_be_sent(void)
 int main(void)
 {
     RUN(a_peer_that_cannot_be_sent_to_delays_no_other);
+    RUN(a_peer_with_eagain_on_a_writable_socket_delays_no_other);
+    RUN(a_socket_that_has_just_become_writable_is_tried_again);
     RUN(packets_of_many_peers_in_turn_leave_in_one_segmented_send_each);
     RUN(refused_segments_leave_singly_and_once);
     RUN(segments_are_tried_again_after_a_while_and_by_other_peers_at_once);

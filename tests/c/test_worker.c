@@ -8,6 +8,7 @@
 #include "check.h"
 #include "packets.h"
 #include "rig.h"
+#include "udp_socket.h"
 
 static struct rig rig;
 
@@ -164,6 +165,30 @@ static void a_lost_socket_ends_the_worker_and_is_reported(void)
     pump_free(pump);
 }
 
+/* By somebody with a copy of the descriptor. Without an end, a socket shut down for reading wakes the worker for ever,
+ * and one shut down for writing looks well to those who are to replace it. */
+static void a_socket_shut_down_in_one_direction_ends_the_worker_and_polls_as_lost(void)
+{
+    static const int directions[] = {SHUT_RD, SHUT_WR};
+    int host = rig_socket(address("10.1.5.1"), 4000);
+    for (size_t i = 0; i < 2; i++) {
+        struct rig doomed = rig;
+        doomed.config.udp_fd = udp_socket_open(address("127.0.0.2"), RIG_PORT);
+        CHECK(doomed.config.udp_fd >= 0);
+        struct pump *pump = rig_carrying(&doomed);
+        (void)shutdown(doomed.config.udp_fd, directions[i]);
+        rig_send(host, address("10.1.6.2"), 4000, "", 1); /* only a send meets the end of writing */
+        struct pollfd event = {.fd = pump_event_fd(pump), .events = POLLIN};
+        CHECK_EQ(poll(&event, 1, RIG_PATIENCE_MS), 1);
+        CHECK(pump_failure(pump) < 0);
+        struct pollfd lost = {.fd = doomed.config.udp_fd, .events = POLLRDHUP};
+        CHECK_EQ(poll(&lost, 1, 0), 1);
+        pump_free(pump);
+        close(doomed.config.udp_fd);
+    }
+    close(host);
+}
+
 static void a_stop_under_traffic_is_immediate(void)
 {
     int host = rig_socket(address("10.1.5.1"), 4000), peer = rig_socket(address("127.0.0.6"), RIG_PORT);
@@ -195,6 +220,7 @@ int main(void)
         RUN_ON_RIG(each_source_is_reported_once_also_after_a_full_ring, rig_presets[i]);
         RUN_ON_RIG(refusals_of_a_stopped_pump_can_still_be_read, rig_presets[i]);
         RUN_ON_RIG(a_lost_socket_ends_the_worker_and_is_reported, rig_presets[i]);
+        RUN_ON_RIG(a_socket_shut_down_in_one_direction_ends_the_worker_and_polls_as_lost, rig_presets[i]);
         RUN_ON_RIG(a_stop_under_traffic_is_immediate, rig_presets[i]);
     }
 }

@@ -18,8 +18,8 @@ static struct rig rig;
 
 /* ---- sends ---- */
 
-static atomic_int send_error; /* of every send to 127.0.0.7; EAGAIN: of any send, `send_times` times */
-static atomic_uint send_times;
+static atomic_int send_error;   /* of every send to 127.0.0.7 */
+static atomic_uint full_times; /* so many sends find the socket full */
 
 static bool is_for_seven(const struct mmsghdr *message)
 {
@@ -29,22 +29,32 @@ static bool is_for_seven(const struct mmsghdr *message)
 
 static int refusing_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
 {
-    int error = atomic_load(&send_error);
-    if (error == EAGAIN) {
-        if (atomic_load(&send_times) == 0)
-            return faults_real_send(fd, batch, count, flags);
-        atomic_fetch_sub(&send_times, 1);
-        errno = error;
-        return -1;
-    }
     if (is_for_seven(&batch[0])) {
-        errno = error;
+        errno = atomic_load(&send_error);
         return -1;
     }
     unsigned good = 1;
     while (good < count && !is_for_seven(&batch[good]))
         good++;
     return faults_real_send(fd, batch, good, flags);
+}
+
+static int full_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
+{
+    if (atomic_load(&full_times) == 0)
+        return faults_real_send(fd, batch, count, flags);
+    errno = EAGAIN;
+    return -1;
+}
+
+/* Not writable, as the send that met it has just found. */
+static int full_poll(struct pollfd *sockets, nfds_t count, int milliseconds)
+{
+    if (sockets->events != POLLOUT || atomic_load(&full_times) == 0)
+        return faults_real_poll(sockets, count, milliseconds);
+    atomic_fetch_sub(&full_times, 1);
+    sockets->revents = 0;
+    return 0;
 }
 
 /* A packet to each of the two peers, `count` times; those for 127.0.0.6 are awaited. */
@@ -71,7 +81,8 @@ static void a_peer_the_kernel_refuses_costs_the_others_nothing(void)
                     {ENETDOWN, DROP_TUN_SEND_UNREACHABLE},    {EHOSTDOWN, DROP_TUN_SEND_UNREACHABLE},
                     {EINVAL, DROP_TUN_SEND_UNREACHABLE},      {EADDRNOTAVAIL, DROP_TUN_SEND_UNREACHABLE},
                     {EMSGSIZE, DROP_TUN_SEND_TOO_LARGE},      {EIO, DROP_TUN_SEND_FAILED},
-                    {ENOBUFS, DROP_TUN_SEND_FAILED},          {ENOMEM, DROP_TUN_SEND_FAILED}};
+                    {ENOBUFS, DROP_TUN_SEND_FAILED},          {ENOMEM, DROP_TUN_SEND_FAILED},
+                    {EAGAIN, DROP_TUN_SEND_FAILED}};
     int host = rig_socket(address("10.1.5.1"), 4000);
     for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
         struct pump *pump = rig_carrying(&rig);
@@ -83,25 +94,27 @@ static void a_peer_the_kernel_refuses_costs_the_others_nothing(void)
         faults_replace_send(NULL);
         CHECK_EQ(rig_stat(pump, PUMP_STAT_udp_sent_packets), 50);
         CHECK_EQ(rig_stat(pump, PUMP_STAT_send_fallbacks), 0);
+        CHECK_EQ(rig_stat(pump, PUMP_STAT_send_pauses), 0);
         rig_check_balance(pump);
         pump_free(pump);
     }
     close(host);
 }
 
-static void a_socket_that_returns_eagain_is_tried_again_and_loses_nothing(void)
+static void a_full_socket_is_tried_again_and_loses_nothing(void)
 {
     int host = rig_socket(address("10.1.5.1"), 4000);
     struct pump *pump = rig_carrying(&rig);
-    atomic_store(&send_error, EAGAIN);
-    atomic_store(&send_times, 20);
-    faults_replace_send(refusing_send);
+    atomic_store(&full_times, 20);
+    faults_replace_poll(full_poll);
+    faults_replace_send(full_send);
     send_to_both(host, 50);
     rig_await(pump, PUMP_STAT_udp_sent_packets, 100);
-    CHECK_EQ(atomic_load(&send_times), 0);
+    CHECK_EQ(atomic_load(&full_times), 0);
     CHECK(rig_stat(pump, PUMP_STAT_send_pauses) >= 1);
     pump_stop(pump);
     faults_replace_send(NULL);
+    faults_replace_poll(NULL);
     rig_check_balance(pump);
     pump_free(pump);
     close(host);
@@ -245,7 +258,7 @@ int main(void)
     rig_enter_namespace();
     for (size_t i = 0; i < RIG_PRESETS; i++) {
         RUN_ON_RIG(a_peer_the_kernel_refuses_costs_the_others_nothing, rig_presets[i]);
-        RUN_ON_RIG(a_socket_that_returns_eagain_is_tried_again_and_loses_nothing, rig_presets[i]);
+        RUN_ON_RIG(a_full_socket_is_tried_again_and_loses_nothing, rig_presets[i]);
         RUN_ON_RIG(a_receive_that_its_size_does_not_divide_is_cut_at_every_packet, rig_presets[i]);
         RUN_ON_RIG(packets_the_tun_does_not_take_are_counted_and_the_next_pass, rig_presets[i]);
         RUN_ON_RIG(a_tun_that_is_gone_ends_the_worker_and_is_reported, rig_presets[i]);
