@@ -57,6 +57,7 @@
 
 struct pump {
     pthread_mutex_t lock; /* one controlling thread at a time */
+    bool stopped;         /* for good, as after a lost lease: no restart may carry packets again */
     struct filter_identity own;
     struct tables tables;
     struct udp_overflows overflows;
@@ -123,6 +124,10 @@ int pump_start(struct pump *pump)
 int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
 {
     pthread_mutex_lock(&pump->lock);
+    if (pump->stopped) {
+        pthread_mutex_unlock(&pump->lock);
+        return -ECANCELED;
+    }
     worker_stop(&pump->worker);
     /* the last ones, if the socket still exists */
     (void)udp_socket_overflows(pump->worker.tunnel.ends.udp_fd, &pump->overflows);
@@ -136,6 +141,7 @@ int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
 void pump_stop(struct pump *pump)
 {
     pthread_mutex_lock(&pump->lock);
+    pump->stopped = true;
     worker_stop(&pump->worker);
     pthread_mutex_unlock(&pump->lock);
 }

@@ -60,10 +60,11 @@ int pump_create(const struct pump_config *config, struct pump **out);
 int pump_start(struct pump *pump);
 
 /* Stops if it runs, and starts again between other ends with the same routes, peers and counters: for a pump that
- * lost its device or socket. 0 or -errno; after an error it does not run and may be restarted again. */
+ * lost its device or socket. 0; -ECANCELED after pump_stop; or -errno, and then it does not run and may be restarted
+ * again. */
 int pump_restart(struct pump *pump, int tun_fd, int udp_fd);
 
-/* Stops for good and waits for the worker. May be called at any time. */
+/* Stops for good and waits for the worker: no later start or restart succeeds. May be called at any time. */
 void pump_stop(struct pump *pump);
 
 /* Stops and frees the pump; the descriptors stay open. NULL does nothing. */

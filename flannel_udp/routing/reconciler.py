@@ -58,10 +58,13 @@ class Reconciler:
             return known, dict(self._routes.routes)
 
     def apply(self, change: Snapshot | Events) -> None:
-        """Make the backend's routes what the leases now ask for. Raises OSError if it cannot."""
+        """Make the backend's routes what the leases now ask for; nothing after ``close``. Raises
+        OSError if it cannot."""
         if log.isEnabledFor(logging.DEBUG):
             _log_leases(change)
         with self._lock:
+            if self._closed:
+                return
             change, held = self._held.take_in(change, boottime())
             if isinstance(change, Snapshot):
                 changes = self._routes.replace(change.leases)
@@ -75,6 +78,7 @@ class Reconciler:
         _log_routes(changes)
 
     def close(self) -> None:
+        """When it returns, no thread changes the backend's routes any more."""
         with self._lock:
             self._closed = True
             timer, self._timer = self._timer, None
@@ -127,6 +131,8 @@ class Reconciler:
     def _expire(self) -> None:
         try:
             with self._lock:
+                if self._closed:
+                    return
                 ended = self._held.expire(boottime())
                 changes = self._routes.apply(LeaseRemoved(each.lease.key) for each in ended)
                 self._backend.update(changes.added, changes.removed)

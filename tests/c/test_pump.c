@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "faults.h"
+#include "packets.h"
 #include "rig.h"
 
 static struct rig rig;
@@ -46,6 +47,20 @@ static void a_stopped_pump_does_not_start_again(void)
     pump_stop(pump);
     CHECK_EQ(pump_start(pump), -EALREADY);
     pump_free(pump);
+}
+
+static void a_stop_is_final_also_for_a_restart(void)
+{
+    struct pump *pump = rig_carrying(&rig);
+    pump_stop(pump);
+    CHECK_EQ(pump_restart(pump, rig.config.tun_fd, rig.config.udp_fd), -ECANCELED);
+    CHECK_EQ(pump_start(pump), -EALREADY);
+    int peer = rig_socket(address("127.0.0.6"), RIG_PORT);
+    uint8_t packet[64];
+    rig_send(peer, address("127.0.0.1"), RIG_PORT, packet, rig_packet(packet, "10.1.6.2", "10.1.5.1", 0));
+    CHECK_EQ(rig_stat(pump, PUMP_STAT_udp_received_packets), 0);
+    pump_free(pump);
+    close(peer);
 }
 
 static void a_pump_that_was_stopped_before_its_start_does_not_start(void)
@@ -153,6 +168,7 @@ int main(void)
     rig_enter_namespace();
     RUN_ON_RIG(starts_and_stops_in_every_order_leave_nothing_behind, OFFLOAD_ALL);
     RUN_ON_RIG(a_stopped_pump_does_not_start_again, OFFLOAD_ALL);
+    RUN_ON_RIG(a_stop_is_final_also_for_a_restart, OFFLOAD_ALL);
     RUN_ON_RIG(a_pump_that_was_stopped_before_its_start_does_not_start, OFFLOAD_ALL);
     RUN_ON_RIG(invalid_configs_are_refused, OFFLOAD_ALL);
     RUN_ON_RIG(bad_descriptors_are_refused_and_nothing_leaks, OFFLOAD_ALL);

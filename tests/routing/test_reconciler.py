@@ -72,6 +72,20 @@ def test_a_snapshot_becomes_the_whole_table(reconciler: Reconciler, pump: Pump) 
     assert pump.stats()["routes"] == 2
 
 
+def test_after_close_no_change_reaches_the_backend(reconciler: Reconciler, pump: Pump) -> None:
+    """A follower that hangs in a call to etcd outlives the pump, which is then closed."""
+    reconciler.apply(Snapshot((lease(6, "172.30.0.2"),), 10))
+    reconciler.close()
+    reconciler.apply(Snapshot((lease(7, "172.30.0.3"),), 20))
+    reconciler.apply(Events((LeaseRemoved("10.1.6.0-24"),), 21))
+    assert hop(pump, "10.1.6.9") == "172.30.0.2"
+    assert hop(pump, "10.1.7.9") is None
+    known, _ = reconciler.known()
+    assert known.snapshot.revision == 10  # where the next process goes on
+    pump.close()
+    reconciler.apply(Snapshot((), 30))
+
+
 def test_a_snapshot_heals_a_table_that_went_astray(reconciler: Reconciler, pump: Pump) -> None:
     snapshot = Snapshot((lease(6, "172.30.0.2"),), 10)
     reconciler.apply(snapshot)

@@ -5,6 +5,7 @@ It holds no logic, and is the only module that imports the compiled extension. C
 """
 
 import enum
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def probe_offloads(tun_fd: int, udp_fd: int, wanted: Offload) -> Offload:
 class Pump:
     """A native thread that carries packets between a TUN device and a UDP socket.
 
-    Any thread may call any method until ``close``; route changes are serialised in C.
+    Any thread may call any method, also during ``close``; route changes are serialised in C.
     """
 
     def __init__(self, config: PumpConfig) -> None:
@@ -152,7 +153,15 @@ class Pump:
         )
         out = ffi.new("struct pump **")
         _check(lib.pump_create(c_config, out))
-        self._pump: Any = ffi.gc(out[0], lib.pump_free)
+        self._open: Any = ffi.gc(out[0], lib.pump_free)
+
+    @property
+    def _pump(self) -> Any:
+        """The pump in C. It is freed with the last reference to it: a call under way holds one."""
+        pump = self._open
+        if pump is None:
+            raise OSError(errno.EBADF, "the packet pump is closed")
+        return pump
 
     def start(self) -> None:
         """Starts carrying packets. Raises OSError."""
@@ -162,7 +171,7 @@ class Pump:
         """Runs again between other ends, with the same routes, peers and counters.
 
         For a pump whose device or socket is gone. After an OSError it does not run and may be
-        restarted again.
+        restarted again, unless it is ECANCELED: ``stop`` was called, and that is final.
         """
         _check(lib.pump_restart(self._pump, tun_fd, udp_fd))
 
@@ -171,8 +180,13 @@ class Pump:
         lib.pump_stop(self._pump)
 
     def close(self) -> None:
-        """Stops the worker, waits for it and frees the pump. The descriptors stay open."""
-        ffi.release(self._pump)
+        """Stops the worker, waits for it, and has later calls raise OSError.
+
+        The descriptors stay open.
+        """
+        pump, self._open = self._open, None
+        if pump is not None:
+            lib.pump_stop(pump)
 
     def __enter__(self) -> Self:
         return self

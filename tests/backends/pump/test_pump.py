@@ -8,6 +8,7 @@ import os
 import random
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from flannel_udp.backends.pump.pump import (
     PumpConfig,
     open_tun,
     open_udp,
+    pack,
 )
 from flannel_udp.host import tunnel_device
 from flannel_udp.host.netns import Namespace
@@ -436,6 +438,70 @@ def test_close_leaves_the_descriptors_open(rig: Rig) -> None:
     rig.pump.close()
     os.fstat(rig.tun_fd)
     os.fstat(rig.udp_fd)
+
+
+def test_a_call_after_close_raises_an_error_and_never_reaches_c(rig: Rig) -> None:
+    rig.pump.close()
+    rig.pump.close()
+    for call in calls(rig):
+        with pytest.raises(OSError, match="the packet pump is closed"):
+            call()
+
+
+def calls(rig: Rig) -> list[Callable[[], object]]:
+    """A call of every method."""
+    pump, table = rig.pump, pack(PEERS)
+    return [
+        pump.start,
+        pump.stop,
+        lambda: pump.restart(rig.tun_fd, rig.udp_fd),
+        lambda: pump.replace(PEERS),
+        lambda: pump.update(PEERS, [OWN_SUBNET]),
+        lambda: pump.load(table),
+        lambda: pump.set_addresses([OWN_IP]),
+        lambda: pump.lookup(OWN_IP),
+        pump.stats,
+        pump.peers,
+        pump.refusals,
+        lambda: (pump.offloads, pump.refused_offloads, pump.offload_changes),
+        lambda: (pump.event_fd, pump.failure),
+    ]
+
+
+def test_a_close_during_calls_of_other_threads_frees_nothing_they_use(rig: Rig) -> None:
+    """A call under way keeps the pump, later ones are refused; the sanitizers watch this test."""
+    faults: list[BaseException] = []
+
+    def repeat(call: Callable[[], object]) -> None:
+        try:
+            while True:
+                try:
+                    call()
+                except OSError as error:
+                    if error.errno not in (errno.ECANCELED, errno.EALREADY):
+                        raise
+        except OSError as error:
+            faults.append(error)
+
+    stopping = (rig.pump.start, rig.pump.stop)
+    busy = [call for call in calls(rig) if call not in stopping]
+    threads = [threading.Thread(target=repeat, args=(call,)) for call in busy]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: rig.pump.stats()["cpu_ns"] > 0, "the calls to begin")
+    rig.pump.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert [str(fault) for fault in faults] == ["[Errno 9] the packet pump is closed"] * len(busy)
+
+
+def test_after_a_stop_no_restart_carries_packets(rig: Rig) -> None:
+    """The lease is lost: another host may have the subnet."""
+    rig.pump.stop()
+    with pytest.raises(OSError, match=os.strerror(errno.ECANCELED)):
+        rig.pump.restart(rig.tun_fd, rig.udp_fd)
+    rig.from_peer("172.30.0.6", inner())
+    assert rig.pump.stats()["udp_received_packets"] == 0
 
 
 def test_two_pumps_run_in_one_process(rig: Rig) -> None:
