@@ -48,7 +48,7 @@ static int add_outbound(struct tunnel *tunnel, uint8_t *bytes, const struct pack
         return add_segments(outbox, packet, vnet, peer);
     }
     if (vnet->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
-        int error = segment_complete_checksum(bytes, packet->length, packet->protocol, vnet);
+        int error = segment_complete_checksum(bytes, packet, vnet);
         if (error < 0)
             return error;
     }

@@ -22,8 +22,9 @@
 #include "udp_socket.h"
 
 enum {
-    OUTBOX_PACKETS = 2 * SEGMENT_COUNT_MAX, /* segments, whose headers are kept here */
-    OUTBOX_MESSAGES = 192,
+    /* Segments, whose headers are kept here: the most of one superpacket, or 2048 and then the most of one more. */
+    OUTBOX_PACKETS = 2048 + SEGMENT_COUNT_MAX,
+    OUTBOX_MESSAGES = 256,
     OUTBOX_WINDOW = 64,       /* sends in one system call */
     OUTBOX_PIECES = 2,        /* iovecs of a packet: one, or header and payload */
 };

@@ -81,13 +81,15 @@ void segment_make(const struct segmenter *segmenter, size_t index, uint8_t heade
     transport_store_checksum(checksum, segmenter->protocol, sum);
 }
 
-int segment_complete_checksum(uint8_t *bytes, size_t length, uint8_t protocol,
-                              const struct virtio_net_hdr *vnet)
+int segment_complete_checksum(uint8_t *bytes, const struct packet *packet, const struct virtio_net_hdr *vnet)
 {
-    size_t start = vnet->csum_start, field = start + vnet->csum_offset;
-    if (start > length || field + 2 > length)
+    uint8_t protocol = packet->protocol;
+    size_t start = packet->header_length, room = packet->length - start;
+    if (vnet->csum_start != start || vnet->csum_offset != transport_checksum_offset(protocol) ||
+        transport_header_length(protocol, bytes + start, room) == 0)
         return -EINVAL;
     /* The field holds the sum of the pseudo header, so adding it up with the rest completes the sum. */
-    transport_store_checksum(bytes + field, protocol, checksum_add_payload(0, bytes + start, length - start));
+    transport_store_checksum(bytes + start + vnet->csum_offset, protocol,
+                             checksum_add_payload(0, bytes + start, room));
     return 0;
 }

@@ -15,10 +15,9 @@
 
 enum {
     SEGMENT_HEADER_MAX = 120, /* IPv4 and TCP, both with all options */
-    /* Linux sends TCP segments of at least 48 bytes (net.ipv4.tcp_min_snd_mss), of which options take up to 40. With
-     * timestamps, 12 bytes, 64 KiB make 1821 segments. A superpacket with more options and such small segments could
-     * be cut into more than this; it is refused. */
-    SEGMENT_COUNT_MAX = 2048,
+    /* Linux sends TCP segments of at least 48 bytes (net.ipv4.tcp_min_snd_mss), of which options take up to 40: 64 KiB
+     * make 8187 segments of 8 bytes. A UDP superpacket has 128 at most. */
+    SEGMENT_COUNT_MAX = 8192,
 };
 
 struct segmenter {
@@ -40,7 +39,7 @@ int segment_begin(struct segmenter *segmenter, const struct packet *packet,
 void segment_make(const struct segmenter *segmenter, size_t index, uint8_t header[SEGMENT_HEADER_MAX],
                   struct iovec *payload);
 
-/* Completes, in place, a checksum that the kernel left to us (VIRTIO_NET_HDR_F_NEEDS_CSUM). 0, or -EINVAL if its
- * position is outside the packet. */
-int segment_complete_checksum(uint8_t *bytes, size_t length, uint8_t protocol,
-                              const struct virtio_net_hdr *vnet);
+/* Completes the checksum that the kernel left to us (VIRTIO_NET_HDR_F_NEEDS_CSUM) in `bytes`, those of the packet. 0;
+ * -EINVAL, with nothing written, unless it is that of a TCP or UDP header right behind the IP header: a container with
+ * CAP_NET_RAW chooses the position, and the filter has already decided about the addresses. */
+int segment_complete_checksum(uint8_t *bytes, const struct packet *packet, const struct virtio_net_hdr *vnet);

@@ -77,11 +77,14 @@ def segments(data: bytes, vnet: Vnet) -> list[bytes] | None:
     return cut
 
 
-def complete_checksum(data: bytes, protocol: int, vnet: Vnet) -> bytes | None:
-    """The packet with its checksum completed; None if its position is refused."""
-    buffer = bytearray(data)
+def complete_checksum(data: bytes, vnet: Vnet) -> bytes | None:
+    """The packet with its checksum completed; None if its position is refused, and then nothing may
+    have changed."""
+    packet, buffer = parse(data), bytearray(data)
+    assert packet is not None
     with ffi.from_buffer("uint8_t[]", buffer) as view:
-        rc = lib.segment_complete_checksum(view, len(buffer), protocol, vnet.to_c())
+        rc = lib.segment_complete_checksum(view, packet, vnet.to_c())
+    assert rc == 0 or (rc, bytes(buffer)) == (-EINVAL, data)
     return bytes(buffer) if rc == 0 else None
 
 

@@ -50,7 +50,7 @@ ffi.cdef(
                       const struct virtio_net_hdr *vnet);
     void segment_make(const struct segmenter *segmenter, size_t index, uint8_t *header,
                       struct iovec *payload);
-    int segment_complete_checksum(uint8_t *bytes, size_t length, uint8_t protocol,
+    int segment_complete_checksum(uint8_t *bytes, const struct packet *packet,
                                   const struct virtio_net_hdr *vnet);
     struct coalescer { _Bool tcp, udp; size_t packet_count, bundle_count; ...; };
     void coalesce_reset(struct coalescer *coalescer);

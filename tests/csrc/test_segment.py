@@ -100,7 +100,7 @@ def test_ip_options_and_the_largest_superpacket_are_cut(words: int) -> None:
         (tcp(b"x" * 100, ip_flags="MF"), Vnet(GSO_TCPV4, 10)),
         (tcp(b"x" * 100, dataofs=4), Vnet(GSO_TCPV4, 10)),
         (tcp(b"x" * 10, dataofs=15), Vnet(GSO_TCPV4, 10)),
-        (tcp(b"x" * 60000), Vnet(GSO_TCPV4, 1)),  # more segments than any kernel asks for
+        (tcp(b"x" * 60000), Vnet(GSO_TCPV4, 7)),  # more segments than any kernel asks for
         (bytes(IP(src="1.1.1.1", dst="2.2.2.2", proto=6) / Raw(b"x" * 19)), Vnet(GSO_TCPV4, 10)),
         (bytes(IP(src="1.1.1.1", dst="2.2.2.2", proto=17) / Raw(b"x" * 7)), Vnet(GSO_UDP_L4, 10)),
     ],
@@ -128,24 +128,49 @@ def test_any_bytes_are_cut_or_refused_within_bounds(
 
 @given(payload=st.binary(max_size=3000))
 def test_partial_checksums_are_completed(payload: bytes) -> None:
-    for whole, protocol, offset in ((tcp(payload), 6, 16), (udp(payload), 17, 6)):
+    ip: dict[str, Any] = {"options": [IPOption(b"\x01" * 8)]}
+    for whole, protocol, offset in (
+        (tcp(payload), 6, 16),
+        (udp(payload), 17, 6),
+        (udp(payload, **ip), 17, 6),
+    ):
         parsed = IP(whole)
-        pseudo = bytes(parsed)[12:20] + bytes([0, protocol]) + (len(whole) - 20).to_bytes(2, "big")
+        head = 4 * parsed.ihl
+        pseudo = whole[12:20] + bytes([0, protocol]) + (len(whole) - head).to_bytes(2, "big")
         total = sum(int.from_bytes(pseudo[i : i + 2], "big") for i in range(0, 12, 2))
         while total >> 16:
             total = (total & 0xFFFF) + (total >> 16)
-        at = 20 + offset
+        at = head + offset
         partial = whole[:at] + total.to_bytes(2, "big") + whole[at + 2 :]
-        vnet = Vnet(flags=NEEDS_CSUM, csum_start=20, csum_offset=offset)
-        assert complete_checksum(partial, protocol, vnet) == whole
+        vnet = Vnet(flags=NEEDS_CSUM, csum_start=head, csum_offset=offset)
+        assert complete_checksum(partial, vnet) == whole
 
 
 @given(
-    data=st.binary(min_size=1, max_size=100),
-    start=st.integers(0, 0xFFFF),
-    offset=st.integers(0, 0xFFFF),
+    packet=st.sampled_from([tcp(b"x" * 9), udp(b"x" * 9), udp(b"x", options=[IPOption(b"\x01")])]),
+    start=st.integers(0, 64) | st.integers(0, 0xFFFF),
+    offset=st.integers(0, 64) | st.integers(0, 0xFFFF),
 )
-def test_a_checksum_outside_the_packet_is_refused(data: bytes, start: int, offset: int) -> None:
+def test_a_checksum_anywhere_but_in_its_field_is_refused(
+    packet: bytes, start: int, offset: int
+) -> None:
+    """In the IP header it would change an address that the filter has already judged."""
+    field = 4 * IP(packet).ihl, 16 if IP(packet).proto == 6 else 6
     vnet = Vnet(flags=NEEDS_CSUM, csum_start=start, csum_offset=offset)
-    outside = start > len(data) or start + offset + 2 > len(data)
-    assert (complete_checksum(data, 6, vnet) is None) == outside
+    assert (complete_checksum(packet, vnet) is not None) == ((start, offset) == field)
+
+
+@pytest.mark.parametrize("protocol", [1, 6, 17, 47])
+def test_a_checksum_without_a_whole_transport_header_is_refused(protocol: int) -> None:
+    packet = bytes(IP(src="1.1.1.1", dst="2.2.2.2", proto=protocol) / Raw(b"x" * 7))
+    for offset in (6, 16):
+        vnet = Vnet(flags=NEEDS_CSUM, csum_start=20, csum_offset=offset)
+        assert complete_checksum(packet, vnet) is None
+
+
+def test_the_smallest_segments_that_linux_makes_are_cut() -> None:
+    """48 bytes of payload and options (net.ipv4.tcp_min_snd_mss), 40 of them options."""
+    payload = bytes(range(256)) * 255
+    cut = segments(tcp(payload, options=[("EOL", None)] * 40), Vnet(GSO_TCPV4, 8))
+    assert cut is not None
+    assert (len(cut), b"".join(bytes(IP(each)[TCP].payload) for each in cut)) == (8160, payload)
