@@ -53,6 +53,10 @@ class DeviceError(FlannelError):
     """The TUN device, a route or the UDP socket could not be set up."""
 
 
+class ShortageError(DeviceError):
+    """As DeviceError, because descriptors or memory were short; a later try will succeed."""
+
+
 class DeviceGoneError(DeviceError):
     """Another program has removed the TUN device."""
 

@@ -4,7 +4,6 @@ A notice only causes another look; the state is then read again. So nothing depe
 the notices, nor on receiving all of them.
 """
 
-import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from pyroute2.netlink.rtnl import (
 )
 
 from flannel_udp.host.kernel_routes import MAIN_TABLE
+from flannel_udp.host.shortage import SHORTAGES
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _ROUTE = struct.Struct("=BBBBB")  # struct rtmsg: family, dst_len, src_len, tos, table
@@ -49,9 +49,9 @@ class HostChanges:
             except BlockingIOError:
                 return matters
             except OSError as error:
-                if error.errno != errno.ENOBUFS:
+                if error.errno not in SHORTAGES:
                     raise
-                matters = True  # some were lost
+                return True  # some were lost
             else:
                 matters = matters or any(map(self._matters, _split(messages)))
 

@@ -4,17 +4,24 @@ Everything here concerns the network namespace of the calling thread.
 """
 
 import errno
+import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_DUMP_INTR
 from pyroute2.netlink.exceptions import NetlinkError
 
-from flannel_udp.errors import DeviceError, DeviceGoneError
+from flannel_udp.errors import DeviceError, DeviceGoneError, ShortageError
+from flannel_udp.host.shortage import ADVICE, SHORTAGES
 
 IFF_UP = 0x1
+
+# A burst of connections may take the last descriptors for a moment.
+_PATIENCE, _RETRY_AFTER = 2.0, 0.05  # seconds
+_DESCRIPTORS = 5  # that a pyroute2 socket needs while it is opened
 
 _INTERRUPTED_DUMP_TRIES = 8
 _GONE = (errno.ESRCH, errno.ENODEV, errno.ENOENT)
@@ -24,17 +31,47 @@ Message = Any  # pyroute2's decoded netlink message: a dict with get()
 
 @contextmanager
 def netlink(doing: str) -> Iterator[IPRoute]:
-    """A netlink socket; what the kernel refuses inside the block becomes a DeviceError."""
+    """A netlink socket; what the kernel refuses inside the block becomes a DeviceError.
+
+    Waits for two seconds at most while descriptors or memory are short, and then raises
+    ShortageError.
+    """
     try:
-        # No multicast groups: on a busy host their messages would only fill the receive buffer.
-        with IPRoute(groups=0, ext_ack=True) as ip:
+        with _open() as ip:
             yield ip
+    except OSError as error:
+        if error.errno not in SHORTAGES:
+            raise
+        raise ShortageError(f"cannot {doing}: {error.strerror}; {ADVICE}") from None
     except NetlinkError as error:
+        if error.code in SHORTAGES:
+            raise ShortageError(f"cannot {doing}: the kernel answered '{error.args[1]}'") from None
         if error.code in (errno.EPERM, errno.EACCES):
             raise DeviceError(
                 f"cannot {doing}: not permitted; run as root (CAP_NET_ADMIN)"
             ) from None
         raise DeviceError(f"cannot {doing}: the kernel answered '{error.args[1]}'") from None
+
+
+def _open() -> IPRoute:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            _reserve()
+            # No multicast groups: on a busy host their messages would only fill the receive buffer.
+            return IPRoute(groups=0, ext_ack=True)
+        except OSError as error:
+            if error.errno not in SHORTAGES or time.monotonic() > until:
+                raise
+            time.sleep(_RETRY_AFTER)
+
+
+def _reserve() -> None:
+    """Raises OSError if the descriptors do not suffice, because pyroute2 that runs out of them in
+    the middle writes a traceback to stderr."""
+    with ExitStack() as opened:
+        for _ in range(_DESCRIPTORS):
+            opened.callback(os.close, os.eventfd(0))
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +24,7 @@ from starvation import Starvation
 from flannel_udp.lab.lab import Host, Lab
 
 BACK_WITHIN = 1.0  # seconds in which packets may be lost
+PATIENCE = 10.0  # seconds after which the daemon gives up a device that cannot be opened
 GRACE = 3.0  # seconds for which an address may be gone, as docs/operations.md says
 ARP_RETRY = 1.0  # seconds after which the kernel asks for a neighbour's address again
 NETWORK = "10.1.0.0/16"
@@ -70,9 +73,9 @@ class Scene:
     def delete_device(self) -> None:
         self.host.netns.delete_link("flannel0")
 
-    def shut_down_socket(self) -> None:
+    def shut_down_socket(self, how: int = socket.SHUT_RDWR) -> None:
         with suppress(OSError), udp_socket_of(self.host) as stolen:
-            stolen.shutdown(socket.SHUT_RDWR)
+            stolen.shutdown(how)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,11 @@ def cpu_seconds(host: Host) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def worker_seconds(host: Host) -> float:
+    """CPU time of the pump's worker."""
+    return float(host.status()["stats"]["cpu_ns"]) / 1e9
+
+
 FAULTS: dict[str, tuple[Callable[[Scene], None], str]] = {
     "device set down": (
         lambda scene: scene.ip("link set flannel0 down"),
@@ -147,6 +155,14 @@ FAULTS: dict[str, tuple[Callable[[Scene], None], str]] = {
         Scene.shut_down_socket,
         "the UDP socket had been removed by something else on this host",
     ),
+    "socket shut down for reading": (
+        lambda scene: scene.shut_down_socket(socket.SHUT_RD),
+        "the UDP socket had been removed by something else on this host",
+    ),
+    "socket shut down for writing": (
+        lambda scene: scene.shut_down_socket(socket.SHUT_WR),
+        "the UDP socket had been removed by something else on this host",
+    ),
 }
 
 HARMLESS = {"MTU changed"}
@@ -157,9 +173,11 @@ def test_forwarding_resumes_within_a_second_of_a_fault(scene: Scene, fault: str)
     inflict, line = FAULTS[fault]
     before, table = network_of(scene.host), routes(scene.host)
     offloads = scene.host.status()["offloads"]
+    began, worked = time.monotonic(), worker_seconds(scene.host)
     inflict(scene)
     wait_until(lambda: log_lines(scene.host, line), "the line")
     scene.await_return()
+    assert worker_seconds(scene.host) - worked < (time.monotonic() - began) / 2, "it spins"
     assert scene.down_for() < BACK_WITHIN
     assert fault not in HARMLESS or scene.heartbeat.outage() is None
     assert network_of(scene.host) == before
@@ -208,6 +226,24 @@ def test_daemon_is_not_ready_while_it_cannot_forward(scene: Scene) -> None:
         wait_until(lambda: not scene.host.status()["ready"], "not being ready")
         assert "the tunnel is not whole: " in scene.host.status()["reason"]
     wait_until(lambda: scene.host.status()["ready"], "being ready again")
+    scene.await_return()
+
+
+def test_a_shortage_of_descriptors_ends_no_daemon_however_long_it_lasts(scene: Scene) -> None:
+    """The device is deleted meanwhile: nothing can be repaired, and yet the daemon does not give up
+    as it does where a device cannot be opened for ten seconds."""
+    daemon = scene.host.daemon
+    assert daemon
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    numbers = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}
+    lowest = min(set(range(len(numbers) + 1)) - numbers)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    scene.delete_device()
+    wait_until(lambda: log_lines(scene.host, "Too many open files"), "the line")
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.wait(PATIENCE + 2)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    wait_until(lambda: log_lines(scene.host, "made anew, forwarding goes on"), "the repair")
     scene.await_return()
 
 

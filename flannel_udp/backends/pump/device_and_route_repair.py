@@ -8,6 +8,7 @@ every order of faults. Between two inspections there is a pause, so that neither
 program that undoes each repair makes this thread busy.
 """
 
+import errno
 import logging
 import os
 import select
@@ -19,10 +20,17 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.backends.pump.ends import Tunnel, has_lost_ends, reopen_lost_ends
 from flannel_udp.backends.pump.pump import Pump
-from flannel_udp.errors import AddressChangedError, DeviceError, InterfaceError, TunnelLostError
+from flannel_udp.errors import (
+    AddressChangedError,
+    DeviceError,
+    InterfaceError,
+    ShortageError,
+    TunnelLostError,
+)
 from flannel_udp.host import interfaces, tunnel_device
 from flannel_udp.host.interface_choice import ExternalInterface
 from flannel_udp.host.kernel_events import HostChanges, host_changes
+from flannel_udp.host.shortage import device_error
 from flannel_udp.host.tunnel_device import TunnelState
 from flannel_udp.log_limits import ChangeLog, Repeats
 from flannel_udp.logs import DETAIL
@@ -101,12 +109,20 @@ class TunnelKeeper(Service):
     _wake = wake
 
     def _serve(self) -> None:
-        with host_changes(self._plan.network) as changes:
-            while not self._stopping.is_set():
-                began = time.monotonic()
-                retry_after = self._check()
-                self._stopping.wait(max(_PAUSE, _PAUSE_FACTOR * (time.monotonic() - began)))
-                self._wait(changes, retry_after)
+        while not self._stopping.is_set():
+            try:
+                with host_changes(self._plan.network) as changes:
+                    self._watch(changes)
+            except OSError as error:
+                fault = f"cannot be told of changes on this host: {error.strerror}"
+                self._stopping.wait(self._put_off(device_error(error, fault)))
+
+    def _watch(self, changes: HostChanges) -> None:
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            retry_after = self._check()
+            self._stopping.wait(max(_PAUSE, _PAUSE_FACTOR * (time.monotonic() - began)))
+            self._wait(changes, retry_after)
 
     def _wait(self, changes: HostChanges, seconds: float | None) -> None:
         """Wait for a change that may concern the tunnel, for ``seconds`` at most."""
@@ -126,17 +142,27 @@ class TunnelKeeper(Service):
         """Inspect and repair; the seconds after which to check again although nothing changes."""
         try:
             self._check_tunnel()
+            self._update_addresses()
+            retry_after = self._check_external()
         except DeviceError as error:
-            broken = self._broken_since
-            if self._hopeless or (broken and time.monotonic() - broken > _PATIENCE):
-                raise TunnelLostError(str(error)) from None
-            self._on_fault(f"the tunnel is not whole: {error}")
-            self._faults.failed(f"the tunnel is not whole: {error}; trying again")
-            return _RETRY_AFTER
+            return self._put_off(error)
+        except OSError as error:
+            return self._put_off(device_error(error, f"cannot repair it: {error.strerror}"))
         self._on_fault(None)
         self._faults.works("the tunnel is whole again")
-        self._update_addresses()
-        return self._check_external()
+        return retry_after
+
+    def _put_off(self, error: DeviceError) -> float:
+        """Report the fault; the seconds after which to try again. Raises TunnelLostError if there
+        is no hope."""
+        broken = self._broken_since
+        if isinstance(error, ShortageError):
+            self._broken_since = broken and time.monotonic()  # the patience begins after it
+        elif self._hopeless or (broken and time.monotonic() - broken > _PATIENCE):
+            raise TunnelLostError(str(error)) from None
+        self._on_fault(f"the tunnel is not whole: {error}")
+        self._faults.failed(f"the tunnel is not whole: {error}; trying again")
+        return _RETRY_AFTER
 
     # The device and the socket
 
@@ -176,7 +202,9 @@ class TunnelKeeper(Service):
         try:
             self._pump.restart(self._tunnel.tun_fd, self._tunnel.udp_fd)
         except OSError as error:
-            raise DeviceError(f"the pump does not start again: {error.strerror}") from None
+            if error.errno == errno.ECANCELED:
+                return  # it was stopped for good, with the lease: the daemon ends
+            raise device_error(error, f"the pump does not start again: {error.strerror}") from None
         self._broken_since = None
         self._on_restored()
         if self._lost:

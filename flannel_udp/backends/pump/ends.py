@@ -24,6 +24,8 @@ from flannel_udp.backends.pump.pump import (
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.cluster.lease import OwnLease
 from flannel_udp.errors import DeviceError, HandoverError
+from flannel_udp.host import shortage
+from flannel_udp.host.shortage import device_error
 from flannel_udp.options import Options
 
 log = logging.getLogger(__name__)
@@ -153,12 +155,12 @@ def _is_deleted(tun_fd: int) -> bool:
 
 
 def _is_shut_down(udp_fd: int) -> bool:
-    return _polls(udp_fd, select.POLLHUP)
+    return _polls(udp_fd, select.POLLHUP | select.POLLRDHUP)
 
 
 def _polls(fd: int, event: int) -> bool:
     poll = select.poll()
-    poll.register(fd, 0)
+    poll.register(fd, event)
     return any(events & (event | select.POLLNVAL) for _, events in poll.poll(0))
 
 
@@ -203,10 +205,11 @@ def _open_tun(pattern: str, vnet_header: bool) -> tuple[int, str]:
             errno.ENOENT: "load the tun module, or give the container --device /dev/net/tun",
             errno.EPERM: "run as root (CAP_NET_ADMIN)",
             errno.EACCES: "run as root (CAP_NET_ADMIN)",
+            errno.EMFILE: shortage.ADVICE,
             errno.EBUSY: f"another program has made a device of the name {pattern}: delete it",
         }.get(error.errno or 0, "check that the kernel has TUN (CONFIG_TUN)")
-        raise DeviceError(
-            f"cannot open a TUN device through /dev/net/tun: {error.strerror}; {advice}"
+        raise device_error(
+            error, f"cannot open a TUN device through /dev/net/tun: {error.strerror}; {advice}"
         ) from None
 
 
@@ -217,8 +220,9 @@ def _open_udp(address: IPv4Address, port: int) -> int:
         advice = {
             errno.EADDRINUSE: "another program has the port: stop it (ss -lunp shows it), or set"
             " another Backend.Port for the whole network",
+            errno.EMFILE: shortage.ADVICE,
             errno.EACCES: "ports below 1024 need root (CAP_NET_BIND_SERVICE)",
         }.get(error.errno or 0, "check the interface's address")
-        raise DeviceError(
-            f"cannot receive on {address} UDP port {port}: {error.strerror}; {advice}"
+        raise device_error(
+            error, f"cannot receive on {address} UDP port {port}: {error.strerror}; {advice}"
         ) from None
