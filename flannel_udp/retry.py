@@ -52,6 +52,8 @@ def retry_until(
         try:
             result = attempt()
         except retry_on as error:
+            if stop.is_set():  # which may have ended the call
+                break
             changes.failed(f"{error}; trying again")
             if on_failure:
                 on_failure(str(error))

@@ -95,7 +95,8 @@ class Follower(WatchService):
             except RevisionError as error:
                 self._lose_history(error)
             except EtcdError as error:
-                self._disconnect(error)
+                if not self._stopping.is_set():
+                    self._disconnect(error)
             if not self._stopping.is_set():
                 delay = self._backoff.next()
                 log.debug("asking etcd for the leases again in %.1f s", delay)

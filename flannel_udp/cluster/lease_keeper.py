@@ -173,6 +173,8 @@ class LeaseKeeper(Service):
         try:
             self._do(task)
         except EtcdError as error:
+            if self._stopping.is_set():  # which has ended the call
+                return
             self._contested_since = None  # without etcd, the other host could not withdraw
             self._faults.failed(f"lease {self._own.subnet} cannot be kept up: {error}")
         except LeaseContestedError as error:

@@ -9,8 +9,9 @@ import contextlib
 import gc
 import logging
 import sys
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar
 
 from flannel_udp.backends.pump.device_and_route_repair import TunnelKeeper
@@ -60,7 +61,8 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _READY_RETRY = 1.0  # seconds
-_STOP_PATIENCE = 5.0  # seconds for a thread that is inside an etcd call
+_STOP_PATIENCE = 1.5  # seconds for each of three threads, whose calls of etcd have been ended
+_GIVE_BACK_WITHIN = 3.0  # seconds
 
 
 def run(options: Options, taken: Takeover | None = None) -> int:
@@ -111,6 +113,7 @@ class Daemon:
     status: StatusSource
     data_plane: contextlib.ExitStack
     control: contextlib.ExitStack
+    _services: list[Follower | LeaseKeeper | ConfigWatch] = field(default_factory=list)
 
     def serve(self) -> None:
         """Returns when the end was requested, also before all parts have started."""
@@ -168,6 +171,7 @@ class Daemon:
             left.callback(self._remove_left, self.taken.handover.head.config)
         etcd = self._attempt(lambda: Etcd.connect(self.options))
         self.control.callback(etcd.close)
+        self.shutdown.at_request(lambda: self._leave_etcd(etcd))
         registry = Registry(etcd, self.options.etcd_prefix)
         start = self._start(registry)
         firewall = self._prepare_host(start.settings)
@@ -293,9 +297,16 @@ class Daemon:
         self.control.enter_context(PumpWatch(pump, keeper.wake))
 
     def _launch(self, service: Follower | LeaseKeeper | ConfigWatch) -> None:
-        service.start()
-        self.control.callback(service.join, _STOP_PATIENCE)
-        self.control.callback(service.stop)
+        self._services.append(service)
+        if not self.shutdown.requested.is_set():
+            service.start()
+            self.control.callback(service.join, _STOP_PATIENCE)
+
+    def _leave_etcd(self, etcd: Etcd) -> None:
+        """End all calls of etcd, in whatever thread: it may hang."""
+        for service in self._services:
+            service.stop()
+        etcd.close()
 
     def _wait_until_usable(self, settings: Settings, firewall: Firewall, *, written: bool) -> bool:
         """Wait until subnet.env is written and the traffic rules are in place; False if the end
@@ -358,10 +369,15 @@ class Daemon:
             return
         # By a new connection: the open ones come from the address that is gone.
         with contextlib.closing(Etcd.connect(options)) as etcd:
+            timer = threading.Timer(_GIVE_BACK_WITHIN, etcd.close)
+            timer.daemon = True
+            timer.start()
             try:
                 Claims(Registry(etcd, options.etcd_prefix)).give_back(keeper.own)
             except EtcdError as failure:
                 log.warning("lease %s could not be given back: %s", keeper.own.subnet, failure)
+            finally:
+                timer.cancel()
 
 
 def _serve_status(

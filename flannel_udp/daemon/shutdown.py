@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+from collections.abc import Callable
 
 from flannel_udp.errors import AddressChangedError, FlannelError, LeaseLostError, TunnelLostError
 from flannel_udp.host import systemd
@@ -26,14 +27,23 @@ class Shutdown:
         self.is_replaced = False  # this process executes the program again
         self.is_afresh = False  # and leaves nothing to it
         self.left: dict[str, int] = {}  # descriptors for it, by name
+        self._hurry: Callable[[], None] = lambda: None
 
     def stop(self) -> None:
         self.requested.set()
+        self._hurry()
+
+    def at_request(self, hurry: Callable[[], None]) -> None:
+        """Have ``hurry`` called when the end is requested, by the thread that does it; at once if
+        that has happened. It may be called more than once."""
+        self._hurry = hurry
+        if self.requested.is_set():
+            hurry()
 
     def replace(self) -> None:
         """Stop, and execute the program again, which continues."""
         self.is_replaced = True
-        self.requested.set()
+        self.stop()
 
     def start_afresh(self, reason: str) -> None:
         """Stop, and execute the program again, which starts with nothing."""
@@ -58,7 +68,7 @@ class Shutdown:
             if not isinstance(error, FlannelError):
                 error = FlannelError(_sentence(error))
             self.error = error
-        self.requested.set()
+        self.stop()
 
 
 def _sentence(error: BaseException) -> str:

@@ -30,6 +30,7 @@ from flannel_udp.options import Options
 log = logging.getLogger(__name__)
 
 DEADLINE = 4.0  # seconds, for one call to one endpoint
+_ENDED = "etcd cannot be used: the connection to it was ended"
 
 _T = TypeVar("_T")
 
@@ -168,17 +169,19 @@ class Etcd:
 
         try:
             token = self._current_token(member)
+            return Watch(
+                member.watch.Watch,
+                prefix,
+                revision,
+                decode,
+                metadata=metadata(token),
+                failed=failed,
+                timeout=DEADLINE,
+            )
         except grpc.RpcError as error:
             raise failed(fault_from(error)) from None
-        return Watch(
-            member.watch.Watch,
-            prefix,
-            revision,
-            decode,
-            metadata=metadata(token),
-            failed=failed,
-            timeout=DEADLINE,
-        )
+        except ValueError:  # gRPC raises it for a closed channel
+            raise EtcdError(_ENDED) from None
 
     def _call(self, method: Callable[[Member], Callable[..., Any]], request: Any) -> Any:
         faults: dict[str, Fault] = {}
@@ -201,7 +204,7 @@ class Etcd:
                 faults[member.url] = fault
                 self._members.avoid(member)
             except ValueError:  # gRPC raises it for a closed channel
-                raise EtcdError("etcd cannot be used: the connection to it was ended") from None
+                raise EtcdError(_ENDED) from None
             else:
                 self._members.prefer(member)
                 spent = (time.monotonic() - began) * 1000

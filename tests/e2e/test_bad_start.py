@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -135,6 +136,12 @@ def test_port_used_by_another_program_ends_the_start(bare_lab: Lab, host: Host) 
     with other:
         other.bind((str(host.address), 8285))
         assert_refused(bare_lab, host, daemon_command(bare_lab, host), "8285", "another program")
+
+
+def test_taken_health_port_ends_the_start_and_names_who_has_it(bare_lab: Lab, host: Host) -> None:
+    with host.netns.call(socket.create_server, ("127.0.0.1", 8080)):
+        words = ("127.0.0.1", "8080", "in use by", f"process {os.getpid()}", "--healthz-port")
+        assert_refused(bare_lab, host, daemon_command(bare_lab, host, *HEALTH_FLAGS), *words)
 
 
 def test_second_daemon_does_not_disturb_the_first(bare_lab: Lab, host: Host) -> None:

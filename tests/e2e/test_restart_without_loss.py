@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -13,7 +14,7 @@ from ipaddress import IPv4Interface
 import pytest
 from etcd_server import make_tls_files, wait_until
 from faults import delete_device_until_exit
-from instruments import devices, log_lines, routes, udp_socket_of, unreachable
+from instruments import HEALTH_FLAGS, devices, health, log_lines, routes, udp_socket_of, unreachable
 from restart_traffic import Traffic, traffic
 from restarts import EXIT_WITHIN, STORED, device_index, stored, takeovers, terminate
 
@@ -51,6 +52,21 @@ def test_restart_loses_no_connection(
     assert abs(known_since(host) - since) < 1, "the peer's age does not go on"
     assert stored(host) == STORED
     assert unreachable(running) == []
+
+
+def test_health_port_taken_during_the_restart_costs_no_packet(running: Lab) -> None:
+    host = running.hosts[0]
+    with traffic(running) as flow:
+        with host.netns.call(socket.create_server, ("127.0.0.1", 8080)):
+            terminate(host)
+            host.start_daemon(HEALTH_FLAGS)
+            assert takeovers(host) == 1
+            wait_until(lambda: log_lines(host, "health", "8080", "trying again"), "the line")
+        wait_until(lambda: health(host, "/readyz")[0] == 200, "the health port")
+        flow.assert_unharmed()
+    (line,) = log_lines(host, "cannot serve health checks")
+    assert f"port 8080: Address already in use by python, process {os.getpid()};" in line
+    assert len(log_lines(host, "the health port is served now")) == 1
 
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["stored", "without systemd"])
