@@ -14,7 +14,7 @@ from instruments import log_lines, unreachable
 from transfers import MIB, segmented_burst, transfer
 
 from flannel_udp.lab.etcd import child_environment
-from flannel_udp.lab.lab import Host, Lab
+from flannel_udp.lab.lab import DEFAULT_CONFIG, Host, Lab
 
 NARROW = 1400  # bytes of a frame's IP packet, where the hosts' interfaces take 1500
 SIZE = 1444  # the largest datagram that fits the tunnel's MTU
@@ -32,9 +32,18 @@ def presets() -> tuple[str, str]:
 
 
 @pytest.fixture
-def routed_lab(network_rights: None, presets: tuple[str, str]) -> Iterator[Lab]:
+def network_config() -> dict[str, object]:
+    """What differs from the lab's."""
+    return {}
+
+
+@pytest.fixture
+def routed_lab(
+    network_rights: None, presets: tuple[str, str], network_config: dict[str, object]
+) -> Iterator[Lab]:
     """The second host is behind a router: the switch, which now routes between two networks."""
-    with Lab(hosts=2, start_daemons=False, presets=presets) as lab:
+    config = {**DEFAULT_CONFIG, **network_config}
+    with Lab(hosts=2, start_daemons=False, presets=presets, config=config) as lab:
         far = lab.hosts[1]
         for command in ("ip link set host2 nomaster", f"ip addr add {FAR_ROUTER}/24 dev host2"):
             lab.switch.run(command.split(), check=True)
@@ -132,3 +141,18 @@ def test_tcp_streams_survive_a_lowered_path_mtu(routed_lab: Lab, presets: tuple[
         streams.result()
     for host, preset in zip(routed_lab.hosts, presets, strict=True):
         assert (stats(host)["send_fallbacks"] > 0) == (preset == "auto")
+
+
+@pytest.mark.parametrize("network_config", [{}, {"EnableNFTables": True}], ids=["iptables", "nft"])
+def test_path_mtu_is_learned_behind_a_stateful_firewall(routed_lab: Lab) -> None:
+    """Which accepts an ICMP error only if it belongs to a connection."""
+    near, far = routed_lab.hosts
+    for rule in (
+        "-A INPUT -i lo -j ACCEPT",
+        "-A INPUT -p udp --dport 8285 -j ACCEPT",
+        "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-P INPUT DROP",
+    ):
+        near.run(["iptables", "-w", "20", *rule.split()], check=True)
+    set_path_mtu(routed_lab, NARROW)
+    learn_path_mtu(routed_lab, near, far)

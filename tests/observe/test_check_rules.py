@@ -105,6 +105,14 @@ def test_a_problem_of_the_host_is_reported_with_its_remedy() -> None:
     assert "docker0: 172.17.0.1 is not in our subnet 10.1.5.0/24" in line
 
 
+def test_a_missing_protection_of_the_overlay_is_a_note() -> None:
+    status = STATUS | {"firewall": {"problems": [], "notes": ["users can send as this host"]}}
+    findings = [*host_findings(status, ip_forward=True, bridge_rules=True, bridges=())]
+    assert bad(findings) == []
+    (lack,) = (each for each in findings if each.code == "overlay-not-apart")
+    assert lack.text == "users can send as this host"
+
+
 def test_docker0_may_be_elsewhere_if_another_bridge_has_our_subnet() -> None:
     assert bad(host(ELSEWHERE, bridge("cni0", "10.1.5.1"))) == []
 

@@ -34,6 +34,12 @@ _DOCKER_RAW_DROP = re.compile(r"-d (\S+) ! -i \S+ -j DROP")
 # Of docker 28 and later. A bridge that docker named itself does not carry the host's subnet.
 _DOCKER_BRIDGE_DROP = re.compile(r"! -i (?!br-[0-9a-f]{12} )(\S+) -o \1 -j DROP")
 _NETWORK = re.compile(r"(?<!! )-[sd] (\S+)")
+_TARGET = re.compile(r"-[jg] (\S+)")
+_REFUSAL = re.compile(r"-j (DROP|REJECT\b.*)")
+# An accept rule that has one of these matches does not accept the first datagram of a peer.
+_OTHERS_ONLY = re.compile(r"(?<!! )(-i lo |-p (?!udp |all )|--(ct)?state (?!\S*NEW))")
+_PORTS = re.compile(r"(?<!! )--dports? (\S+)")
+_SPAN = re.compile(r"(\d+)(?::(\d+))?")
 _OVERLAY_MARK = re.compile(rf'--comment "{OVERLAY_COMMENT} (\d+) ')
 # The packet that an ICMP error quotes: its protocol, and its source port. Ours have no IP options.
 _QUOTED_UDP, _QUOTED_PORT = "0x0>>0x16&0x3c@0x10>>0x10&0xff=0x11", "0x0>>0x16&0x3c@0x1c>>0x10"
@@ -225,6 +231,12 @@ def complaints(found: Ruleset, policy: Policy, *, nftables: bool) -> list[str]:
         )
     if nftables and policy.forward:
         sentences += _bridge_drops(found)
+    if policy.overlay and _refuses_peers(found, policy.overlay.port):
+        sentences.append(
+            "the INPUT chain of iptables drops what no rule accepts, and none accepts UDP port"
+            f" {policy.overlay.port}: this host hears a peer only after it has sent to it; run"
+            f" 'iptables -I INPUT -p udp --dport {policy.overlay.port} -j ACCEPT'"
+        )
     if drops and not policy.forward and not _is_accepted(found, policy.network):
         sentences.append(
             "the FORWARD chain of iptables drops by policy, as docker sets it, and nothing there"
@@ -267,6 +279,27 @@ def _is_accepted(found: Ruleset, network: IPv4Network) -> bool:
     return any(each and network.subnet_of(each) for each in named) or any(
         " flannel" in rule for rule in accepting
     )
+
+
+def _refuses_peers(found: Ruleset, port: int) -> bool:
+    """Whether INPUT drops by policy or by its last rule, and no rule that it leads to accepts the
+    first datagram of a peer. Matches that are unknown here count as fulfilled."""
+    chains, rules = ["INPUT"], []
+    for chain in chains:  # grows
+        rules += found.of("filter", chain)
+        chains += {match[1] for rule in rules if (match := _TARGET.search(rule))} - {*chains}
+    last = found.of("filter", "INPUT")[-1:]
+    if found.policies.get(("filter", "INPUT")) != "DROP" and not any(map(_REFUSAL.match, last)):
+        return False
+    accepting = [rule for rule in rules if rule.endswith("-j ACCEPT")]
+    return not any(_has_port(rule, port) for rule in accepting if not _OTHERS_ONLY.search(rule))
+
+
+def _has_port(rule: str, port: int) -> bool:
+    """Whether the rule is for this destination port, or for all."""
+    match = _PORTS.search(rule)
+    spans = _SPAN.findall(match[1]) if match else [("0", "65535")]
+    return any(int(low) <= port <= int(high or low) for low, high in spans)
 
 
 def _transaction(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> str:

@@ -66,41 +66,36 @@ def overlay_chains(part: Part, overlay: Overlay) -> Wanted:
     first NAT rule. The guard comes after masquerading: it sees from where a packet will leave.
     """
     address, port = overlay.address, overlay.port
-    comment = f'comment "{OVERLAY_COMMENT}"'
-    arriving, leaving = (
-        f"ip daddr {address} udp dport {port}",
-        f"ip saddr {address} udp sport {port}",
-    )
-    zone, early = f"ct zone set {ZONE} {comment}", "filter hook prerouting priority -301"
+    arriving = f"ip daddr {address} udp dport {port}"
+    leaving = f"ip saddr {address} udp sport {port}"
     # The packet that an ICMP error quotes: its protocol, and its source port. Ours have no options.
-    quoted = f"@th,136,8 17 @th,224,16 {port}"
-    kept = [] if overlay.is_translated else [f"{leaving} snat to {address}:{port} {comment}"]
+    quoted = f"ip daddr {address} ip protocol icmp @th,136,8 17 @th,224,16 {port}"
+    zone, user = f"ct zone set {ZONE}", f"meta skuid {overlay.owner}"
+    source_nat = [] if overlay.is_translated else [f"{leaving} snat to {address}:{port}"]
     chains: dict[Part, Wanted] = {
         Part.ZONE: {
-            f"zone-in-{port}": (early, [f"{arriving} {zone}"]),
-            f"zone-out-{port}": ("filter hook output priority -301", [f"{leaving} {zone}"]),
+            "zone-in": ("filter hook prerouting priority -301", [f"{arriving} {zone}"]),
+            "zone-out": ("filter hook output priority -301", [f"{leaving} {zone}"]),
         },
-        Part.ERRORS: {
-            f"errors-{port}": (early, [f"ip daddr {address} ip protocol icmp {quoted} {zone}"])
-        },
+        Part.ERRORS: {"errors": ("filter hook prerouting priority -301", [f"{quoted} {zone}"])},
         Part.PORT: {
-            f"port-in-{port}": (
+            "port-in": (
                 "nat hook prerouting priority -101",
-                [f"{arriving} dnat to {address}:{port} {comment}"],
+                [f"{arriving} dnat to {address}:{port}"],
             ),
-            f"port-out-{port}": ("nat hook postrouting priority 99", kept),
+            "port-out": ("nat hook postrouting priority 99", source_nat),
         },
         Part.GUARD: {
-            f"guard-{port}": (
+            "guard": (
                 "filter hook postrouting priority 101",
-                [
-                    f"{leaving} meta skuid {overlay.owner} accept {comment}",
-                    f"{leaving} drop {comment}",
-                ],
+                [f"{leaving} {user} accept", f"{leaving} drop"],
             )
         },
     }
-    return chains[part]
+    return {
+        f"{name}-{port}": (hook, [f'{rule} comment "{OVERLAY_COMMENT}"' for rule in rules])
+        for name, (hook, rules) in chains[part].items()
+    }
 
 
 def has_table(listing: str) -> bool:

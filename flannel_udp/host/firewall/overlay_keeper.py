@@ -47,8 +47,7 @@ class OverlayKeeper:
             with contextlib.suppress(FirewallError):
                 self._nft = Nftables(self._overlay.port)
         before = set(self._kept)
-        written = {part for part in Part if self._keep(part) is Repair.WRITTEN}
-        return bool(before & written)
+        return bool(before & {part for part in Part if self._keep(part) is Repair.WRITTEN})
 
     def tools(self, part: Part) -> list[Tool]:
         """In the order in which they are tried."""
@@ -72,6 +71,7 @@ class OverlayKeeper:
                     changes.works("the overlay is kept apart from other connections again")
                 return repair
         self._kept.discard(part)
-        self.missing[part] = f"{_WITHOUT[part]} ({reason or 'no tool for it is installed'})"
-        changes.failed(self.missing[part])
+        if part is not Part.ERRORS or Part.ZONE not in self.missing:  # one line for both
+            self.missing[part] = f"{_WITHOUT[part]} ({reason or 'no tool for it is installed'})"
+            changes.failed(self.missing[part])
         return Repair.NOTHING

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import example, given
@@ -13,14 +13,18 @@ from flannel_udp.host.firewall.iptables import (
     complaints,
     is_only_behind_docker,
     networks,
+    overlay_change,
+    overlay_ports,
+    overlay_rules,
 )
-from flannel_udp.host.firewall.rules import Policy
+from flannel_udp.host.firewall.rules import Overlay, Part, Policy
 
 NETWORK = IPv4Network("10.1.0.0/16")
 SUBNET = IPv4Network("10.1.5.0/24")
 POLICY = Policy(NETWORK, SUBNET, masquerade=True, forward=True)
 FORWARD = replace(POLICY, masquerade=False)
 NOTHING = replace(POLICY, masquerade=False, forward=False)
+OVERLAY = Overlay(IPv4Address("172.30.0.1"), 8285)
 
 # As flannel writes them, in its order.
 MASQ = '-m comment --comment "flanneld masq"'
@@ -172,7 +176,9 @@ LINES = st.sampled_from(["*filter", "*nat", ":FORWARD ACCEPT [0:0]", ":", "*", "
 def test_any_text_of_iptables_save_is_read_or_ignored(text: str) -> None:
     found = Ruleset.parse(text)
     networks(found)
-    complaints(found, POLICY, nftables=True)
+    complaints(found, replace(POLICY, overlay=OVERLAY), nftables=True)
+    overlay_change(found, overlay_rules(Part.ZONE, OVERLAY), OVERLAY.port, Part.ZONE)
+    overlay_ports(found)
     change(found, POLICY)
     is_only_behind_docker(found, POLICY)
 
@@ -249,3 +255,51 @@ def test_a_dropping_forward_chain_needs_a_rule_for_the_whole_network(
     sentences = complaints(dropping, NOTHING, nftables=False)
     assert bool(sentences) != is_enough
     assert not sentences or "nothing there accepts 10.1.0.0/16" in sentences[0]
+
+
+INPUT = "*filter\n:INPUT {} [0:0]\n:ours - [0:0]\n-A INPUT -j ours\n{}\nCOMMIT"
+ANSWERS = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+
+
+@pytest.mark.parametrize(
+    ("policy", "rules", "is_named"),
+    [
+        ("DROP", [f"INPUT {ANSWERS}"], True),
+        ("DROP", ["INPUT -i lo -j ACCEPT", "INPUT -p tcp -m tcp --dport 22 -j ACCEPT"], True),
+        ("DROP", ["INPUT -p udp -m udp --dport 53 -j ACCEPT"], True),
+        ("DROP", ["INPUT -p udp -m multiport --dports 53,8000:8284 -j ACCEPT"], True),
+        ("DROP", ["other -p udp -m udp --dport 8285 -j ACCEPT"], True),
+        ("ACCEPT", [f"INPUT {ANSWERS}", "INPUT -j REJECT --reject-with icmp"], True),
+        ("ACCEPT", [f"INPUT {ANSWERS}", "INPUT -p tcp -j DROP"], False),
+        ("DROP", ["INPUT -p udp -m udp --dport 8285 -j ACCEPT"], False),
+        ("DROP", ["INPUT -p udp -m multiport --dports 53,8000:8300 -j ACCEPT"], False),
+        ("DROP", ["ours -p udp -m udp --dport 8285 -m conntrack --ctstate NEW -j ACCEPT"], False),
+        ("DROP", ["INPUT -s 172.30.0.0/24 -j ACCEPT"], False),
+    ],
+)  # fmt: skip
+def test_a_missing_accept_rule_for_peers_is_named(
+    policy: str, rules: list[str], is_named: bool
+) -> None:
+    found = Ruleset.parse(INPUT.format(policy, "\n".join(f"-A {rule}" for rule in rules)))
+    sentences = complaints(found, replace(NOTHING, overlay=OVERLAY), nftables=False)
+    assert len(sentences) == is_named
+    assert not sentences or "--dport 8285 -j ACCEPT" in sentences[0]
+
+
+def test_rules_of_another_port_or_part_stay() -> None:
+    wanted = {part: overlay_rules(part, OVERLAY) for part in Part}
+    both = [*wanted[Part.ZONE].items(), *wanted[Part.ERRORS].items()]
+    lines = [f"*{table}\n-A {chain} {rule}" for (table, chain), rule in both]
+    found = Ruleset.parse("\n".join([*lines, *(line.replace("8285", "9000") for line in lines)]))
+    assert overlay_ports(found) == {8285, 9000}
+    for part in (Part.ZONE, Part.ERRORS):
+        assert overlay_change(found, wanted[part], 8285, part) == ""
+        removal = overlay_change(found, {}, 8285, part)
+        assert removal.count("-D") == len(wanted[part])
+        assert "9000" not in removal
+
+
+def test_an_address_that_is_translated_keeps_the_hosts_source_nat() -> None:
+    translated = replace(OVERLAY, is_translated=True)
+    assert overlay_rules(Part.PORT, translated).keys() == {("nat", "PREROUTING")}
+    assert overlay_rules(Part.ZONE, translated) == overlay_rules(Part.ZONE, OVERLAY)

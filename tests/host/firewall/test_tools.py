@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import tools
-from flannel_udp.host.firewall.rules import Policy
+from flannel_udp.host.firewall.rules import Overlay, Part, Policy
 from flannel_udp.host.firewall.tools import Iptables, Nftables, Repair, Tool, remove_dead
 from flannel_udp.host.netns import Namespace
 
@@ -33,13 +33,23 @@ def test_rules_of_dead_daemons_are_removed_and_others_stay(
     def remove() -> list[str]:
         return list(remove_dead(lambda network: network == NETWORK, lambda port: port == PORT))
 
+    def keep_apart(overlay: Overlay) -> None:
+        tool(overlay.port).keep_apart(Part.ZONE, overlay)
+
     namespace.call(lambda: tool(PORT).apply(POLICY))
     namespace.call(lambda: tool(PORT + 1).apply(OTHER_POLICY))
-    assert namespace.call(remove) == [
-        "the nftables rules of port 8286" if nftables else "the iptables rules of 10.2.0.0/16"
-    ]
+    for port in (PORT, PORT + 1):
+        overlay = Overlay(IPv4Address("172.30.0.1"), port)
+        namespace.call(keep_apart, overlay)
+    assert namespace.call(remove) == (
+        ["the nftables rules of port 8286"]
+        if nftables
+        else ["the iptables rules of 10.2.0.0/16", "the iptables rules of port 8286"]
+    )
     rules = nft(namespace, "list", "ruleset") + namespace.run(["iptables-save"]).stdout
     assert "10.2." not in rules
+    assert "8286" not in rules
+    assert "port 8285" in rules
     assert "10.1.5.0/24" in rules
     assert namespace.call(remove) == []
 
