@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
-from etcd_server import wait_until
 
 from flannel_udp.observe import server
 from flannel_udp.observe.server import MOST_CLIENTS, Server
@@ -27,14 +26,11 @@ class Echo:
         self._times = times
         self.go_on = threading.Event()
         self.errors: list[Exception] = []  # of the next answers
-        self.bugs: list[Exception] = []  # outside of them
 
     def is_complete(self, request: bytes) -> bool:
         return request.endswith(b"\n")
 
     def is_slow(self, request: bytes) -> bool:
-        if self.bugs:
-            raise self.bugs.pop()
         return request == b"slow\n"
 
     def answer(self, request: bytes) -> bytes:
@@ -191,16 +187,6 @@ def test_refused_accepts_are_tried_again_without_haste(
     assert refusals[3] - refusals[0] > 0.25
     why = f"the echo port accepts no clients: {os.strerror(getattr(errno, name))}; trying again"
     assert caplog.messages == [why, "the echo port accepts clients again"]
-
-
-def test_an_error_in_its_thread_costs_only_the_present_clients(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with serving() as (answers, port):
-        answers.bugs.append(RuntimeError("a bug"))
-        assert ask(port) == b""
-        wait_until(lambda: "starts again: a bug" in caplog.text, "the log line")
-        assert ask(port) == b"hello\n"
 
 
 def test_nothing_is_left_open() -> None:
