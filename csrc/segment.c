@@ -83,13 +83,10 @@ void segment_make(const struct segmenter *segmenter, size_t index, uint8_t heade
 
 int segment_complete_checksum(uint8_t *bytes, const struct packet *packet, const struct virtio_net_hdr *vnet)
 {
-    uint8_t protocol = packet->protocol;
-    size_t start = packet->header_length, room = packet->length - start;
-    if (vnet->csum_start != start || vnet->csum_offset != transport_checksum_offset(protocol) ||
-        transport_header_length(protocol, bytes + start, room) == 0)
+    size_t length = packet->length, start = vnet->csum_start, field = start + vnet->csum_offset;
+    if (start < packet->header_length || start > length || field + 2 > length)
         return -EINVAL;
     /* The field holds the sum of the pseudo header, so adding it up with the rest completes the sum. */
-    transport_store_checksum(bytes + start + vnet->csum_offset, protocol,
-                             checksum_add_payload(0, bytes + start, room));
+    transport_store_checksum(bytes + field, packet->protocol, checksum_add_payload(0, bytes + start, length - start));
     return 0;
 }

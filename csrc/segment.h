@@ -40,6 +40,7 @@ void segment_make(const struct segmenter *segmenter, size_t index, uint8_t heade
                   struct iovec *payload);
 
 /* Completes the checksum that the kernel left to us (VIRTIO_NET_HDR_F_NEEDS_CSUM) in `bytes`, those of the packet. 0;
- * -EINVAL, with nothing written, unless it is that of a TCP or UDP header right behind the IP header: a container with
- * CAP_NET_RAW chooses the position, and the filter has already decided about the addresses. */
+ * -EINVAL, with nothing written, if its position is outside the packet or in the IP header: a container with CAP_NET_RAW
+ * may choose it, and the filter has already judged the addresses. Behind the IP header it may be that of any header: a
+ * container's own VXLAN leaves us the checksum of the TCP inside it. */
 int segment_complete_checksum(uint8_t *bytes, const struct packet *packet, const struct virtio_net_hdr *vnet);
