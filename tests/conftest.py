@@ -53,6 +53,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     inside = hasattr(session.config, "workerinput") or "PYTEST_CURRENT_TEST" in os.environ
     if not inside and not session.config.option.collectonly:
+        machine_state.use_own_temporary_directory()
         session.config.stash[_BEFORE] = machine_state.read()
 
 
@@ -67,6 +68,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left := machine_state.left_since(before):
         session.config.stash[_LEFT] = left
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    with suppress(OSError):
+        Path(tempfile.gettempdir()).rmdir()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

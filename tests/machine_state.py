@@ -5,10 +5,12 @@ A state is a set of lines, such as ``sysctl net/ipv4/ip_forward = 1``.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import stat
 import subprocess
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -21,8 +23,6 @@ from flannel_udp.lab import record
 LEFT_AFTER = 20.0  # seconds: what other programs make and remove in that time is not from the tests
 
 _UNCHANGED = ("/etc", "/opt", "/usr/local")
-# Other programs make files in /tmp at any time; so only what we or Python's tempfile names counts.
-_TEMPORARY = re.compile(r"fl.*|tmp\w{8}")
 # The machine's own services, and the lock of every iptables, which stays.
 _VOLATILE = ("lock", "log", "mount", "systemd", "udev", "user", "utmp", "xtables.lock")
 # The kernel changes these itself.
@@ -46,6 +46,13 @@ _CHANGING = re.compile(
 
 # Without the sanitizer that tests may run under: it finds faults of ip(8), too.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
+def use_own_temporary_directory() -> None:
+    """For this process and those that it starts: other programs change /tmp at any time."""
+    directory = tempfile.mkdtemp(prefix="t-")  # short: paths of sockets have 107 bytes at most
+    os.chmod(directory, 0o1777)
+    os.environ["TMPDIR"] = tempfile.tempdir = directory
 
 
 def read() -> frozenset[str]:
@@ -108,9 +115,10 @@ def _names() -> Iterator[str]:
     for entry in os.listdir("/var/lib"):
         yield f"entry /var/lib/{entry}"
     living = tuple(_names_of_living_labs())
-    for entry in os.listdir("/tmp"):
-        if _TEMPORARY.fullmatch(entry) and not entry.startswith(living):
-            yield f"entry /tmp/{entry}"
+    temporary = tempfile.gettempdir()
+    for entry in os.listdir(temporary):
+        if entry != f"pytest-of-{getpass.getuser()}":  # a failed test leaves its files there
+            yield f"entry {temporary}/{entry}"
     for folder, folders, names in os.walk("/run"):
         if folder == "/run":
             folders[:] = [name for name in folders if name not in _VOLATILE]
