@@ -110,7 +110,7 @@ def test_other_errors_pass() -> None:
         retry_until(threading.Event(), Flaky(UsageError("x")), log)
 
 
-def test_stop_ends_the_waiting() -> None:
+def test_stop_ends_the_waiting_without_a_line(caplog: pytest.LogCaptureFixture) -> None:
     stop = threading.Event()
 
     def attempt() -> int:
@@ -118,3 +118,4 @@ def test_stop_ends_the_waiting() -> None:
         raise EtcdError("down")
 
     assert retry_until(stop, attempt, log) is None
+    assert caplog.messages == []

@@ -15,7 +15,7 @@ from flannel_udp.clock import boottime
 from flannel_udp.cluster.history import History
 from flannel_udp.cluster.lease import Events, FollowState, OwnLease, Snapshot, WatchOpened
 from flannel_udp.cluster.registry import Registry
-from flannel_udp.errors import EtcdError
+from flannel_udp.errors import EtcdError, ShortageError
 from flannel_udp.etcd.faults import RevisionError
 from flannel_udp.etcd.watch_stream import WatchService
 from flannel_udp.log_limits import ChangeLog, LineBudget
@@ -48,9 +48,10 @@ class Follower(WatchService):
     ) -> None:
         """``consumers`` are called in order with every change after ``start``.
 
-        What one watch answer holds arrives as one Events; a Snapshot replaces everything. When a
-        consumer raises, following ends and ``on_fatal`` gets the exception. The key of ``own``
-        helps to recognise that etcd's data was replaced.
+        What one watch answer holds arrives as one Events; a Snapshot replaces everything. A
+        consumer that raises ShortageError or OSError gets a Snapshot later; after another
+        exception following ends, and ``on_fatal`` gets it. The key of ``own`` helps to recognise
+        that etcd's data was replaced.
         """
         super().__init__("follower", on_fatal)
         self._registry, self._consumers = registry, consumers
@@ -67,6 +68,7 @@ class Follower(WatchService):
         self._loss_logged = True  # of the last loss
         self._following_logged = False
         self._backoff, self._faults = Backoff(), ChangeLog(log, registry.lines)
+        self._shortages = ChangeLog(log)
 
     @property
     def revision(self) -> int:
@@ -97,6 +99,8 @@ class Follower(WatchService):
             except EtcdError as error:
                 if not self._stopping.is_set():
                     self._disconnect(error)
+            except (ShortageError, OSError) as error:
+                self._put_off(error)
             if not self._stopping.is_set():
                 delay = self._backoff.next()
                 log.debug("asking etcd for the leases again in %.1f s", delay)
@@ -117,6 +121,7 @@ class Follower(WatchService):
         self.resyncs += 1
         self.state = FollowState.CONNECTING
         self._deliver(snapshot)
+        self._shortages.works("the routes follow the leases again")
 
     def _follow(self) -> None:
         """Watch until the stream fails."""
@@ -155,6 +160,12 @@ class Follower(WatchService):
         if not error.compacted and not self._history_lost:
             self._history_lost = True
             self.history_losses += 1
+
+    def _put_off(self, error: Exception) -> None:
+        """A consumer lacked descriptors or memory: it gets all leases again, until it has taken
+        them."""
+        self._shortages.failed(f"the routes cannot follow the leases: {error}; trying again")
+        self.state, self._must_resync = FollowState.RESYNC, True
 
     def _disconnect(self, error: EtcdError) -> None:
         if self.state is FollowState.WATCHING:

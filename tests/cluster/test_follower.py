@@ -29,7 +29,7 @@ from flannel_udp.cluster.lease import (
     Snapshot,
 )
 from flannel_udp.cluster.registry import Registry
-from flannel_udp.errors import EtcdError
+from flannel_udp.errors import EtcdError, ShortageError
 from flannel_udp.etcd.client import Etcd
 from flannel_udp.etcd.faults import RevisionError
 from flannel_udp.etcd.values import Identity
@@ -552,6 +552,33 @@ def test_a_consumer_that_raises_ends_the_follower_with_on_fatal(
     here.put("10.1.2.0-24", "172.30.0.2")
     wait_until(lambda: here.listener.fatal == [fault], "on_fatal")
     assert here.follower.join(5)
+
+
+@pytest.mark.parametrize("error", [ShortageError("cannot read"), OSError("Too many open files")])
+def test_a_consumer_that_lacks_descriptors_gets_all_leases_again(
+    setting: tuple[Setting, TcpProxy], error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    here, _ = setting
+    failures = [error, error]
+    taken: list[Snapshot | Events] = []
+
+    def consume(change: Snapshot | Events) -> None:
+        if failures:
+            raise failures.pop()
+        taken.append(change)
+
+    here.follower._consumers = [consume]
+    here.begin()
+    here.put("10.1.2.0-24", "172.30.0.2")
+    wait_until(lambda: taken, "the leases being taken")
+    assert isinstance(taken[0], Snapshot)
+    assert "10.1.2.0-24" in [lease.key for lease in taken[0].leases]
+    here.await_watching()
+    assert here.listener.fatal == []
+    assert caplog.text.count("the routes cannot follow the leases") == 1
+    assert caplog.text.count("the routes follow the leases again") == 1
+    here.end()
 
 
 def test_stop_ends_a_watch_without_changes(setting: tuple[Setting, TcpProxy]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from flannel_udp.daemon.shutdown import Shutdown
@@ -58,3 +60,21 @@ def test_nothing_is_left_where_nobody_keeps_it(monkeypatch: pytest.MonkeyPatch) 
     assert replaced.has_successor, "the program that it executes inherits them"
     replaced.fail(DeviceError())
     assert not replaced.has_successor
+
+
+@pytest.mark.parametrize(
+    "ask", [Shutdown.stop, Shutdown.replace, lambda each: each.fail(OSError())]
+)
+def test_what_hurries_the_end_is_called_by_who_asks_for_it(ask: Callable[[Shutdown], None]) -> None:
+    shutdown, calls = Shutdown(), list[bool]()
+    shutdown.at_request(lambda: calls.append(True))
+    assert calls == []
+    ask(shutdown)
+    assert calls == [True]
+
+
+def test_what_hurries_the_end_is_called_although_it_was_asked_for_before() -> None:
+    shutdown, calls = Shutdown(), list[bool]()
+    shutdown.stop()
+    shutdown.at_request(lambda: calls.append(True))
+    assert calls == [True]

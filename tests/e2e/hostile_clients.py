@@ -1,16 +1,68 @@
-"""Clients that mean harm: they keep a server waiting, a few bytes at a time."""
+"""Programs that mean harm: clients that keep a server waiting, strangers' datagrams, and scans."""
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from instruments import listen
+from scapy.layers.inet import IP, UDP
 
 from flannel_udp.host.netns import Namespace
+from flannel_udp.lab.lab import Lab
+
+HEALTH = "127.0.0.1", 8080  # of daemons with HEALTH_FLAGS
+OVERLAY_PORT = 8285
+DISCARD = 9  # a port that nobody has
 
 _TICK = 0.02  # seconds
 _ENDLESS = b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 1000  # a request that never ends
+
+
+@contextmanager
+def hostile_neighbourhood(lab: Lab) -> Iterator[None]:
+    """A hundred dripping clients of each daemon's health port; a hundred times a second a datagram
+    to the first host from a program on the second one and from a stranger, and a packet to anywhere
+    from a container of the first."""
+    with ExitStack() as stack:
+        for host in lab.hosts:
+            stack.enter_context(DrippingClients(host.netns, HEALTH, 100))
+        stack.enter_context(_sprayed(lab))
+        yield
+
+
+@contextmanager
+def _sprayed(lab: Lab) -> Iterator[None]:
+    target, member = lab.hosts[:2]
+    container = target.containers[-1]
+    inner = bytes(IP(src=str(member.containers[0].address), dst=str(container.address)) / UDP())
+    stopping = threading.Event()
+    with ExitStack() as sockets:
+        another_port = sockets.enter_context(listen(member, socket.SOCK_DGRAM))
+        stranger = sockets.enter_context(
+            lab.switch.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        )
+        scanner = sockets.enter_context(listen(container, socket.SOCK_DGRAM))
+
+        def spray() -> None:
+            while not stopping.wait(0.01):
+                with suppress(OSError):  # a fault of the network, or an answer to the scan
+                    another_port.sendto(inner, (str(target.address), OVERLAY_PORT))
+                    stranger.sendto(inner, (str(target.address), OVERLAY_PORT))
+                    address = f"10.1.{random.randrange(256)}.{random.randrange(256)}"
+                    scanner.sendto(b"scan", (address, DISCARD))
+
+        thread = threading.Thread(target=spray)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join()
 
 
 class DrippingClients:
@@ -62,7 +114,7 @@ class _Client:
     def __init__(self, address: tuple[str, int]) -> None:
         self._socket = socket.socket()
         self._socket.setblocking(False)
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # nobody listens
             self._socket.connect(address)
         self._sent = 0
         self.drip()

@@ -1,4 +1,5 @@
-"""Random faults from a seed: two hosts keep forwarding while the daemons of the others restart.
+"""Random faults from a seed: two hosts keep forwarding while the daemons of the others restart, and
+hostile clients run beside them.
 
 ``--faults-seconds`` sets the duration, ``--faults-seed`` repeats a run: ``make soak-faults``. The
 test of a long outage, which needs a minute but little CPU, runs meanwhile in another lab.
@@ -19,7 +20,8 @@ from pathlib import Path
 import pytest
 from etcd_server import wait_until
 from faults import CONFIG, RECOVER_WITHIN, await_agreement, leases_in, no_packet_lost
-from instruments import unreachable
+from hostile_clients import hostile_neighbourhood
+from instruments import HEALTH_FLAGS, health, unreachable
 from long_outage import LongOutage
 from random_faults import RandomFaults
 
@@ -110,15 +112,17 @@ def test_all_hosts_agree_after_faults_in_any_order(
     seconds: float = pytestconfig.getoption("faults_seconds")
     seed: int = pytestconfig.getoption("faults_seed")
     print(f"--faults-seed={seed}")
-    with Lab(hosts=4, config=CONFIG) as lab:
+    with Lab(hosts=4, config=CONFIG, daemon_args=HEALTH_FLAGS) as lab:
         steady = lab.hosts[:2]
         faults, end = RandomFaults(lab, seed), time.monotonic() + seconds
         usage = UsageRecord()
         try:
             with no_packet_lost(steady):
                 while time.monotonic() < end:
-                    faults.round()
-                    check(lab)
+                    with hostile_neighbourhood(lab):
+                        faults.round()
+                        check(lab)
+                        assert [health(host, "/readyz")[0] for host in lab.hosts] == [200] * 4
                     for host in lab.hosts:
                         usage.check(host, faults.starts[host])
         finally:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,31 @@ def test_a_frozen_server_is_given_up_at_the_deadline(
         assert time.monotonic() - started < 8
         server.resume()
         client.close()
+
+
+def test_closing_ends_calls_that_wait_and_refuses_new_ones(tmp_path: Path) -> None:
+    with EtcdServer(tmp_path) as server:
+        client, errors = Etcd([server.url]), list[EtcdError]()
+        server.pause()
+
+        def get() -> None:
+            try:
+                client.get("/key")
+            except EtcdError as error:
+                errors.append(error)
+
+        waiting = threading.Thread(target=get)
+        waiting.start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        client.close()
+        waiting.join()
+        assert time.monotonic() - began < 1
+        assert len(errors) == 1
+        for refused in (lambda: client.get("/key"), lambda: watch(client, "/key", 1)):
+            with pytest.raises(EtcdError, match="the connection to it was ended"):
+                refused()
+        server.resume()
 
 
 def test_a_proxy_of_the_environment_is_not_used(
