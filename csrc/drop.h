@@ -18,6 +18,7 @@
     X(UDP_BAD_HEADER, udp_bad_header)               /* header length below 20 or beyond the datagram */      \
     X(UDP_BAD_LENGTH, udp_bad_length)               /* total length unequal to the datagram's */             \
     X(UDP_WRONG_PORT, udp_wrong_port)               /* outer source port is not the overlay's */              \
+    X(UDP_FLOOD, udp_flood)                         /* the socket's filter dropped it, unread (flood.h) */   \
     X(UDP_UNKNOWN_PEER, udp_unknown_peer)           /* outer source is no lease's PublicIP */                \
     X(UDP_SPOOFED_SOURCE, udp_spoofed_source)       /* inner source leased by another host, or by none */    \
     X(UDP_MARTIAN_SOURCE, udp_martian_source)       /* inner source loopback, multicast, ours, ... */        \

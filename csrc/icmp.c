@@ -27,6 +27,14 @@ bool icmp_may_answer(const struct packet *packet)
     return packet->length > packet->header_length && !is_error_type(packet->bytes[packet->header_length]);
 }
 
+bool icmp_allow(struct icmp_limits *limits, uint32_t source, uint64_t now_ns)
+{
+    /* Its own limit comes first: what that refuses takes nothing from the others. */
+    struct limiter *own = &limits->sources[source % ICMP_SOURCES];
+    return limiter_allow(own, ICMP_SOURCE_RATE, ICMP_SOURCE_BURST, now_ns) &&
+           limiter_allow(&limits->all, ICMP_RATE, ICMP_BURST, now_ns);
+}
+
 size_t icmp_net_unreachable(uint8_t reply[ICMP_REPLY_MAX], uint32_t source, const struct packet *packet)
 {
     size_t quoted = ICMP_REPLY_MAX - IPV4_MIN_HEADER - ICMP_HEADER;

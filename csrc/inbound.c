@@ -24,6 +24,18 @@ static enum drop_reason judge(const struct tunnel *tunnel, const uint8_t *bytes,
                           sender);
 }
 
+/* A refused datagram: if there are too many from its port or address, the kernel drops them from now on. */
+static void resist_flood(struct tunnel *tunnel, enum drop_reason drop, uint32_t outer_source)
+{
+    bool changes = false;
+    if (drop == DROP_UDP_WRONG_PORT)
+        changes = flood_note_port(&tunnel->flood, tunnel->now_ns);
+    else if (tunnel->own->check_source && peer_table_find(tunnel->tables->peers, outer_source) == NULL)
+        changes = flood_note_stranger(&tunnel->flood, outer_source, tunnel->now_ns);
+    if (changes)
+        tunnel_set_filter(tunnel);
+}
+
 /* Decides about the packet of one datagram. Returns whether it is to be written to the TUN. */
 static bool admit(struct tunnel *tunnel, const uint8_t *bytes, size_t length, const struct sockaddr_in *from,
                   struct packet *packet)
@@ -33,6 +45,7 @@ static bool admit(struct tunnel *tunnel, const uint8_t *bytes, size_t length, co
     enum drop_reason drop = judge(tunnel, bytes, length, &refusal, packet, &sender);
     if (drop != DROP_NONE) {
         tunnel_count_drop(tunnel, drop);
+        resist_flood(tunnel, drop, refusal.outer_source);
         refusal.reason = drop;
         if (refusal_add(&tunnel->refusals, &refusal, tunnel->now_ns))
             tunnel_signal_event(tunnel);
@@ -168,6 +181,8 @@ int inbound_serve(struct tunnel *tunnel, size_t limit)
     struct coalescer *coalescer = &tunnel->buffers->coalescer;
     if (limit > box->size)
         limit = box->size;
+    if (tunnel->now_ns >= tunnel->filter_until_ns)
+        tunnel_set_filter(tunnel);
     for (size_t i = 0; i < limit; i++) { /* the last receive has overwritten these */
         box->headers[i].msg_hdr.msg_namelen = sizeof box->from[i];
         box->headers[i].msg_hdr.msg_controllen = sizeof box->control[i];

@@ -9,5 +9,11 @@ struct limiter {
     uint64_t updated_ns; /* CLOCK_MONOTONIC; 0 before the first use */
 };
 
-/* Whether one more event is allowed now: `rate` a second, after a burst of `burst`. */
-bool limiter_allow(struct limiter *limiter, uint32_t rate, uint32_t burst, uint64_t now_ns);
+/* Whether so many more events are allowed now: `rate` a second, after a burst of `burst`. If not, none is counted. */
+bool limiter_take(struct limiter *limiter, uint32_t rate, uint32_t burst, uint32_t events, uint64_t now_ns);
+
+/* Whether one more event is allowed now. */
+static inline bool limiter_allow(struct limiter *limiter, uint32_t rate, uint32_t burst, uint64_t now_ns)
+{
+    return limiter_take(limiter, rate, burst, 1, now_ns);
+}

@@ -9,7 +9,7 @@
 static int answer_unroutable(struct tunnel *tunnel, const struct packet *packet)
 {
     uint8_t reply[ICMP_REPLY_MAX];
-    if (!icmp_may_answer(packet) || !limiter_allow(&tunnel->limiter, ICMP_RATE, ICMP_BURST, tunnel->now_ns)) {
+    if (!icmp_may_answer(packet) || !icmp_allow(&tunnel->icmp_limits, packet->source, tunnel->now_ns)) {
         counter_add(&tunnel->counters.icmp_suppressed, 1);
         return 0;
     }

@@ -64,9 +64,23 @@ void tunnel_join(struct tunnel *tunnel, const struct tunnel_ends *ends)
     outbox->port = ends->port;
     outbox->gso = (ends->offloads & OFFLOAD_UDP_GSO) != 0;
     tunnel->tcp_single_until_ns = tunnel->udp_single_until_ns = 0;
+    tunnel->flood = (struct flood){0};
+    tunnel_set_filter(tunnel); /* none: the last process may have left one */
     /* relaxed: the thread that will read it is made after this */
     if (atomic_exchange_explicit(&tunnel->refused_offloads, 0, memory_order_relaxed) != 0)
         tunnel_note_offload_change(tunnel);
+}
+
+void tunnel_set_filter(struct tunnel *tunnel)
+{
+    struct flood_filter filter;
+    flood_make_filter(&tunnel->flood, &filter, tunnel->now_ns);
+    bool drops = udp_socket_set_filter(tunnel->ends.udp_fd, tunnel->ends.port, &filter);
+    tunnel->filter_until_ns = filter.until_ns;
+    /* relaxed: a reader that comes too early attributes a few drops to a full buffer */
+    atomic_store_explicit(&tunnel->has_filter, drops, memory_order_relaxed);
+    if (drops)
+        atomic_store_explicit(&tunnel->had_filter, true, memory_order_relaxed);
 }
 
 void tunnel_signal_event(const struct tunnel *tunnel)

@@ -10,7 +10,8 @@
 #include "coalesce.h"
 #include "counters.h"
 #include "filter.h"
-#include "limiter.h"
+#include "flood.h"
+#include "icmp.h"
 #include "outbox.h"
 #include "refusal.h"
 #include "tables.h"
@@ -67,10 +68,14 @@ struct tunnel {
     struct refusal_queue refusals;
     atomic_uint refused_offloads;         /* OFFLOAD_TSO, OFFLOAD_USO: superpackets that the TUN refuses just now */
     atomic_uint_fast64_t offload_changes; /* of these, and of peers whose path refuses segments */
+    atomic_bool has_filter;               /* the socket has one (flood.h) ... */
+    atomic_bool had_filter;               /* ... or has had one; the controlling thread resets it */
     struct worker_counters counters;
 
     /* the worker's own */
-    struct limiter limiter;       /* of ICMP replies */
+    struct icmp_limits icmp_limits;
+    struct flood flood;
+    uint64_t filter_until_ns;     /* the filter must be made anew then */
     uint64_t now_ns;              /* CLOCK_MONOTONIC at this turn */
     uint64_t tcp_single_until_ns; /* the TUN refused a TCP superpacket: not tried before then */
     uint64_t udp_single_until_ns;
@@ -87,6 +92,9 @@ int tunnel_probe(struct tunnel_ends *ends, int tun_fd, int udp_fd, unsigned want
 
 /* Joins the tunnel to these ends, with empty buffers and no offload refused; the worker must be stopped. */
 void tunnel_join(struct tunnel *tunnel, const struct tunnel_ends *ends);
+
+/* Gives the socket the filter that the floods of this moment need. */
+void tunnel_set_filter(struct tunnel *tunnel);
 
 /* Makes event_fd readable. */
 void tunnel_signal_event(const struct tunnel *tunnel);

@@ -121,6 +121,17 @@ int pump_start(struct pump *pump)
     return error;
 }
 
+/* Counts the kernel's drops of the socket, up to now. */
+static void count_overflows(struct pump *pump)
+{
+    struct tunnel *tunnel = &pump->worker.tunnel;
+    /* relaxed: see tunnel_set_filter. At first there may have been one: of the process before this one. */
+    bool has_filter = atomic_load_explicit(&tunnel->has_filter, memory_order_relaxed);
+    bool had_filter = atomic_exchange_explicit(&tunnel->had_filter, has_filter, memory_order_relaxed);
+    udp_socket_count_overflows(tunnel->ends.udp_fd, has_filter || had_filter || pump->overflows.socket == 0,
+                               &pump->overflows);
+}
+
 int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
 {
     pthread_mutex_lock(&pump->lock);
@@ -129,8 +140,7 @@ int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
         return -ECANCELED;
     }
     worker_stop(&pump->worker);
-    /* the last ones, if the socket still exists */
-    (void)udp_socket_overflows(pump->worker.tunnel.ends.udp_fd, &pump->overflows);
+    count_overflows(pump); /* the last ones, if the socket still exists */
     int error = worker_rejoin(&pump->worker, tun_fd, udp_fd);
     if (error == 0)
         error = worker_start(&pump->worker);
@@ -143,6 +153,8 @@ void pump_stop(struct pump *pump)
     pthread_mutex_lock(&pump->lock);
     pump->stopped = true;
     worker_stop(&pump->worker);
+    /* An older version may go on with the socket, and would not know of it. */
+    (void)udp_socket_set_filter(pump->worker.tunnel.ends.udp_fd, 0, &(struct flood_filter){0});
     pthread_mutex_unlock(&pump->lock);
 }
 
@@ -223,7 +235,9 @@ void pump_read_stats(struct pump *pump, uint64_t *values, size_t capacity)
 #undef PUMP_COPY
     for (size_t i = 0; i < DROP_COUNT; i++)
         all[PUMP_STAT_FIRST_DROP + i] = counter_read(&counters->drops[i]);
-    all[PUMP_STAT_udp_overflows] = udp_socket_overflows(pump->worker.tunnel.ends.udp_fd, &pump->overflows);
+    count_overflows(pump);
+    all[PUMP_STAT_udp_overflows] = pump->overflows.total;
+    all[PUMP_STAT_FIRST_DROP + DROP_UDP_FLOOD] += pump->overflows.filtered;
     all[PUMP_STAT_cpu_ns] = worker_cpu_ns(&pump->worker);
     all[PUMP_STAT_routes] = route_table_count(pump->tables.routes);
     pthread_mutex_unlock(&pump->lock);

@@ -1,8 +1,11 @@
 #include "udp_socket.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/sock_diag.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -252,19 +255,83 @@ int udp_socket_clear_error(int fd)
     return -error;
 }
 
-uint64_t udp_socket_overflows(int fd, struct udp_overflows *overflows)
+/* ---- the filter, and what it and a full buffer drop ---- */
+
+bool udp_socket_set_filter(int fd, uint16_t port, const struct flood_filter *filter)
+{
+    enum { SOURCE = SKF_NET_OFF + 12, PASS = -1 };
+    struct sock_filter code[FLOOD_SOURCES + 8];
+    unsigned short n = 0;
+    if (filter->count == 0 && !filter->ports) {
+        (void)setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &n, sizeof n); /* ENOENT: there is none */
+        return false;
+    }
+    /* Relative jumps to the sample are as far as what follows them is long. */
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (unsigned)SOURCE);
+    for (size_t i = 0; i < filter->count; i++)
+        code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, filter->sources[i],
+                                                 (uint8_t)(filter->count - i - 1 + 3), 0);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 0); /* the UDP header begins with it */
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, port, 0, filter->ports ? 1 : 0);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, (unsigned)PASS);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (unsigned)(SKF_AD_OFF + SKF_AD_RANDOM));
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, FLOOD_SAMPLE - 1, 1, 0);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, (unsigned)PASS);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);
+    struct sock_fprog program = {.len = n, .filter = code};
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+}
+
+/* The value of a column in the second of two lines of /proc/net/snmp, 0 if there is none. */
+static uint64_t column(const char *names, const char *values, const char *wanted)
+{
+    const size_t length = strlen(wanted);
+    while (*names != '\n' && *names != '\0' && *values != '\0') {
+        size_t width = strcspn(names, " \n");
+        if (width == length && memcmp(names, wanted, length) == 0)
+            return strtoull(values, NULL, 10);
+        names += width + strspn(names + width, " ");
+        values += strcspn(values, " \n");
+        values += strspn(values, " ");
+    }
+    return 0;
+}
+
+/* How often the receive buffer of a UDP socket was full in the network namespace of this thread; 0 if it is unknown. */
+static uint64_t read_full_buffers(void)
+{
+    char text[8192];
+    int fd = open("/proc/thread-self/net/snmp", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n < 0 ? 0 : n] = '\0';
+    const char *names = strstr(text, "\nUdp: ");
+    const char *values = names == NULL ? NULL : strstr(names + 1, "\nUdp: ");
+    if (values == NULL)
+        return 0;
+    return column(names + 1, values + 1, "RcvbufErrors") + column(names + 1, values + 1, "MemErrors");
+}
+
+void udp_socket_count_overflows(int fd, bool had_filter, struct udp_overflows *overflows)
 {
     uint32_t info[SK_MEMINFO_VARS] = {0};
     uint64_t cookie = 0;
     socklen_t size = sizeof info, cookie_size = sizeof cookie;
     if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0 ||
         getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &cookie_size) < 0)
-        return overflows->total;
+        return;
     if (overflows->socket != cookie) {
         overflows->socket = cookie;
         overflows->seen = 0;
     }
-    overflows->total += (uint32_t)(info[SK_MEMINFO_DROPS] - overflows->seen); /* correct also after a wrap */
+    uint32_t dropped = info[SK_MEMINFO_DROPS] - overflows->seen; /* correct also after a wrap */
+    uint64_t full = read_full_buffers(), newly_full = full - overflows->full;
     overflows->seen = info[SK_MEMINFO_DROPS];
-    return overflows->total;
+    overflows->full = full;
+    if (!had_filter || newly_full > dropped)
+        newly_full = dropped;
+    overflows->total += newly_full;
+    overflows->filtered += dropped - newly_full;
 }

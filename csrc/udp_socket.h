@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "drop.h"
+#include "flood.h"
 
 enum {
     UDP_SEND_MAX = 65507,   /* bytes of payload in one send, all segments together */
@@ -61,13 +62,21 @@ bool udp_socket_is_dead(int error);
 /* Clears the pending error of the socket, so that it stops waking us. Returns it as -errno, or 0. */
 int udp_socket_clear_error(int fd);
 
-/* Datagrams that the kernel dropped because the receive buffer was full. It counts them per socket, in 32 bits. */
+/* Has the kernel drop, unread, what the filter says, all but one in FLOOD_SAMPLE; where that fails, nothing. Returns
+ * whether it drops anything. */
+bool udp_socket_set_filter(int fd, uint16_t port, const struct flood_filter *filter);
+
+/* Datagrams that the kernel dropped because the receive buffer was full, or because of the filter. It counts both
+ * together, per socket and in 32 bits. */
 struct udp_overflows {
-    uint64_t socket; /* its cookie */
-    uint32_t seen;   /* of that socket, already in total */
-    uint64_t total;  /* of all sockets */
+    uint64_t socket;   /* its cookie */
+    uint32_t seen;     /* of that socket, already in total or filtered */
+    uint64_t full;     /* buffers, as counted for the whole network namespace, already looked at */
+    uint64_t total;    /* of all sockets: the buffer was full */
+    uint64_t filtered; /* of all sockets */
 };
 
-/* Adds those of the socket that were not counted yet. Returns the total; it stays where the kernel has no count (before
- * 4.12) or there is no socket. */
-uint64_t udp_socket_overflows(int fd, struct udp_overflows *overflows);
+/* Adds those of the socket that were not counted yet. If there was a filter meanwhile, the full buffers of the caller's
+ * network namespace tell both kinds apart. The sums stay where the kernel has no count (before 4.12) or there is no
+ * socket. */
+void udp_socket_count_overflows(int fd, bool had_filter, struct udp_overflows *overflows);

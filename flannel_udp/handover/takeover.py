@@ -51,11 +51,13 @@ def take_over(options: Options, inherited: Mapping[str, int]) -> Takeover | None
         try:
             left, memory = _read(ours)
             tunnel = _adopt(ours, left.head, options)
+            carried.callback(tunnel.guard.release)
             carried.enter_context(locks.hold(left.head.config.port))
             config = tunnel.pump_config(options, left.head.config, left.head.own)
             pump = carried.enter_context(Pump(config))
             pump.set_addresses([left.head.address])  # the others once netlink is imported
             _start(pump, left.table)
+            tunnel.guard.hold(tunnel.udp_fd)
         except HandoverError as error:
             log.warning("cannot go on with what the last process left: %s; starting afresh", error)
             carried.close()

@@ -139,10 +139,42 @@ static void the_checksum_is_the_plain_one(void)
     free(bytes);
 }
 
+enum { SECOND = 1000000000 };
+
+static struct icmp_limits limits;
+
+static void a_source_that_asks_all_the_time_takes_nothing_from_the_others(void)
+{
+    uint64_t now = SECOND;
+    size_t answered = 0;
+    limits = (struct icmp_limits){0};
+    for (size_t ms = 0; ms < 1000; ms++, now += SECOND / 1000) {
+        for (size_t i = 0; i < 100; i++)
+            answered += icmp_allow(&limits, address("10.1.5.2"), now);
+        if (ms % 20 == 0)
+            CHECK(icmp_allow(&limits, address("10.1.5.3"), now));
+    }
+    CHECK(answered >= ICMP_SOURCE_RATE && answered <= ICMP_SOURCE_RATE + ICMP_SOURCE_BURST);
+}
+
+static void all_sources_together_have_a_limit(void)
+{
+    uint64_t now = SECOND;
+    size_t answered = 0;
+    limits = (struct icmp_limits){0};
+    for (size_t ms = 0; ms < 1000; ms++, now += SECOND / 1000) {
+        for (uint32_t i = 0; i < ICMP_SOURCES; i++)
+            answered += icmp_allow(&limits, address("10.1.4.0") + i, now);
+    }
+    CHECK(answered >= ICMP_RATE - 1 && answered <= ICMP_RATE + ICMP_BURST);
+}
+
 int main(void)
 {
     RUN(a_reply_quotes_as_much_as_fits_576_bytes);
     RUN(every_icmp_error_type_stays_unanswered_with_any_header_length);
     RUN(later_fragments_and_addresses_of_no_single_host_stay_unanswered);
     RUN(the_checksum_is_the_plain_one);
+    RUN(a_source_that_asks_all_the_time_takes_nothing_from_the_others);
+    RUN(all_sources_together_have_a_limit);
 }

@@ -166,22 +166,31 @@ static void without_a_trial_the_result_of_setsockopt_counts(void)
     CHECK_EQ(found(BOTH), BOTH);
 }
 
-/* A socket that nobody reads, sent more than it holds; what the kernel then counts as dropped. */
-static uint32_t overflow(int fd, struct udp_overflows *overflows)
+/* Sends more than a socket holds that nobody reads; `from` is the port, 0 for any. Returns how many were sent. */
+static uint32_t overfill(int fd, uint16_t from)
 {
     enum { SENT = 2000, SIZE = 1400 };
     static const uint8_t bytes[SIZE];
     struct sockaddr_in local = {0};
     socklen_t size = sizeof local;
-    uint64_t before = udp_socket_overflows(fd, overflows);
-    int least = 1, from = rig_socket(address("127.0.0.1"), 0);
+    int least = 1, sender = rig_socket(address("127.0.0.1"), from);
     CHECK_EQ(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &least, sizeof least), 0);
     CHECK_EQ(getsockname(fd, (struct sockaddr *)&local, &size), 0);
     for (size_t i = 0; i < SENT; i++)
-        rig_send(from, address("127.0.0.1"), ntohs(local.sin_port), bytes, SIZE);
-    close(from);
-    uint64_t dropped = udp_socket_overflows(fd, overflows) - before;
-    CHECK(dropped > 0 && dropped < SENT);
+        rig_send(sender, address("127.0.0.1"), ntohs(local.sin_port), bytes, SIZE);
+    close(sender);
+    return SENT;
+}
+
+/* What the kernel counts as dropped when the socket is overfilled. */
+static uint32_t overflow(int fd, struct udp_overflows *overflows)
+{
+    udp_socket_count_overflows(fd, false, overflows);
+    uint64_t before = overflows->total;
+    uint32_t sent = overfill(fd, 0);
+    udp_socket_count_overflows(fd, false, overflows);
+    uint64_t dropped = overflows->total - before;
+    CHECK(dropped > 0 && dropped < sent);
     return (uint32_t)dropped;
 }
 
@@ -194,14 +203,77 @@ static void overflows_are_summed_across_sockets_and_beyond_32_bits(void)
     CHECK_EQ(overflows.total, total);
     faults_add_drops(UINT32_MAX - 5);
     total += UINT32_MAX - 5;
-    CHECK_EQ(udp_socket_overflows(second, &overflows), total);
+    udp_socket_count_overflows(second, false, &overflows);
+    CHECK_EQ(overflows.total, total);
     faults_add_drops(10);
     total += 16;
-    CHECK_EQ(udp_socket_overflows(second, &overflows), total);
+    udp_socket_count_overflows(second, false, &overflows);
+    CHECK_EQ(overflows.total, total);
     faults_add_drops(0);
     close(first);
     close(second);
-    CHECK_EQ(udp_socket_overflows(second, &overflows), total); /* there is none */
+    udp_socket_count_overflows(second, false, &overflows); /* there is none */
+    CHECK_EQ(overflows.total, total);
+    CHECK_EQ(overflows.filtered, 0);
+}
+
+/* The datagrams that wait in the socket. */
+static uint32_t waiting(int fd)
+{
+    uint8_t byte;
+    uint32_t count = 0;
+    while (recv(fd, &byte, 1, 0) >= 0)
+        count++;
+    return count;
+}
+
+enum { PEERS_PORT = 8286, OTHER_PORT = 8287 };
+
+static void what_the_filter_drops_is_no_overflow(void)
+{
+    struct udp_overflows overflows = {0};
+    struct flood_filter filter = {.ports = true};
+    int fd = udp_socket_open(address("127.0.0.1"), 0);
+    CHECK(udp_socket_set_filter(fd, PEERS_PORT, &filter));
+    udp_socket_count_overflows(fd, true, &overflows);
+    struct udp_overflows before = overflows;
+    uint32_t sent = overfill(fd, PEERS_PORT), taken = waiting(fd);
+    udp_socket_count_overflows(fd, true, &overflows);
+    CHECK_EQ(overflows.filtered, before.filtered);
+    CHECK_EQ(overflows.total - before.total, sent - taken);
+    before = overflows;
+    sent = overfill(fd, OTHER_PORT);
+    taken = waiting(fd);
+    CHECK(taken < sent / 16); /* the sample */
+    udp_socket_count_overflows(fd, true, &overflows);
+    CHECK_EQ(overflows.filtered + overflows.total - before.filtered - before.total, sent - taken);
+    CHECK(overflows.total - before.total < sent / 16); /* of the sample, which the buffer does not hold either */
+    close(fd);
+}
+
+static void the_filter_drops_the_addresses_it_has_and_no_others(void)
+{
+    struct flood_filter filter = {0};
+    for (size_t count = 0; count <= FLOOD_SOURCES; count += count < 3 ? 1 : FLOOD_SOURCES - 3) {
+        for (uint32_t i = 0; i < count; i++)
+            filter.sources[i] = address("127.0.1.1") + i;
+        filter.count = count;
+        int fd = udp_socket_open(address("127.0.0.1"), 0);
+        struct sockaddr_in local = {0};
+        socklen_t size = sizeof local;
+        CHECK_EQ(getsockname(fd, (struct sockaddr *)&local, &size), 0);
+        CHECK_EQ(udp_socket_set_filter(fd, PEERS_PORT, &filter), count > 0);
+        for (uint32_t i = 0; i <= count; i++) { /* the last is not among them */
+            int from = rig_socket(address("127.0.1.1") + i, OTHER_PORT);
+            for (size_t j = 0; j < 64; j++)
+                rig_send(from, address("127.0.0.1"), ntohs(local.sin_port), "x", 1);
+            close(from);
+            CHECK(i < count ? waiting(fd) < 16 : waiting(fd) == 64);
+        }
+        filter.count = 0;
+        CHECK(!udp_socket_set_filter(fd, PEERS_PORT, &filter));
+        close(fd);
+    }
 }
 
 int main(void)
@@ -215,5 +287,7 @@ int main(void)
     RUN(udp_gro_is_off_if_an_unmerged_datagram_is_wrong);
     RUN(udp_gro_is_off_if_a_merged_receive_lacks_its_size);
     RUN(overflows_are_summed_across_sockets_and_beyond_32_bits);
+    RUN(what_the_filter_drops_is_no_overflow);
+    RUN(the_filter_drops_the_addresses_it_has_and_no_others);
     RUN(without_a_trial_the_result_of_setsockopt_counts);
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
@@ -100,3 +103,74 @@ def test_an_unprivileged_program_on_a_member_cannot_inject(pair: Lab, inner: str
     (line,) = log_lines(target, words)
     assert "udp_wrong_port" in line
     assert "--source-check address" in line
+
+
+HOLD = """
+import socket, sys
+for address in sys.argv[1:]:
+    for option in (None, socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            if option:
+                s.setsockopt(socket.SOL_SOCKET, option, 1)
+            try:
+                s.bind((address, 8285))
+            except OSError:
+                continue
+            print(address, option)
+"""
+
+SPOOF = """
+import socket, sys
+target, ours, packet = sys.argv[1:]
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    out.bind(("127.0.0.1", 8285))
+    info = bytes(4) + socket.inet_aton(ours) + bytes(4)
+    out.sendmsg([bytes.fromhex(packet)], [(socket.IPPROTO_IP, 8, info)], 0, (target, 8285))
+"""
+
+
+@pytest.mark.parametrize("how", ["started", "executed itself again"])
+def test_no_user_of_a_member_can_have_the_overlays_port(pair: Lab, how: str) -> None:
+    """A socket that has it on any address can send with any other address of the host."""
+    member = pair.hosts[1]
+    if how != "started":
+        succeed(member)
+    assert as_nobody(member.netns, HOLD, "127.0.0.1", "127.0.0.2", "0.0.0.0", member.address) == ""
+
+
+def succeed(host: Host) -> None:
+    """Have the daemon execute itself; returns when the new process is ready."""
+    assert host.daemon
+    starts = len(log_lines(host, "going on with "))
+    host.daemon.send_signal(signal.SIGUSR2)
+    wait_until(lambda: len(log_lines(host, "going on with ")) > starts, "the new process")
+    host.wait_until_ready()
+
+
+def test_a_program_that_had_the_port_before_us_is_named(pair: Lab) -> None:
+    """It can send in the name of its host; this shows why nobody may have the port."""
+    target, member = pair.hosts
+    ours, theirs = target.containers[0], member.containers[0]
+    member.stop_daemon()
+    with (
+        Inbox(ours.netns) as inbox,
+        member.netns.call(socket.socket, type=socket.SOCK_DGRAM) as early,
+    ):
+        early.bind((LOOPBACK, PORT))
+        member.start_daemon()
+        info = bytes(4) + member.address.packed + bytes(4)
+        packet = inbox.packet(theirs.address, ours.address)
+        early.sendmsg(
+            [packet], [(socket.IPPROTO_IP, IP_PKTINFO, info)], 0, (str(target.address), PORT)
+        )
+        wait_until(lambda: inbox.count() == 1, "the packet arriving")
+    assert log_lines(
+        member, f"process {os.getpid()}", f"has UDP port {PORT} too, on another address"
+    )
+    member.stop_daemon()
+    member.start_daemon()
+    with Inbox(ours.netns) as inbox:
+        packet = inbox.packet(theirs.address, ours.address)
+        with pytest.raises(subprocess.CalledProcessError):
+            as_nobody(member.netns, SPOOF, target.address, member.address, packet.hex())
+    assert pair.ping(theirs, ours) is not None

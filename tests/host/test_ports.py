@@ -23,6 +23,15 @@ def test_a_port_names_who_listens(family: socket.AddressFamily) -> None:
     assert ports.listener(port) == "another program"
 
 
+def test_a_udp_port_names_who_has_it_besides_us() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
+        s.bind(("::", 0))
+        port = s.getsockname()[1]
+        assert f", process {os.getpid()}" in ports.udp_holder(port, set())
+        assert ports.udp_holder(port, {str(os.fstat(s.fileno()).st_ino)}) == ""
+    assert ports.udp_holder(port, set()) == ""
+
+
 def test_a_connected_port_is_no_listener() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,

@@ -7,10 +7,11 @@ import os
 import select
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from flannel_udp.backends.pump.fallbacks import kernel_fault
+from flannel_udp.backends.pump.port_guard import PortGuard
 from flannel_udp.backends.pump.pump import (
     ALL_OFFLOADS,
     NO_OFFLOADS,
@@ -41,12 +42,14 @@ _WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """``device`` is the TUN's name; ``offloads`` are in use. The owner closes both descriptors."""
+    """``device`` is the TUN's name; ``offloads`` are in use. The owner closes both descriptors and
+    releases the port."""
 
     device: str
     tun_fd: int
     udp_fd: int
     offloads: Offload
+    guard: PortGuard = field(default_factory=PortGuard)
 
     def pump_config(self, options: Options, config: NetworkConfig, own: OwnLease) -> PumpConfig:
         """The configuration of a pump between these ends."""
@@ -76,7 +79,10 @@ def open_tunnel(address: IPv4Address, port: int, preset: str) -> Iterator[Tunnel
         opened.callback(os.close, tun_fd)
         udp_fd = _open_udp(address, port)
         opened.callback(os.close, udp_fd)
-        yield Tunnel(device, tun_fd, udp_fd, _probe(device, tun_fd, udp_fd, preset))
+        tunnel = Tunnel(device, tun_fd, udp_fd, _probe(device, tun_fd, udp_fd, preset))
+        opened.callback(tunnel.guard.release)
+        tunnel.guard.hold(udp_fd)
+        yield tunnel
 
 
 def adopt_tunnel(
@@ -145,8 +151,10 @@ def reopen_lost_ends(tunnel: Tunnel, address: IPv4Address, port: int) -> list[st
         _replace(tunnel.tun_fd, _open_tun(tunnel.device, tunnel.offloads != NO_OFFLOADS)[0])
     if _is_shut_down(tunnel.udp_fd):
         lost.append("the UDP socket")
+        tunnel.guard.release()
         _free_port(tunnel.udp_fd)
         _replace(tunnel.udp_fd, _open_udp(address, port))
+        tunnel.guard.hold(tunnel.udp_fd)
     return lost
 
 
