@@ -263,7 +263,7 @@ bool udp_socket_set_filter(int fd, uint16_t port, const struct flood_filter *fil
     struct sock_filter code[FLOOD_SOURCES + 8];
     unsigned short n = 0;
     if (filter->count == 0 && !filter->ports) {
-        (void)setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &n, sizeof n); /* ENOENT: there is none */
+        (void)set_int(fd, SOL_SOCKET, SO_DETACH_FILTER, 0); /* ENOENT: there is none */
         return false;
     }
     /* Relative jumps to the sample are as far as what follows them is long. */

@@ -272,6 +272,7 @@ static void the_filter_drops_the_addresses_it_has_and_no_others(void)
         }
         filter.count = 0;
         CHECK(!udp_socket_set_filter(fd, PEERS_PORT, &filter));
+        CHECK_EQ(setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &(int){0}, sizeof(int)), -1); /* there is none left */
         close(fd);
     }
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +42,7 @@ TUN_ADDRESS = IPv4Address("10.1.5.0")
 PEERS = {IPv4Network(f"10.1.{n}.0/24"): IPv4Address(f"172.30.0.{n}") for n in (6, 7)}
 PORT = 8285
 IP_RECVERR, SO_RCVBUFFORCE = 11, 33  # linux/in.h, asm/socket.h: not in the socket module
+SO_ATTACH_FILTER, BPF_RET = 26, 6  # asm/socket.h, linux/bpf_common.h
 PATIENCE = 5.0  # seconds until an awaited packet counts as lost
 
 
@@ -217,6 +220,17 @@ def test_a_datagram_of_a_peer_from_another_port_is_refused_and_reported(rig: Rig
             "drop_udp_wrong_port",
         )
     assert rig.pump.stats()["tun_written_packets"] == 0
+
+
+def test_a_filter_that_the_last_process_left_on_the_socket_is_removed(rig: Rig) -> None:
+    receiver = rig.socket("10.1.5.0", 4000)
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RET, 0, 0, 0))
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(instruction))
+    with socket.socket(fileno=os.dup(rig.udp_fd)) as udp:
+        udp.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    rig.pump.restart(rig.tun_fd, rig.udp_fd)
+    rig.from_peer("172.30.0.6", inner())
+    assert receiver.recvfrom(100)[0] == b"hello"
 
 
 @pytest.mark.parametrize("source_check", [False])
