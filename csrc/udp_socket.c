@@ -304,7 +304,7 @@ static uint64_t read_full_buffers(void)
     int fd = open("/proc/thread-self/net/snmp", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return 0;
-    ssize_t n = read(fd, text, sizeof text - 1);
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
     close(fd);
     text[n < 0 ? 0 : n] = '\0';
     const char *names = strstr(text, "\nUdp: ");
