@@ -120,31 +120,28 @@ def change(found: Ruleset, policy: Policy) -> str:
 
 
 def overlay_rules(part: Part, overlay: Overlay) -> dict[tuple[str, str], str]:
-    """By table and built-in chain; none for a part that iptables cannot write.
-
-    There is no chain after masquerading in which the guard could see who sends.
-    """
+    """By table and built-in chain."""
     address, port = overlay.address, overlay.port
     mark = f'-m comment --comment "{OVERLAY_COMMENT} {port} {part.value}" -j'
     arriving = f"-d {address}/32 -p udp -m udp --dport {port} {mark}"
     leaving = f"-s {address}/32 -p udp -m udp --sport {port} {mark}"
-    quoted = f'-m u32 --u32 "{_QUOTED_UDP}&&{_QUOTED_PORT}={port:#x}"'
-    rules = {
-        Part.ZONE: {
-            ("raw", "PREROUTING"): f"{arriving} CT --zone {ZONE}",
-            ("raw", "OUTPUT"): f"{leaving} CT --zone {ZONE}",
-        },
-        Part.ERRORS: {
-            ("raw", "PREROUTING"): f"-d {address}/32 -p icmp {quoted} {mark} CT --zone {ZONE}"
-        },
-        Part.PORT: {
-            ("nat", "PREROUTING"): f"{arriving} DNAT --to-destination {address}:{port}",
-            ("nat", "POSTROUTING"): f"{leaving} SNAT --to-source {address}:{port}",
-        },
+    quoting = (
+        f'-d {address}/32 -p icmp -m u32 --u32 "{_QUOTED_UDP}&&{_QUOTED_PORT}={port:#x}" {mark}'
+    )
+    zone, end = f"CT --zone {ZONE}", f"{address}:{port}"
+    rules = (
+        (Part.ZONE, "raw", "PREROUTING", f"{arriving} {zone}"),
+        (Part.ZONE, "raw", "OUTPUT", f"{leaving} {zone}"),
+        (Part.ERRORS, "raw", "PREROUTING", f"{quoting} {zone}"),
+        (Part.PORT, "nat", "PREROUTING", f"{arriving} DNAT --to-destination {end}"),
+        (Part.PORT, "nat", "POSTROUTING", f"{leaving} SNAT --to-source {end}"),
+    )
+    left_alone = "POSTROUTING" if overlay.is_translated else ""
+    return {
+        (table, chain): rule
+        for each, table, chain, rule in rules
+        if each is part and chain != left_alone
     }
-    if overlay.is_translated:
-        del rules[Part.PORT]["nat", "POSTROUTING"]
-    return rules.get(part, {})
 
 
 def overlay_change(

@@ -69,32 +69,22 @@ def overlay_chains(part: Part, overlay: Overlay) -> Wanted:
     arriving = f"ip daddr {address} udp dport {port}"
     leaving = f"ip saddr {address} udp sport {port}"
     # The packet that an ICMP error quotes: its protocol, and its source port. Ours have no options.
-    quoted = f"ip daddr {address} ip protocol icmp @th,136,8 17 @th,224,16 {port}"
-    zone, user = f"ct zone set {ZONE}", f"meta skuid {overlay.owner}"
-    source_nat = [] if overlay.is_translated else [f"{leaving} snat to {address}:{port}"]
-    chains: dict[Part, Wanted] = {
-        Part.ZONE: {
-            "zone-in": ("filter hook prerouting priority -301", [f"{arriving} {zone}"]),
-            "zone-out": ("filter hook output priority -301", [f"{leaving} {zone}"]),
-        },
-        Part.ERRORS: {"errors": ("filter hook prerouting priority -301", [f"{quoted} {zone}"])},
-        Part.PORT: {
-            "port-in": (
-                "nat hook prerouting priority -101",
-                [f"{arriving} dnat to {address}:{port}"],
-            ),
-            "port-out": ("nat hook postrouting priority 99", source_nat),
-        },
-        Part.GUARD: {
-            "guard": (
-                "filter hook postrouting priority 101",
-                [f"{leaving} {user} accept", f"{leaving} drop"],
-            )
-        },
-    }
+    quoting = f"ip daddr {address} ip protocol icmp @th,136,8 17 @th,224,16 {port}"
+    zone, end = f"ct zone set {ZONE}", f"{address}:{port}"
+    ours = f"{leaving} meta skuid {overlay.owner} accept"
+    source_nat = [] if overlay.is_translated else [f"{leaving} snat to {end}"]
+    chains = (
+        (Part.ZONE, "zone-in", "filter hook prerouting priority -301", [f"{arriving} {zone}"]),
+        (Part.ZONE, "zone-out", "filter hook output priority -301", [f"{leaving} {zone}"]),
+        (Part.ERRORS, "errors", "filter hook prerouting priority -301", [f"{quoting} {zone}"]),
+        (Part.PORT, "port-in", "nat hook prerouting priority -101", [f"{arriving} dnat to {end}"]),
+        (Part.PORT, "port-out", "nat hook postrouting priority 99", source_nat),
+        (Part.GUARD, "guard", "filter hook postrouting priority 101", [ours, f"{leaving} drop"]),
+    )
     return {
         f"{name}-{port}": (hook, [f'{rule} comment "{OVERLAY_COMMENT}"' for rule in rules])
-        for name, (hook, rules) in chains[part].items()
+        for each, name, hook, rules in chains
+        if each is part
     }
 
 

@@ -4,12 +4,12 @@ Masquerading keeps a container's source port if it can. A container that sends f
 port to a peer would so get the overlay's own 4-tuple, and what the peer sends with it.
 """
 
-import contextlib
 import logging
+from collections.abc import Sequence
 
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall.rules import Overlay, Part
-from flannel_udp.host.firewall.tools import Iptables, Nftables, Repair, Tool, are_installed
+from flannel_udp.host.firewall.tools import Repair, Tool
 from flannel_udp.log_limits import ChangeLog
 
 log = logging.getLogger(__name__)
@@ -30,34 +30,23 @@ _WITHOUT = {
 class OverlayKeeper:
     """Keeps each part in force, by the first tool that can write it; one thread uses it."""
 
-    def __init__(self, overlay: Overlay, *, nftables: bool) -> None:
-        """``nftables``: nft is tried before iptables."""
-        self._overlay, self._prefers_nft = overlay, nftables
-        self._nft: Nftables | None = None
-        self._iptables: Iptables | None = None
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
         self._changes = {part: ChangeLog(log) for part in Part}
         self._kept: set[Part] = set()
         self.missing: dict[Part, str] = {}
 
-    def check(self, iptables: Iptables | None) -> bool:
-        """Write what is missing; returns whether that had been there before. ``iptables`` has read
-        the rules just now."""
-        self._iptables = iptables
-        if self._nft is None and are_installed(Nftables.PROGRAMS):
-            with contextlib.suppress(FirewallError):
-                self._nft = Nftables(self._overlay.port)
+    def check(self, tools: Sequence[Tool]) -> bool:
+        """Write what is missing; returns whether that had been there before. The tools have read
+        the rules just now, and the first is preferred."""
         before = set(self._kept)
-        return bool(before & {part for part in Part if self._keep(part) is Repair.WRITTEN})
+        return bool(before & {part for part in Part if self._keep(part, tools) is Repair.WRITTEN})
 
-    def tools(self, part: Part) -> list[Tool]:
-        """In the order in which they are tried."""
-        iptables = None if part is Part.GUARD else self._iptables
-        tools = [self._nft, iptables] if self._prefers_nft else [iptables, self._nft]
-        return [tool for tool in tools if tool]
-
-    def _keep(self, part: Part) -> Repair:
+    def _keep(self, part: Part, tools: Sequence[Tool]) -> Repair:
         reason, changes = "", self._changes[part]
-        for tool in self.tools(part):
+        for tool in tools:
+            if part not in tool.PARTS:
+                continue
             try:
                 repair = tool.keep_apart(part, self._overlay)
             except FirewallError as error:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -19,14 +19,6 @@ from flannel_udp.threads import Service
 log = logging.getLogger(__name__)
 
 _DOCKER_START = 60.0  # seconds: docker writes its chains one after another while it starts
-
-
-@dataclass(frozen=True, slots=True)
-class _Tools:
-    """The one that writes, and iptables, where the host has it, to see what others wrote."""
-
-    writer: Tool
-    iptables: Iptables | None
 
 
 class Firewall(Service):
@@ -53,8 +45,9 @@ class Firewall(Service):
         self._resync, self._stale = resync, stale
         wanted = {"masquerade": policy.masquerade, "forward": policy.forward}
         self._wanted = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
-        self._tools: _Tools | None = None
-        self._overlay = OverlayKeeper(policy.overlay, nftables=nftables) if policy.overlay else None
+        self._writer: Tool | None = None  # of the traffic rules
+        self._other: Tool | None = None  # reads what others wrote, and stands in
+        self._overlay = OverlayKeeper(policy.overlay) if policy.overlay else None
         self._established = False
         self._problem: str | None = None
         self._complaints: list[str] = []
@@ -76,13 +69,12 @@ class Firewall(Service):
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
-        tools = self._overlay.tools(Part.ZONE) if self._overlay else []
-        tools += [self._tools.writer] if self._tools else []
-        for tool in {tool.name: tool for tool in tools}.values():
+        for tool in self._tools():
             try:
                 tool.remove(self._policy)
             except FirewallError as error:
-                log.warning("%s; firewall rules may be left: run flannel-udp cleanup", error)
+                if tool is self._writer:
+                    log.warning("%s; firewall rules may be left: run flannel-udp cleanup", error)
 
     @property
     def unready_reason(self) -> str | None:
@@ -95,7 +87,7 @@ class Firewall(Service):
         zone = missing.pop(Part.ZONE, None)
         problems = [each for each in (self._problem, zone) if each]
         return {
-            "tool": self._tools.writer.name if self._tools else None,
+            "tool": self._writer.name if self._writer else None,
             "masquerade": self._policy.masquerade,
             "forward": self._policy.forward,
             "problems": problems + self._complaints,
@@ -121,24 +113,23 @@ class Firewall(Service):
 
     def _apply(self) -> Repair:
         """Write the traffic rules that are missing. Raises FirewallError."""
-        if self._tools is None:
-            tools = self._find_tools()
-            self._remove_leftovers(tools)
-            self._tools = tools
-        repair = self._tools.writer.apply(self._policy)
+        if self._writer is None:
+            writer = self._open(nftables=self._nftables)
+            self._remove_leftovers(writer)
+            self._writer = writer
+        repair = self._writer.apply(self._policy)
         self._problem = None
         if self._established:
             return repair
         self._established = True
         if self._wanted:
             self._changes.works("the firewall can be used now")
-            log.info("firewall rules: %s (%s)", self._wanted, self._tools.writer.name)
+            log.info("firewall rules: %s (%s)", self._wanted, self._writer.name)
         return Repair.NOTHING
 
     def _keep_apart(self) -> bool:
         """Whether rules about the overlay's own datagrams had to be restored."""
-        iptables = self._tools.iptables if self._tools else None
-        return bool(self._overlay and self._overlay.check(iptables))
+        return bool(self._overlay and self._overlay.check(self._tools()))
 
     def _log(self, repair: Repair) -> None:
         if repair is Repair.MOVED_BEFORE_DOCKER:
@@ -153,20 +144,21 @@ class Firewall(Service):
             self._changes.works("the firewall rules are in place again")
             log.log(DETAIL, "the firewall rules are as they must be")
 
-    def _find_tools(self) -> _Tools:
-        if not self._nftables:
-            iptables = Iptables()
-            return _Tools(iptables, iptables)
-        return _Tools(
-            Nftables(self._port), Iptables() if are_installed(Iptables.PROGRAMS) else None
-        )
+    def _tools(self) -> list[Tool]:
+        return [tool for tool in (self._writer, self._other) if tool]
 
-    def _remove_leftovers(self, tools: _Tools) -> None:
+    def _open(self, *, nftables: bool) -> Tool:
+        return Nftables(self._port) if nftables else Iptables()
+
+    def _remove_leftovers(self, writer: Tool) -> None:
         """Remove what an earlier run wrote with the other tool, or for another Network."""
+        tools = [writer]
         with contextlib.suppress(FirewallError):
-            (Nftables(self._port) if not self._nftables else Iptables()).remove(self._policy)
-        if self._stale and tools.iptables:
-            tools.iptables.remove(replace(self._policy, network=self._stale, overlay=None))
+            tools.append(self._open(nftables=not self._nftables))
+            tools[1].remove(self._policy)
+        for tool in tools:
+            if self._stale and isinstance(tool, Iptables):
+                tool.remove(replace(self._policy, network=self._stale, overlay=None))
 
     def _failed(self, error: FirewallError) -> None:
         self._problem = str(error)
@@ -175,19 +167,19 @@ class Firewall(Service):
 
     def _look_for_harmful_rules(self) -> None:
         """Warn once of each rule by which another program harms the overlay."""
-        tools = self._tools
-        if tools and not tools.iptables and are_installed(Iptables.PROGRAMS):
-            with contextlib.suppress(FirewallError):
-                tools = self._tools = replace(tools, iptables=Iptables())
-        if not (tools and tools.iptables):
-            return
         with contextlib.suppress(FirewallError):
-            if tools.writer is not tools.iptables:
-                tools.iptables.read()
-            self._complaints = iptables.complaints(
-                tools.iptables.last_read, self._policy, nftables=self._nftables
-            )
-            begun, _ = self._complained.observe(set(self._complaints), set(), time.monotonic())
-            for complaint in self._complaints:
-                if complaint in begun:
-                    log.warning("%s", complaint)
+            if not self._other and are_installed(
+                (Iptables if self._nftables else Nftables).PROGRAMS
+            ):
+                self._other = self._open(nftables=not self._nftables)
+            if self._other:
+                self._other.read()
+        for tool in self._tools():
+            if isinstance(tool, Iptables):
+                self._complaints = iptables.complaints(
+                    tool.last_read, self._policy, nftables=self._nftables
+                )
+        begun, _ = self._complained.observe(set(self._complaints), set(), time.monotonic())
+        for complaint in self._complaints:
+            if complaint in begun:
+                log.warning("%s", complaint)

@@ -43,6 +43,10 @@ class Tool(Protocol):
     """Writes a policy into the kernel and removes it. Its methods raise FirewallError."""
 
     name: str
+    PARTS: frozenset[Part]  # of the overlay's own rules, those that it can write
+
+    def read(self) -> object:
+        """What keep_apart compares with; ``apply`` reads too."""
 
     def apply(self, policy: Policy) -> Repair:
         """Write the rules that are missing."""
@@ -58,6 +62,7 @@ class Iptables:
     """iptables-save and iptables-restore, by nft or legacy."""
 
     PROGRAMS = ("iptables-restore", "iptables-save")
+    PARTS = frozenset(Part) - {Part.GUARD}  # no chain comes after masquerading
 
     def __init__(self) -> None:
         self._restore, self._save = map(_find, self.PROGRAMS)
@@ -80,11 +85,15 @@ class Iptables:
         return self._apply(policy)
 
     def keep_apart(self, part: Part, overlay: Overlay) -> Repair:
-        """Compares with what was last read, unless another program changed it since."""
+        with contextlib.suppress(FirewallError):
+            return self._keep_apart(part, overlay)
+        self.read()  # another program may have changed the rules
+        return self._keep_apart(part, overlay)
+
+    def _keep_apart(self, part: Part, overlay: Overlay) -> Repair:
         wanted = iptables.overlay_rules(part, overlay)
-        if not self._write(iptables.overlay_change(self.last_read, wanted, overlay.port, part)):
-            return Repair.NOTHING
-        return Repair.WRITTEN
+        change = iptables.overlay_change(self.last_read, wanted, overlay.port, part)
+        return Repair.WRITTEN if self._write(change) else Repair.NOTHING
 
     def remove(self, policy: Policy) -> None:
         self.apply(replace(policy, masquerade=False, forward=False))
@@ -115,15 +124,21 @@ class Nftables:
     """nft, with chains in a table that is flannel's alone."""
 
     PROGRAMS = ("nft",)
+    PARTS = frozenset(Part)
 
     def __init__(self, port: int) -> None:
         (self._nft,) = map(_find, self.PROGRAMS)
         self._port = port
+        self._last_read: Chains = {}
         self._written: dict[frozenset[str], Chains] = {}
         version = _run([self._nft, "--version"]).split()
         self.name = "nftables " + (version[1] if len(version) > 1 else "")
 
+    def read(self) -> None:
+        self._last_read = self.chains()
+
     def apply(self, policy: Policy) -> Repair:
+        self.read()
         return self._establish(nftables.traffic_chains(policy, self._port))
 
     def keep_apart(self, part: Part, overlay: Overlay) -> Repair:
@@ -141,6 +156,7 @@ class Nftables:
         if found == (self._written.get(frozenset(wanted)) if is_wanted else {}):
             return Repair.NOTHING
         self._write(wanted)
+        self.read()
         found = self._found(wanted)  # as this version of nft prints them
         # Another program may have changed them in between: then the next check writes them anew.
         if nftables.is_complete(found, wanted):
@@ -148,7 +164,7 @@ class Nftables:
         return Repair.WRITTEN
 
     def _found(self, wanted: Wanted) -> Chains:
-        return {name: chain for name, chain in self.chains().items() if name in wanted}
+        return {name: chain for name, chain in self._last_read.items() if name in wanted}
 
     def chains(self) -> Chains:
         """Of all daemons; none if the table does not exist."""

@@ -308,8 +308,8 @@ def test_a_failing_check_and_its_end_are_logged_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     with kept(namespace, resync=0.01) as firewall:
-        assert firewall._tools
-        tool = firewall._tools.writer
+        assert firewall._writer
+        tool = firewall._writer
         apply: Callable[[Policy], Repair] = tool.apply
         tries: list[Policy] = []
 
@@ -330,12 +330,12 @@ def test_rules_are_kept_after_an_error_of_our_own(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with kept(namespace, resync=0.01) as firewall:
-        assert firewall._tools
+        assert firewall._writer
 
         def fail(policy: Policy) -> Repair:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(firewall._tools.writer, "apply", fail)
+        monkeypatch.setattr(firewall._writer, "apply", fail)
         wait_until(lambda: "the thread firewall starts again" in caplog.text, "the log line")
         whole = text(namespace)
         namespace.run(["iptables", "-F", "FLANNEL-FWD"], check=True)
