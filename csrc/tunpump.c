@@ -17,7 +17,8 @@
  * either direction. It sleeps in epoll_wait on the TUN, the socket and an eventfd; while small packets come and
  * go, it reads both ends again and again instead (busy polling). A turn is bounded, so that neither direction,
  * nor a stop, starves. When the socket is full, TUN reads pause: the unsent rest of the batch stays in the outbox
- * until the socket is writable.
+ * until the socket is writable. EAGAIN twice from a socket that is writable is about one datagram, which is dropped:
+ * to wait would delay every peer. A socket that is shut down, even in one direction, ends the worker.
  *
  * The controlling thread (Python) changes routes while packets flow, one call at a time under `lock`; the worker
  * takes no lock. The route table is changed entry by entry, each with one atomic store (route_table.h), and the

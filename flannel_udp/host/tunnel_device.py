@@ -17,10 +17,10 @@ from flannel_udp.host.netlink import IFF_UP, dump, index_of, interface_names, ne
 
 OUTER_HEADERS = 28  # bytes: IPv4 without options (20) and UDP (8)
 
-# The TUN ring holds this many packets while the pump is busy, not scheduled or being restarted. The
-# kernel's default of 500 is half a millisecond of small packets at full rate; what does not fit is
-# dropped. Full of superpackets it holds 256 MiB: docs/operations.md explains how to bound that.
-QUEUE_LENGTH = 4096
+# The TUN ring holds this many packets while the pump is busy, not scheduled or being restarted;
+# what does not fit is dropped. The kernel counts packets, not bytes, and containers choose what
+# fills it: superpackets of 64 KiB pin 64 MiB of this host's memory.
+QUEUE_LENGTH = 1024
 
 _SCOPE_LINK = 253
 _MARK = "flannel-udp port "  # in the alias that "ip link" shows

@@ -19,11 +19,11 @@ from instruments import HEALTH_FLAGS, metrics
 from scapy.layers.inet import IP, UDP
 
 from flannel_udp.host.netns import freeze
+from flannel_udp.host.tunnel_device import QUEUE_LENGTH
 from flannel_udp.lab.lab import UNDERLAY, Host, Lab
 
 OUTER = 28  # bytes of IPv4 and UDP in front of what is carried
 NOBODY = IPv4Address("10.1.0.77")  # the first subnet is never leased
-QUEUE = 4096  # packets that the tunnel holds
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +193,10 @@ def test_packets_dropped_by_a_full_tunnel_queue_are_counted(lab: Lab) -> None:
     with nft_counters(host, rules) as counted:
         assert host.daemon
         freeze(host.daemon)
-        burst(lab, other.ping_address, QUEUE + 1000)
+        burst(lab, other.ping_address, QUEUE_LENGTH + 1000)
         host.daemon.send_signal(signal.SIGCONT)
         sent = counted()["sent"][0]
-    assert sent == QUEUE + 1000
+    assert sent == QUEUE_LENGTH + 1000
     lost = kernel_counters(host)["drop_tun_queue_full"] - before["drop_tun_queue_full"]
     assert 900 < lost < 1100, "the kernel's ring has room for about that many"
     growth.agrees_with({"drop_tun_queue_full": lost, "tun_read_packets": sent - lost})
