@@ -100,13 +100,26 @@ def network_rights() -> None:
         pytest.fail(missing)
 
 
-@pytest.fixture
-def namespace(network_rights: None) -> Iterator[Namespace]:
-    """A fresh network namespace with nothing but lo."""
+@contextmanager
+def _fresh_namespace() -> Iterator[Namespace]:
     namespace = Namespace(f"fltest-{uuid.uuid4().hex[:8]}")
     namespace.create()
     yield namespace
     namespace.delete()
+
+
+@pytest.fixture
+def namespace(network_rights: None) -> Iterator[Namespace]:
+    """A fresh network namespace with nothing but lo."""
+    with _fresh_namespace() as namespace:
+        yield namespace
+
+
+@pytest.fixture(scope="module")
+def module_namespace(network_rights: None) -> Iterator[Namespace]:
+    """The same, for all tests of a module."""
+    with _fresh_namespace() as namespace:
+        yield namespace
 
 
 @pytest.fixture(scope="module")
