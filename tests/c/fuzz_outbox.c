@@ -2,7 +2,7 @@
  * and in its peer's order, or is counted as lost.
  *
  * Input: one byte for the offload; records of struct step from its front; from its end the kernel's fates, one byte
- * for each send, until both meet.
+ * for each send and each poll, until both meet.
  */
 #include <errno.h>
 #include <string.h>
@@ -41,6 +41,11 @@ static struct worker_counters counted;
 static uint8_t arena[ARENA];
 static size_t arena_used;
 static uint64_t calls, waits, interruptions;
+static struct { /* the send that met EAGAIN so many times, one after another */
+    struct host *host;
+    uint32_t packets;
+    unsigned times;
+} blocked;
 static struct {
     const uint8_t *begin, *end;
 } fates;
@@ -124,20 +129,45 @@ static int decide(const struct msghdr *message, uint8_t fate)
     return error;
 }
 
-/* The sender learns of this error. Segments may be sent again as single packets; what is refused otherwise is lost. */
+static void lose(struct host *host, uint32_t packets)
+{
+    host->next += packets;
+    host->lost += packets;
+}
+
+/* The sender learns of this error. Segments may be sent again as single packets; what is refused otherwise is lost,
+ * and with EAGAIN the socket decides. */
 static void note_refusal(const struct msghdr *message, int error)
 {
     struct host *host;
     size_t length;
     uint32_t packets = check_send(message, &host, &length);
     bool segmented = segment_size(message) != 0;
-    interruptions += error == EINTR;
-    waits += error == EAGAIN;
-    if (error == EAGAIN || error == EINTR || error == EBADF || error == ENOTSOCK || error == EPIPE ||
+    interruptions += error == EINTR || error == EAGAIN;
+    if (error == EINTR)
+        return;
+    blocked.host = host;
+    blocked.packets = packets;
+    blocked.times = error == EAGAIN ? blocked.times + 1 : 0;
+    if (error == EAGAIN || error == EBADF || error == ENOTSOCK || error == EPIPE ||
         (segmented && (error == EIO || error == EINVAL || error == EMSGSIZE)))
         return;
-    host->next += packets;
-    host->lost += packets;
+    lose(host, packets);
+}
+
+/* As poll(2) after EAGAIN. Of a writable socket only the second one in a row is about the send, which is lost. */
+static int kernel_poll(struct pollfd *sockets, nfds_t count, int milliseconds)
+{
+    CHECK(count == 1 && milliseconds == 0 && sockets->fd == SOCKET && sockets->events == POLLOUT);
+    CHECK(blocked.times == 1 || blocked.times == 2);
+    bool writable = next_fate() & 1;
+    sockets->revents = writable ? POLLOUT : 0;
+    waits += !writable;
+    if (writable && blocked.times == 2) {
+        lose(blocked.host, blocked.packets);
+        blocked.times = 0;
+    }
+    return writable ? 1 : 0;
 }
 
 /* As sendmmsg(2): how many were taken, or the error of the first. */
@@ -154,6 +184,7 @@ static int kernel_send(int fd, struct mmsghdr *batch, unsigned count, int flags)
             errno = error;
             return i == 0 ? -1 : (int)i;
         }
+        blocked.times = 0;
         if (fate & STOPS)
             return (int)(i + 1);
     }
@@ -186,6 +217,8 @@ static void add_superpacket(struct host *host, size_t size, size_t last, size_t 
         return;
     if (count > WHOLE_MAX / size)
         count = WHOLE_MAX / size;
+    if (count > SEGMENT_COUNT_MAX)
+        count = SEGMENT_COUNT_MAX;
     for (size_t i = 0; i < count; i++) {
         size_t length = i + 1 == count ? 1 + last % size : size;
         struct iovec pieces[2] = {{outbox_new_header(&outbox), NAMED}, {payload, length}};
@@ -241,9 +274,9 @@ static void abandon(void)
 static void flush(uint64_t now_ns)
 {
     uint64_t before = owed();
-    calls = waits = interruptions = 0;
+    calls = waits = interruptions = blocked.times = 0;
     int status = outbox_flush(&outbox, SOCKET, now_ns);
-    CHECK(calls <= 2 * before + waits + interruptions + 1); /* each takes, loses, or divides a message */
+    CHECK(calls <= 2 * before + interruptions + 1); /* each takes, loses, or divides a message */
     CHECK_EQ(status == 0, owed() == 0);
     CHECK_EQ(status == 1, waits == 1);
     CHECK(status == 0 || status == 1 || status == -EBADF || status == -ENOTSOCK || status == -EPIPE);
@@ -278,9 +311,9 @@ static void write_found(const char *directory)
                                         {FLUSH, 0, 0, 0, {0, 0}},
                                         {ADD_PACKETS, 0, 1, 0, {0, 100}}};
     enum { WAITS = 144 };
-    uint8_t input[1 + sizeof steps + 3] = {1};
+    uint8_t input[1 + sizeof steps + 4] = {1};
     memcpy(input + 1, steps, sizeof steps);
-    memcpy(input + 1 + sizeof steps, (const uint8_t[]){WAITS, WAITS, 0}, 3);
+    memcpy(input + 1 + sizeof steps, (const uint8_t[]){0, WAITS, WAITS, 0}, 4);
     CHECK_EQ(error_of(WAITS), EAGAIN);
     corpus_write(directory, input, sizeof input);
 }
@@ -312,6 +345,7 @@ static void write_seeds(const char *directory)
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     faults_replace_send(kernel_send);
+    faults_replace_poll(kernel_poll);
     corpus_fill(*argc, *argv, write_seeds);
     return 0;
 }
@@ -325,7 +359,7 @@ static void run_step(const struct step *step, uint64_t *now_ns)
         add_packets(host, size < NAMED ? NAMED : size, step->count);
         break;
     case ADD_SUPERPACKET:
-        add_superpacket(host, 1 + size % (WHOLE_MAX - NAMED), step->detail, (size_t)step->count * 8 + 1);
+        add_superpacket(host, 1 + size % (WHOLE_MAX - NAMED), step->detail, (size_t)step->count * 33 + 1);
         break;
     case FLUSH:
         flush(*now_ns);
