@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from etcd_server import wait_until
 from instruments import listen
 from scapy.layers.inet import IP, UDP
 
 from flannel_udp.host.netns import Namespace
-from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.lab import Host, Lab
 
 HEALTH = "127.0.0.1", 8080  # of daemons with HEALTH_FLAGS
 OVERLAY_PORT = 8285
@@ -33,6 +34,13 @@ def hostile_neighbourhood(lab: Lab) -> Iterator[None]:
             stack.enter_context(DrippingClients(host.netns, HEALTH, 100))
         stack.enter_context(_sprayed(lab))
         yield
+    # Else their descriptors would be taken for a leak, or hide one.
+    wait_until(lambda: not any(map(_clients_of, lab.hosts)), "all their connections being closed")
+
+
+def _clients_of(host: Host) -> str:
+    states = ["state", "established", "state", "close-wait"]
+    return host.run(["ss", "-Htn", *states, "sport", "=", f":{HEALTH[1]}"], check=True).stdout
 
 
 @contextmanager
