@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
@@ -131,7 +132,7 @@ def test_no_container_takes_over_the_overlay(
                 assert_overlay_is_whole(lab, stealing)
 
 
-def test_nothing_else_sends_from_the_overlays_port(start_lab: Callable[..., Lab]) -> None:
+def test_no_container_sends_from_the_overlays_port(start_lab: Callable[..., Lab]) -> None:
     lab = start_lab()
     (target, host), (there, here) = lab.hosts, lab.containers
     with foreign_container(host) as foreign, listen(there, socket.SOCK_DGRAM) as listener:
@@ -143,29 +144,47 @@ def test_nothing_else_sends_from_the_overlays_port(start_lab: Callable[..., Lab]
         for container in (here.netns, foreign):
             with thief(container, target) as injecting:
                 injecting.sendto(forged, (str(target.address), PORT))
-        assert send_as_user(host, target, forged) == "refused"
         with here.netns.call(lambda: socket.socket(type=socket.SOCK_DGRAM)) as client:
             client.sendto(b"ours", address)
         assert listener.recv(100) == b"ours"
 
 
-def send_as_user(host: Host, target: Host, data: bytes) -> str:
-    """A program without rights binds the port on another address, and names ours as the source."""
+def test_a_user_who_had_the_port_first_cannot_send_as_the_overlay(
+    start_lab: Callable[..., Lab],
+) -> None:
+    """On another address; the daemon cannot take it from him."""
+    lab = start_lab()
+    target, host = lab.hosts
+    host.stop_daemon()
+    with sending_user(host, target) as user:
+        assert user.stdin
+        assert user.stdout
+        assert user.stdout.readline() == "bound\n"
+        host.start_daemon()
+        user.stdin.close()
+        assert user.stdout.readline() == "refused\n"
+
+
+def sending_user(host: Host, target: Host) -> subprocess.Popen[str]:
+    """A program without rights; it names our address as the source when its input ends."""
     program = """
 import socket, struct, sys
 ours, theirs = ((address, int(sys.argv[3])) for address in sys.argv[1:3])
 sender = socket.socket(type=socket.SOCK_DGRAM)
 sender.bind(("127.0.0.1", ours[1]))
+print("bound", flush=True)
+sys.stdin.read()
 source = struct.pack("=i4s4s", 0, socket.inet_aton(ours[0]), bytes(4))
 try:
-    sender.sendmsg([bytes.fromhex(sys.argv[4])], [(socket.IPPROTO_IP, 8, source)], 0, theirs)
+    sender.sendmsg([b"x"], [(socket.IPPROTO_IP, 8, source)], 0, theirs)
     print("sent")
 except PermissionError:
     print("refused")
 """
-    arguments = [str(host.address), str(target.address), str(PORT), data.hex()]
-    user = ["setpriv", "--reuid=65534", "--clear-groups", "--", "/usr/bin/env"]
-    return host.run([*user, "python3", "-c", program, *arguments], check=True).stdout.strip()
+    user = ["setpriv", "--reuid=65534", "--clear-groups", "--", "/usr/bin/env", "python3"]
+    command = [*user, "-c", program, str(host.address), str(target.address), str(PORT)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return host.netns.popen(command, text=True, **pipes)
 
 
 def test_nat_rules_of_others_do_not_change_the_overlay(start_lab: Callable[..., Lab]) -> None:
