@@ -51,15 +51,11 @@ int udp_socket_open(uint32_t address, uint16_t port)
         .sin_port = htons(port),
         .sin_addr.s_addr = htonl(address),
     };
-    /* WANT: a datagram above the path MTU that the kernel has learned is fragmented, not refused. */
-    int error = set_int(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT);
-    if (error == 0 && bind(fd, (const struct sockaddr *)&local, sizeof local) < 0)
-        error = -errno;
-    if (error < 0) {
-        close(fd);
-        return error;
-    }
-    return fd;
+    if (bind(fd, (const struct sockaddr *)&local, sizeof local) == 0)
+        return fd;
+    int error = -errno;
+    close(fd);
+    return error;
 }
 
 /* ---- probing the offloads ---- */
@@ -129,8 +125,17 @@ static unsigned try_segments(unsigned promised)
     return works;
 }
 
+/* OMIT: routers fragment what is too large for a link behind them, and the kernel ignores the ICMP errors that say so.
+ * Anybody can forge those for a known pair of ports, and one holds for ten minutes. Kernels before 3.15 have WANT. */
+static void ignore_path_mtu(int fd)
+{
+    if (set_int(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_OMIT) < 0)
+        (void)set_int(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT);
+}
+
 unsigned udp_socket_attach(int fd, unsigned wanted)
 {
+    ignore_path_mtu(fd); /* here, because an older version may have opened the socket */
     unsigned promised = 0;
     /* A size of 0 changes nothing: it only shows whether the kernel has the option. */
     if (wanted & OFFLOAD_UDP_GSO && set_int(fd, IPPROTO_UDP, UDP_SEGMENT, 0) == 0)
@@ -228,7 +233,7 @@ enum send_verdict udp_socket_judge_send(int error, enum drop_reason *drop)
 bool udp_socket_refused_segments(int error)
 {
     /* EIO: the egress device has no checksum offload (kernels up to 6.10), or an xfrm policy applies.
-     * EINVAL, EMSGSIZE: a segment is larger than the path MTU, which a single datagram may be. */
+     * EINVAL, EMSGSIZE: a segment is larger than the interface's MTU, which a single datagram may be. */
     return error == -EIO || error == -EINVAL || error == -EMSGSIZE;
 }
 

@@ -21,7 +21,7 @@ enum {
  * Returns the descriptor or -errno: -EADDRINUSE (port taken), -EADDRNOTAVAIL (not our address), -EACCES. */
 int udp_socket_open(uint32_t address, uint16_t port);
 
-/* Switches on those of the wanted OFFLOAD_UDP_* that work, and the others off. Returns those that are on. They are
+/* Has the kernel ignore path MTUs, and switches on those of the wanted OFFLOAD_UDP_* that work, and the others off. Returns those that are on. They are
  * tried over loopback in the caller's network namespace; where lo is down, the result of setsockopt counts. UDP GRO
  * that leaves datagrams on lo unmerged works: a kernel may merge on physical devices only. */
 unsigned udp_socket_attach(int fd, unsigned wanted);
