@@ -15,7 +15,7 @@ PARTS := build/parts/complete
 export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: help deps deps-dev build demo test test-dist test-machine soak soak-faults test-sanitizers test-foreign fuzz lint bench bench-gate bench-scale screens dist man clean
+.PHONY: help deps deps-dev build demo test test-dist test-machine soak soak-faults test-sanitizers test-foreign fuzz coverage-c lint bench bench-gate bench-scale screens dist man clean
 
 help: ## show this
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -24,7 +24,7 @@ deps: packages $(VENV)/installed ## install what is missing to build and run
 deps-dev: packages-dev $(VENV)/installed-dev $(VENV)/docker/complete ## install what is missing to test
 
 # What makes network namespaces. Checked before anything is installed.
-ROOT_ONLY := demo test test-dist test-machine test-sanitizers soak soak-faults \
+ROOT_ONLY := demo test test-dist test-machine test-sanitizers coverage-c soak soak-faults \
     bench bench-gate bench-scale screens dist
 ifneq ($(filter $(ROOT_ONLY),$(MAKECMDGOALS)),)
 ifneq ($(shell id -u),0)
@@ -97,6 +97,9 @@ test-foreign: deps-dev ## the C tests without threads and the fuzzers on ARM and
 
 fuzz: deps-dev ## each fuzzer for FUZZ_SECONDS (60)
 	@$(MAKE) --no-print-directory -C tests/c fuzz
+
+coverage-c: deps-dev ## lines of csrc/ that the C tests and the seeds of the fuzzers reach; fails below 95 %
+	@$(MAKE) --no-print-directory -C tests/c coverage
 
 lint: deps-dev build ## ruff, mypy --strict, compiler warnings as errors, clang-tidy
 	@$(BIN)/ruff check .

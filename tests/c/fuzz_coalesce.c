@@ -45,6 +45,8 @@ static void write_seeds(const char *directory)
         }
         corpus_write(directory, (const uint8_t *)steps, sizeof steps);
     }
+    static const struct step pushed[] = {{0, NONE, 0, 9}, {0, FLAGS, TCP_FLAG_ACK | TCP_PSH, 9}, {0, NONE, 0, 9}};
+    corpus_write(directory, (const uint8_t *)pushed, sizeof pushed);
 }
 
 /* NOLINTNEXTLINE(readability-non-const-parameter): as libFuzzer declares it */

@@ -416,15 +416,34 @@ static struct arrival seed_arrival(unsigned seed, unsigned i)
     if (i % 4 == 3)
         arrival.control = (uint8_t)seed;
     if (i % 7 == 6)
-        arrival.outer = (uint8_t)seed;
+        arrival.outer = (uint8_t)(seed % 5 == 4 ? WRONG_PORT : seed);
     if (i % 11 == 10)
         arrival.cut = CUT_SHORT;
     return arrival;
 }
 
+/* A TUN that is lost: while a batch is full, at the first write, and after it has refused a superpacket. */
+static void write_losses(const char *directory)
+{
+    enum { ARRIVALS = 4, MANY = 40, REFUSED = 131, LOST = 129 };
+    static const uint8_t fates[][4] = {{MANY, MANY, LOST}, {MANY, MANY, REFUSED, LOST}, {1, 1, REFUSED, LOST}};
+    CHECK(error_of(REFUSED) == EINVAL && error_of(LOST) == EBADFD);
+    for (size_t seed = 0; seed < sizeof fates / sizeof *fates; seed++) {
+        uint8_t bytes[1 + ARRIVALS * sizeof(struct arrival) + sizeof *fates] = {TSO | USO | GRO};
+        for (size_t i = 0; i < ARRIVALS; i++) {
+            struct arrival arrival = {.control = SIZE, .count = 255, .flow = (uint8_t)i, .size = 1};
+            memcpy(bytes + 1 + i * sizeof arrival, &arrival, sizeof arrival);
+        }
+        for (size_t i = 0; i < sizeof *fates; i++)
+            bytes[sizeof bytes - 1 - i] = fates[seed][i];
+        corpus_write(directory, bytes, sizeof bytes);
+    }
+}
+
 static void write_seeds(const char *directory)
 {
     enum { ARRIVALS = 20, FATES = 30, EVERYTHING = CHECK_SOURCE | CHECK_PORT | TSO | USO | GRO };
+    write_losses(directory);
     for (unsigned seed = 0; seed < 40; seed++) {
         uint8_t bytes[1 + ARRIVALS * sizeof(struct arrival) + FATES] = {0};
         bytes[0] = (uint8_t)(seed % 4 == 3 ? seed : EVERYTHING);
@@ -479,6 +498,7 @@ static void begin(uint8_t options)
                                .port = PORT,
                                .offloads = offloads};
     memset(&tunnel.counters, 0, sizeof tunnel.counters);
+    memset(&tunnel.refusals, 0, sizeof tunnel.refusals); /* each input starts at the same time */
     memset(&seen, 0, sizeof seen);
     memset(senders, 0, sizeof senders);
     senders[0].sequence = UINT32_MAX - 1000; /* its numbers wrap */

@@ -209,6 +209,18 @@ static void churn_does_not_grow_a_running_or_a_stopped_pump(void)
     }
 }
 
+static void what_the_pump_was_given_can_be_read_again(void)
+{
+    static const uint32_t addresses[] = {0x0a000001, 0x0a000002};
+    struct pump *pump = rig_create(&rig);
+    CHECK_EQ(pump_offloads(pump), OFFLOAD_ALL); /* every kernel that runs these tests has them */
+    CHECK_EQ(pump_set_addresses(pump, addresses, 2), 0);
+    faults_fail_allocation(1);
+    CHECK_EQ(pump_set_addresses(pump, addresses, 1), -ENOMEM);
+    CHECK(!faults_disarm());
+    pump_free(pump);
+}
+
 int main(void)
 {
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
@@ -216,6 +228,7 @@ int main(void)
     RUN_ON_RIG(any_changes_answer_like_the_oracle_also_without_memory, OFFLOAD_ALL);
     RUN_ON_RIG(with_one_invalid_route_nothing_changes, OFFLOAD_ALL);
     RUN_ON_RIG(an_empty_table_withdraws_all_routes, OFFLOAD_ALL);
+    RUN_ON_RIG(what_the_pump_was_given_can_be_read_again, OFFLOAD_ALL);
     RUN_ON_RIG(a_prefix_given_twice_leaks_no_peer, OFFLOAD_ALL);
     RUN_ON_RIG(churn_does_not_grow_a_running_or_a_stopped_pump, OFFLOAD_ALL);
 }

@@ -1,9 +1,11 @@
-/* The offloads of the TUN device: an older kernel has only some of those wanted; each set is tried once. */
+/* The TUN device: opened, identified; an older kernel has only some of the wanted offloads, each set is tried once. */
 #include "tun_device.h"
 
 #include <errno.h>
 #include <linux/if_tun.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -81,10 +83,50 @@ static void a_device_that_cannot_be_set_up_is_an_error(void)
     close(fd);
 }
 
+static void a_device_that_cannot_be_opened_is_an_error_and_leaves_nothing(void)
+{
+    char name[TUN_NAME_SIZE];
+    bool vnet_header;
+    CHECK_EQ(tun_device_open("a-name-as-long-as-ifnamsiz", true, name), -ENAMETOOLONG);
+    CHECK_EQ(tun_device_open("sixteen-letters!", true, name), -ENAMETOOLONG);
+    size_t descriptors = rig_descriptors();
+    CHECK_EQ(tun_device_open("no/name", true, name), -EINVAL);
+    CHECK_EQ(tun_device_open("lo", true, name), -EINVAL);
+    CHECK_EQ(rig_descriptors(), descriptors);
+    CHECK_EQ(tun_device_identify(STDIN_FILENO, name, &vnet_header) < 0, 1);
+}
+
+static void a_device_is_identified_by_its_descriptor(void)
+{
+    for (int with = 0; with < 2; with++) {
+        char opened[TUN_NAME_SIZE], name[TUN_NAME_SIZE];
+        bool vnet_header = with == 0;
+        int fd = tun_device_open("tun%d", with != 0, opened);
+        CHECK_EQ(tun_device_identify(fd, name, &vnet_header), 0);
+        CHECK(strcmp(name, opened) == 0 && vnet_header == (with != 0));
+        close(fd);
+    }
+}
+
+static void without_a_descriptor_left_a_device_is_not_opened(void)
+{
+    char name[TUN_NAME_SIZE];
+    struct rlimit before, none;
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 0;
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+    CHECK_EQ(tun_device_open("tun%d", true, name), -EMFILE);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
 int main(void)
 {
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
     rig_enter_namespace();
     RUN(every_kernel_gives_what_it_has_of_the_wanted_offloads);
     RUN(a_device_that_cannot_be_set_up_is_an_error);
+    RUN(a_device_that_cannot_be_opened_is_an_error_and_leaves_nothing);
+    RUN(a_device_is_identified_by_its_descriptor);
+    RUN(without_a_descriptor_left_a_device_is_not_opened);
 }

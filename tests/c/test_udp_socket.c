@@ -3,7 +3,9 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -277,6 +279,50 @@ static void the_filter_drops_the_addresses_it_has_and_no_others(void)
     }
 }
 
+static int receive_buffer(int fd)
+{
+    int size = 0;
+    socklen_t length = sizeof size;
+    CHECK_EQ(getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, &length), 0);
+    return size;
+}
+
+static int largest_allowed(void)
+{
+    char text[16] = "";
+    int fd = open("/proc/sys/net/core/rmem_max", O_RDONLY);
+    CHECK(fd >= 0 && read(fd, text, sizeof text - 1) > 0);
+    close(fd);
+    return (int)strtol(text, NULL, 10);
+}
+
+/* Only CAP_NET_ADMIN may exceed net.core.rmem_max; without it the socket gets as much as that. The kernel doubles it. */
+static void without_the_right_to_a_large_buffer_the_socket_has_what_is_allowed(void)
+{
+    enum { WANTED = 4 << 20 };
+    int large = udp_socket_open(0, 0), allowed = largest_allowed();
+    CHECK_EQ(seteuid(65534), 0);
+    int small = udp_socket_open(0, 0);
+    CHECK_EQ(seteuid(0), 0);
+    CHECK(large >= 0 && small >= 0);
+    CHECK_EQ(receive_buffer(large), 2 * WANTED);
+    CHECK_EQ(receive_buffer(small), 2 * (allowed < WANTED ? allowed : WANTED));
+    close(large);
+    close(small);
+}
+
+static void an_address_that_cannot_be_had_is_an_error_and_leaves_nothing(void)
+{
+    int taken = udp_socket_open(INADDR_LOOPBACK, 8285);
+    size_t descriptors = rig_descriptors();
+    CHECK(taken >= 0);
+    CHECK_EQ(udp_socket_open(INADDR_LOOPBACK, 8285), -EADDRINUSE);
+    CHECK_EQ(udp_socket_open(address("192.0.2.1"), 8285), -EADDRNOTAVAIL);
+    CHECK_EQ(rig_descriptors(), descriptors);
+    close(taken);
+    CHECK_EQ(udp_socket_clear_error(taken), -EBADF);
+}
+
 int main(void)
 {
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
@@ -290,5 +336,7 @@ int main(void)
     RUN(overflows_are_summed_across_sockets_and_beyond_32_bits);
     RUN(what_the_filter_drops_is_no_overflow);
     RUN(the_filter_drops_the_addresses_it_has_and_no_others);
+    RUN(without_the_right_to_a_large_buffer_the_socket_has_what_is_allowed);
+    RUN(an_address_that_cannot_be_had_is_an_error_and_leaves_nothing);
     RUN(without_a_trial_the_result_of_setsockopt_counts);
 }
