@@ -440,10 +440,26 @@ static void write_losses(const char *directory)
     }
 }
 
+/* More datagrams from a wrong port than the socket is to pass on, then some after a while. */
+static void write_flood(const char *directory)
+{
+    enum { ARRIVALS = 6, MANY = 40, SECONDS_LATER = 0xc0 };
+    static const uint8_t fates[] = {MANY, 3, SECONDS_LATER, MANY};
+    uint8_t bytes[1 + ARRIVALS * sizeof(struct arrival) + sizeof fates] = {CHECK_SOURCE | CHECK_PORT | GRO};
+    for (size_t i = 0; i < ARRIVALS; i++) {
+        struct arrival arrival = {.outer = WRONG_PORT, .control = SIZE, .count = 255, .size = 1};
+        memcpy(bytes + 1 + i * sizeof arrival, &arrival, sizeof arrival);
+    }
+    for (size_t i = 0; i < sizeof fates; i++)
+        bytes[sizeof bytes - 1 - i] = fates[i];
+    corpus_write(directory, bytes, sizeof bytes);
+}
+
 static void write_seeds(const char *directory)
 {
     enum { ARRIVALS = 20, FATES = 30, EVERYTHING = CHECK_SOURCE | CHECK_PORT | TSO | USO | GRO };
     write_losses(directory);
+    write_flood(directory);
     for (unsigned seed = 0; seed < 40; seed++) {
         uint8_t bytes[1 + ARRIVALS * sizeof(struct arrival) + FATES] = {0};
         bytes[0] = (uint8_t)(seed % 4 == 3 ? seed : EVERYTHING);

@@ -42,6 +42,8 @@ static void write_seeds(const char *directory)
         if (seeds[i].protocol == PROTOCOL_TCP)
             packet[seeds[i].header + TCP_OFFSET] = 0x50;
         corpus_write(directory, input, sizeof input);
+        packet[seeds[i].header + TCP_OFFSET] = 0x40; /* shorter than any header of TCP */
+        corpus_write(directory, input, sizeof input);
     }
 }
 
