@@ -41,8 +41,6 @@ _OTHERS_ONLY = re.compile(r"(?<!! )(-i lo |-p (?!udp |all )|--(ct)?state (?!\S*N
 _PORTS = re.compile(r"(?<!! )--dports? (\S+)")
 _SPAN = re.compile(r"(\d+)(?::(\d+))?")
 _OVERLAY_MARK = re.compile(rf'--comment "{OVERLAY_COMMENT} (\d+) ')
-# The packet that an ICMP error quotes: its protocol, and its source port. Ours have no IP options.
-_QUOTED_UDP, _QUOTED_PORT = "0x0>>0x16&0x3c@0x10>>0x10&0xff=0x11", "0x0>>0x16&0x3c@0x1c>>0x10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +123,10 @@ def overlay_rules(part: Part, overlay: Overlay) -> dict[tuple[str, str], str]:
     mark = f'-m comment --comment "{OVERLAY_COMMENT} {port} {part.value}" -j'
     arriving = f"-d {address}/32 -p udp -m udp --dport {port} {mark}"
     leaving = f"-s {address}/32 -p udp -m udp --sport {port} {mark}"
-    quoting = (
-        f'-d {address}/32 -p icmp -m u32 --u32 "{_QUOTED_UDP}&&{_QUOTED_PORT}={port:#x}" {mark}'
-    )
     zone, end = f"CT --zone {ZONE}", f"{address}:{port}"
     rules = (
         (Part.ZONE, "raw", "PREROUTING", f"{arriving} {zone}"),
         (Part.ZONE, "raw", "OUTPUT", f"{leaving} {zone}"),
-        (Part.ERRORS, "raw", "PREROUTING", f"{quoting} {zone}"),
         (Part.PORT, "nat", "PREROUTING", f"{arriving} DNAT --to-destination {end}"),
         (Part.PORT, "nat", "POSTROUTING", f"{leaving} SNAT --to-source {end}"),
     )

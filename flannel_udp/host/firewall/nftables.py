@@ -26,7 +26,7 @@ from flannel_udp.host.firewall.rules import (
 TABLE = "flannel-ipv4"
 
 _MARK = f"{KUBE_PROXY_MARK:#x}"
-_CHAIN_OF_A_DAEMON = re.compile(r"(?:postrtg|forward|(?:zone|port)-(?:in|out)|errors|guard)-(\d+)")
+_CHAIN_OF_A_DAEMON = re.compile(r"(?:postrtg|forward|(?:zone|port)-(?:in|out)|guard)-(\d+)")
 
 Chains = dict[str, list[dict[str, Any]]]  # by name: the chain's own attributes and its rules
 Wanted = dict[str, tuple[str, list[str]]]  # by name: type and hook of the chain, and its rules
@@ -68,15 +68,12 @@ def overlay_chains(part: Part, overlay: Overlay) -> Wanted:
     address, port = overlay.address, overlay.port
     arriving = f"ip daddr {address} udp dport {port}"
     leaving = f"ip saddr {address} udp sport {port}"
-    # The packet that an ICMP error quotes: its protocol, and its source port. Ours have no options.
-    quoting = f"ip daddr {address} ip protocol icmp @th,136,8 17 @th,224,16 {port}"
     zone, end = f"ct zone set {ZONE}", f"{address}:{port}"
     ours = f"{leaving} meta skuid {overlay.owner} accept"
     source_nat = [] if overlay.is_translated else [f"{leaving} snat to {end}"]
     chains = (
         (Part.ZONE, "zone-in", "filter hook prerouting priority -301", [f"{arriving} {zone}"]),
         (Part.ZONE, "zone-out", "filter hook output priority -301", [f"{leaving} {zone}"]),
-        (Part.ERRORS, "errors", "filter hook prerouting priority -301", [f"{quoting} {zone}"]),
         (Part.PORT, "port-in", "nat hook prerouting priority -101", [f"{arriving} dnat to {end}"]),
         (Part.PORT, "port-out", "nat hook postrouting priority 99", source_nat),
         (Part.GUARD, "guard", "filter hook postrouting priority 101", [ours, f"{leaving} drop"]),

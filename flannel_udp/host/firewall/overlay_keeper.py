@@ -18,8 +18,6 @@ log = logging.getLogger(__name__)
 _WITHOUT = {
     Part.ZONE: "a container that this host masquerades can take over what peers send to this host:"
     " load the kernel module xt_CT, or use a kernel with CONFIG_NF_CONNTRACK_ZONES",
-    Part.ERRORS: "behind a firewall that accepts only related ICMP, the path MTU is not learned:"
-    " load the kernel module xt_u32, or install nftables",
     Part.PORT: "NAT rules of this host may change the address or port of the overlay's datagrams:"
     " load the kernel module xt_nat, or install nftables",
     Part.GUARD: "containers that this host masquerades, and its users, can send datagrams as its"
@@ -60,7 +58,6 @@ class OverlayKeeper:
                     changes.works("the overlay is kept apart from other connections again")
                 return repair
         self._kept.discard(part)
-        if part is not Part.ERRORS or Part.ZONE not in self.missing:  # one line for both
-            self.missing[part] = f"{_WITHOUT[part]} ({reason or 'no tool for it is installed'})"
-            changes.failed(self.missing[part])
+        self.missing[part] = f"{_WITHOUT[part]} ({reason or 'no tool for it is installed'})"
+        changes.failed(self.missing[part])
         return Repair.NOTHING

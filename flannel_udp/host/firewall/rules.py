@@ -48,7 +48,6 @@ class Part(Enum):
     """How the overlay's own datagrams are kept apart from all other connections of the host."""
 
     ZONE = "zone"  # tracked in a zone of their own, so that no entry of others matches them
-    ERRORS = "errors"  # ICMP errors about them are tracked there too
     PORT = "port"  # NAT rules of others do not apply to them
     GUARD = "guard"  # nothing but the daemon sends from their address and port
 

@@ -288,11 +288,11 @@ def test_a_missing_accept_rule_for_peers_is_named(
 
 def test_rules_of_another_port_or_part_stay() -> None:
     wanted = {part: overlay_rules(part, OVERLAY) for part in Part}
-    both = [*wanted[Part.ZONE].items(), *wanted[Part.ERRORS].items()]
+    both = [*wanted[Part.ZONE].items(), *wanted[Part.PORT].items()]
     lines = [f"*{table}\n-A {chain} {rule}" for (table, chain), rule in both]
     found = Ruleset.parse("\n".join([*lines, *(line.replace("8285", "9000") for line in lines)]))
     assert overlay_ports(found) == {8285, 9000}
-    for part in (Part.ZONE, Part.ERRORS):
+    for part in (Part.ZONE, Part.PORT):
         assert overlay_change(found, wanted[part], 8285, part) == ""
         removal = overlay_change(found, {}, 8285, part)
         assert removal.count("-D") == len(wanted[part])

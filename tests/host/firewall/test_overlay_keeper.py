@@ -52,7 +52,7 @@ def rules(namespace: Namespace) -> list[str]:
 
 def test_rules_come_and_go_whatever_else_is_wanted(namespace: Namespace, nftables: bool) -> None:
     with kept(namespace, policy(), nftables=nftables) as firewall:
-        assert len(rules(namespace)) == 7
+        assert len(rules(namespace)) == 6
         report = firewall.report()
         assert (report["problems"], report["notes"]) == ([], [])
     assert rules(namespace) == []
@@ -147,7 +147,7 @@ def test_a_host_without_iptables_uses_nft(
     monkeypatch.setattr(tools, "_which", lambda name: which(name) if name == "nft" else None)
     with kept(namespace, policy()) as firewall:
         assert firewall.report()["problems"] == []
-        assert len(rules(namespace)) == 7
+        assert len(rules(namespace)) == 6
     assert rules(namespace) == []
 
 
