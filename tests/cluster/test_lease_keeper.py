@@ -373,8 +373,8 @@ def test_a_key_made_lease_less_is_a_reservation_and_no_longer_kept_alive(
     assert any("is now a reservation" in message for message in caplog.messages)
     host.server.etcdctl("lease", "revoke", f"{host.first.etcd_lease:x}")
     host.clock.ahead = 2 * LEASE_TTL
-    host.keeper.mark_ready()
     revision = host.fields()[0]
+    host.keeper.mark_ready()
     wait_until(lambda: host.fields()[0] > revision, "the rewrite")
     assert host.fields()[1] == 0, "a reservation was given a TTL"
     assert host.lost == []

@@ -85,7 +85,8 @@ class Demo:
 
 @pytest.fixture(scope="module")
 def demo(network_rights: None) -> Iterator[Demo]:
-    with screen_of([*PROGRAM, "lab", "--keep"], WIDE, HIGH) as terminal:
+    # As users see it: this run of the tests has a directory of its own for temporary files.
+    with screen_of(["env", "TMPDIR=/tmp", *PROGRAM, "lab", "--keep"], WIDE, HIGH) as terminal:
         terminal.wait_for(lambda text: LAST_LINE in text, "the whole demo", 60)
         lines = rows(terminal.screen)
         end = [line.plain for line in lines].index(LAST_LINE)

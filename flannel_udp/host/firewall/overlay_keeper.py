@@ -31,14 +31,15 @@ class OverlayKeeper:
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
         self._changes = {part: ChangeLog(log) for part in Part}
-        self._kept: set[Part] = set()
+        self._kept: dict[Part, str] = {}  # by which tool
         self.missing: dict[Part, str] = {}
 
     def check(self, tools: Sequence[Tool]) -> bool:
         """Write what is missing; returns whether that had been there before. The tools have read
         the rules just now, and the first is preferred."""
-        before = set(self._kept)
-        return bool(before & {part for part in Part if self._keep(part, tools) is Repair.WRITTEN})
+        before = dict(self._kept)
+        written = {part for part in Part if self._keep(part, tools) is Repair.WRITTEN}
+        return any(before.get(part) == self._kept[part] for part in written)
 
     def _keep(self, part: Part, tools: Sequence[Tool]) -> Repair:
         reason, changes = "", self._changes[part]
@@ -51,13 +52,10 @@ class OverlayKeeper:
                 reason = reason or str(error)
             else:
                 self.missing.pop(part, None)
-                self._kept.add(part)
-                if reason:
-                    changes.failed(f"{reason}; {tool.name} keeps the overlay apart instead")
-                else:
-                    changes.works("the overlay is kept apart from other connections again")
+                self._kept[part] = tool.name
+                changes.works("the overlay is kept apart from other connections again")
                 return repair
-        self._kept.discard(part)
+        self._kept.pop(part, None)
         self.missing[part] = f"{_WITHOUT[part]} ({reason or 'no tool for it is installed'})"
         changes.failed(self.missing[part])
         return Repair.NOTHING
