@@ -95,6 +95,7 @@ class Host:
 
     def rewrite(self) -> int:
         """The write that follows readiness; returns its revision."""
+        self.await_settled()
         before = self.fields()[0]
         self.keeper.mark_ready()
         wait_until(lambda: self.fields()[0] > before, "the rewrite")
@@ -135,12 +136,13 @@ class Host:
         return str(self.lost[0])
 
     def await_settled(self) -> None:
-        """Until the keeper knows the key as etcd has it, and has settled all changes it saw."""
+        """Until the keeper knows the key as etcd has it, has settled all changes it saw, and has
+        nothing to write."""
 
         def is_settled() -> bool:
             own, keeper = self.keeper.own, self.keeper
-            looked_into_all = keeper._changes_settled == keeper._changes_seen
-            return looked_into_all and (own.mod_revision, own.etcd_lease) == self.fields()
+            is_idle = keeper._changes_settled == keeper._changes_seen and keeper._rewrite_at is None
+            return is_idle and (own.mod_revision, own.etcd_lease) == self.fields()
 
         wait_until(is_settled, "the keeper's view being etcd's")
 
