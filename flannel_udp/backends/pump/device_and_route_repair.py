@@ -39,7 +39,7 @@ from flannel_udp.threads import Service
 log = logging.getLogger(__name__)
 
 _PAUSE = 0.1  # seconds between two inspections, or
-_PAUSE_FACTOR = 5  # times the duration of the last one
+_PAUSE_FACTOR = 5  # times the CPU time of the last one
 _RETRY_AFTER = 0.5  # seconds after a repair that failed
 
 # The daemon gives up a device that is deleted this often, or that cannot be opened again.
@@ -119,9 +119,9 @@ class TunnelKeeper(Service):
 
     def _watch(self, changes: HostChanges) -> None:
         while not self._stopping.is_set():
-            began = time.monotonic()
+            began = time.thread_time()
             retry_after = self._check()
-            self._stopping.wait(max(_PAUSE, _PAUSE_FACTOR * (time.monotonic() - began)))
+            self._stopping.wait(max(_PAUSE, _PAUSE_FACTOR * (time.thread_time() - began)))
             self._wait(changes, retry_after)
 
     def _wait(self, changes: HostChanges, seconds: float | None) -> None:
