@@ -19,20 +19,19 @@ enum {
     FLOOD_SOURCES = 64,
 };
 
-/* A filter stays for this long after the last sample that was too much: a stranger may become a peer. */
+/* The filter is made anew this often, and what was no flood since then is dropped no more: a stranger may become a
+ * peer. */
 #define FLOOD_HOLD_NS UINT64_C(1000000000)
 
-struct flood_kind {
-    struct limiter limiter;
-    uint64_t until_ns; /* filtered before then (CLOCK_MONOTONIC) */
-};
+#define FLOOD_OF_PORTS 0 /* the "address" of all datagrams from wrong ports */
 
 struct flood {
-    struct flood_kind ports;
     struct {
-        uint32_t address;
-        struct flood_kind kind;
-    } strangers[FLOOD_SOURCES]; /* by hash; addresses of one place share its limit, one of them is filtered */
+        uint32_t address; /* host byte order */
+        struct limiter limiter;
+        uint64_t until_ns; /* filtered before then (CLOCK_MONOTONIC) */
+    } kinds[FLOOD_SOURCES + 1]; /* the wrong ports, then addresses by hash; those of one place share its limit, one of
+                                 * them is filtered */
 };
 
 /* What the filter drops. */
@@ -40,14 +39,11 @@ struct flood_filter {
     bool ports; /* other source ports than the overlay's */
     size_t count;
     uint32_t sources[FLOOD_SOURCES]; /* host byte order */
-    uint64_t until_ns; /* to be made anew then; UINT64_MAX if it drops nothing */
 };
 
-/* Counts a datagram from a wrong port. Returns whether the filter must be made anew. */
-bool flood_note_port(struct flood *flood, uint64_t now_ns);
-
-/* Counts a datagram from an address that is no peer's. Returns as above. */
-bool flood_note_stranger(struct flood *flood, uint32_t address, uint64_t now_ns);
+/* Counts a refused datagram of an address that is no peer's, or FLOOD_OF_PORTS. Returns whether the filter must be made
+ * anew. */
+bool flood_note(struct flood *flood, uint32_t address, uint64_t now_ns);
 
 /* Makes the filter that is right from now on. */
 void flood_make_filter(const struct flood *flood, struct flood_filter *filter, uint64_t now_ns);

@@ -5,7 +5,6 @@
 #include "offload.h"
 #include "segment.h"
 
-
 /* After the TUN refused a superpacket, none is tried for this long. */
 #define SUPERPACKET_RETRY_NS UINT64_C(10000000000)
 
@@ -27,12 +26,11 @@ static enum drop_reason judge(const struct tunnel *tunnel, const uint8_t *bytes,
 /* A refused datagram: if there are too many from its port or address, the kernel drops them from now on. */
 static void resist_flood(struct tunnel *tunnel, enum drop_reason drop, uint32_t outer_source)
 {
-    bool changes = false;
     if (drop == DROP_UDP_WRONG_PORT)
-        changes = flood_note_port(&tunnel->flood, tunnel->now_ns);
-    else if (tunnel->own->check_source && peer_table_find(tunnel->tables->peers, outer_source) == NULL)
-        changes = flood_note_stranger(&tunnel->flood, outer_source, tunnel->now_ns);
-    if (changes)
+        outer_source = FLOOD_OF_PORTS;
+    else if (!tunnel->own->check_source || peer_table_find(tunnel->tables->peers, outer_source) != NULL)
+        return;
+    if (flood_note(&tunnel->flood, outer_source, tunnel->now_ns))
         tunnel_set_filter(tunnel);
 }
 

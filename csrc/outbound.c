@@ -5,7 +5,6 @@
 #include "icmp.h"
 #include "segment.h"
 
-
 static int answer_unroutable(struct tunnel *tunnel, const struct packet *packet)
 {
     uint8_t reply[ICMP_REPLY_MAX];

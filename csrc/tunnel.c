@@ -76,10 +76,8 @@ void tunnel_set_filter(struct tunnel *tunnel)
     struct flood_filter filter;
     flood_make_filter(&tunnel->flood, &filter, tunnel->now_ns);
     bool drops = udp_socket_set_filter(tunnel->ends.udp_fd, tunnel->ends.port, &filter);
-    tunnel->filter_until_ns = filter.until_ns;
-    /* relaxed: a reader that comes too early attributes a few drops to a full buffer */
-    atomic_store_explicit(&tunnel->has_filter, drops, memory_order_relaxed);
-    if (drops)
+    tunnel->filter_until_ns = drops ? tunnel->now_ns + FLOOD_HOLD_NS : UINT64_MAX;
+    if (drops) /* relaxed: a reader that comes too early attributes a few drops to a full buffer */
         atomic_store_explicit(&tunnel->had_filter, true, memory_order_relaxed);
 }
 

@@ -68,8 +68,7 @@ struct tunnel {
     struct refusal_queue refusals;
     atomic_uint refused_offloads;         /* OFFLOAD_TSO, OFFLOAD_USO: superpackets that the TUN refuses just now */
     atomic_uint_fast64_t offload_changes; /* of these, and of peers whose path refuses segments */
-    atomic_bool has_filter;               /* the socket has one (flood.h) ... */
-    atomic_bool had_filter;               /* ... or has had one; the controlling thread resets it */
+    atomic_bool had_filter;               /* the socket has one, or has had one (flood.h) */
     struct worker_counters counters;
 
     /* the worker's own */

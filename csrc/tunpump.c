@@ -125,12 +125,10 @@ int pump_start(struct pump *pump)
 /* Counts the kernel's drops of the socket, up to now. */
 static void count_overflows(struct pump *pump)
 {
-    struct tunnel *tunnel = &pump->worker.tunnel;
+    const struct tunnel *tunnel = &pump->worker.tunnel;
     /* relaxed: see tunnel_set_filter. At first there may have been one: of the process before this one. */
-    bool has_filter = atomic_load_explicit(&tunnel->has_filter, memory_order_relaxed);
-    bool had_filter = atomic_exchange_explicit(&tunnel->had_filter, has_filter, memory_order_relaxed);
-    udp_socket_count_overflows(tunnel->ends.udp_fd, has_filter || had_filter || pump->overflows.socket == 0,
-                               &pump->overflows);
+    bool had_filter = atomic_load_explicit(&tunnel->had_filter, memory_order_relaxed) || pump->overflows.socket == 0;
+    udp_socket_count_overflows(tunnel->ends.udp_fd, had_filter, &pump->overflows);
 }
 
 int pump_restart(struct pump *pump, int tun_fd, int udp_fd)

@@ -287,36 +287,25 @@ bool udp_socket_set_filter(int fd, uint16_t port, const struct flood_filter *fil
     return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
 }
 
-/* The value of a column in the second of two lines of /proc/net/snmp, 0 if there is none. */
-static uint64_t column(const char *names, const char *values, const char *wanted)
-{
-    const size_t length = strlen(wanted);
-    while (*names != '\n' && *names != '\0' && *values != '\0') {
-        size_t width = strcspn(names, " \n");
-        if (width == length && memcmp(names, wanted, length) == 0)
-            return strtoull(values, NULL, 10);
-        names += width + strspn(names + width, " ");
-        values += strcspn(values, " \n");
-        values += strspn(values, " ");
-    }
-    return 0;
-}
-
 /* How often the receive buffer of a UDP socket was full in the network namespace of this thread; 0 if it is unknown. */
 static uint64_t read_full_buffers(void)
 {
+    enum { FULL = 4, NO_MEMORY = 8, COLUMNS }; /* RcvbufErrors, MemErrors; kernels add columns only at the end */
+    uint64_t values[COLUMNS] = {0};
     char text[8192];
     int fd = open("/proc/thread-self/net/snmp", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    ssize_t n = pread(fd, text, sizeof text - 1, 0);
-    close(fd);
+    ssize_t n = fd < 0 ? -1 : pread(fd, text, sizeof text - 1, 0);
+    if (fd >= 0)
+        close(fd);
     text[n < 0 ? 0 : n] = '\0';
-    const char *names = strstr(text, "\nUdp: ");
-    const char *values = names == NULL ? NULL : strstr(names + 1, "\nUdp: ");
-    if (values == NULL)
-        return 0;
-    return column(names + 1, values + 1, "RcvbufErrors") + column(names + 1, values + 1, "MemErrors");
+    const char title[] = "\nUdp:"; /* of a line of names, then of one of values */
+    char *at = strstr(text, title);
+    at = at == NULL ? NULL : strstr(at + 1, title);
+    if (at != NULL)
+        at += strlen(title);
+    for (size_t i = 0; i < COLUMNS && at != NULL; i++)
+        values[i] = strtoull(at, &at, 10);
+    return values[FULL] + values[NO_MEMORY];
 }
 
 void udp_socket_count_overflows(int fd, bool had_filter, struct udp_overflows *overflows)

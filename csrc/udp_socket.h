@@ -76,7 +76,6 @@ struct udp_overflows {
     uint64_t filtered; /* of all sockets */
 };
 
-/* Adds those of the socket that were not counted yet. If there was a filter meanwhile, the full buffers of the caller's
- * network namespace tell both kinds apart. The sums stay where the kernel has no count (before 4.12) or there is no
- * socket. */
+/* Adds those of the socket that were not counted yet. If there was a filter, the full buffers of the caller's network
+ * namespace tell both kinds apart. The sums stay where the kernel has no count (before 4.12) or there is no socket. */
 void udp_socket_count_overflows(int fd, bool had_filter, struct udp_overflows *overflows);

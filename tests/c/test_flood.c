@@ -18,7 +18,7 @@ static size_t strangers(uint32_t address, size_t count, uint64_t now)
 {
     size_t changes = 0;
     for (size_t i = 0; i < count; i++)
-        changes += flood_note_stranger(&flood, address, now);
+        changes += flood_note(&flood, address, now);
     return changes;
 }
 
@@ -34,12 +34,11 @@ static void a_burst_and_the_rate_are_no_flood(void)
     CHECK_EQ(strangers(7, FLOOD_BURST, now), 0);
     for (size_t i = 0; i < (size_t)3 * FLOOD_RATE; i++) {
         now += SECOND / FLOOD_RATE;
-        CHECK(!flood_note_stranger(&flood, 7, now));
-        CHECK_EQ(i < FLOOD_BURST && flood_note_port(&flood, now), 0);
+        CHECK(!flood_note(&flood, 7, now));
+        CHECK_EQ(i < FLOOD_BURST && flood_note(&flood, FLOOD_OF_PORTS, now), 0);
     }
     CHECK_EQ(sources(now), 0);
     CHECK(!filter.ports);
-    CHECK_EQ(filter.until_ns, UINT64_MAX);
 }
 
 static void what_floods_is_filtered_and_nothing_else(void)
@@ -51,11 +50,12 @@ static void what_floods_is_filtered_and_nothing_else(void)
     CHECK(!filter.ports);
     size_t changes = 0;
     for (size_t i = 0; i < FLOOD_BURST + 2; i++)
-        changes += flood_note_port(&flood, SECOND);
+        changes += flood_note(&flood, FLOOD_OF_PORTS, SECOND);
     CHECK_EQ(changes, 1);
     CHECK_EQ(sources(SECOND), 1);
     CHECK(filter.ports);
-    CHECK_EQ(filter.until_ns, SECOND + FLOOD_HOLD_NS);
+    CHECK_EQ(sources(SECOND + FLOOD_HOLD_NS), 0);
+    CHECK(!filter.ports);
 }
 
 static void the_filter_stays_while_its_samples_show_a_flood(void)
@@ -76,7 +76,7 @@ static void a_flood_from_very_many_addresses_changes_the_filter_seldom(void)
 {
     size_t changes = 0;
     for (uint32_t i = 0; i < 10000000; i++) /* a million a second for ten seconds */
-        changes += flood_note_stranger(&flood, i * UINT32_C(40503) ^ i << 16, SECOND + i * UINT64_C(1000));
+        changes += flood_note(&flood, i * UINT32_C(40503) ^ i << 16, SECOND + i * UINT64_C(1000));
     CHECK(changes > 0 && changes <= UINT64_C(10) * FLOOD_SOURCES);
     CHECK(sources(UINT64_C(11) * SECOND) <= FLOOD_SOURCES);
 }
