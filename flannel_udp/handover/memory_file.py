@@ -6,6 +6,7 @@ New content is written beside the old; then one small write makes the header poi
 killed at any moment leaves either the old content or the new.
 """
 
+import errno
 import os
 import struct
 import zlib
@@ -41,7 +42,8 @@ class MemoryFile:
         """Replace the content. Raises OSError."""
         fits_before = self._offset - _HEADER.size >= len(content)
         offset = _HEADER.size if fits_before else self._end
-        _write_all(self.descriptor, content, offset)
+        if os.pwrite(self.descriptor, content, offset) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         header = _HEADER.pack(_MAGIC, _FORMAT, offset, len(content), zlib.crc32(content))
         os.pwrite(self.descriptor, header, 0)
         self._offset, self._end = offset, offset + len(content)
@@ -65,25 +67,10 @@ class MemoryFile:
                 raise HandoverError(
                     f"its state is cut short: {size} of {offset + length} bytes are there"
                 )
-            content = _read_all(self.descriptor, length, offset)
+            content = os.pread(self.descriptor, length, offset)
         except OSError as error:
             raise HandoverError(f"its state cannot be read: {error.strerror}") from None
         if zlib.crc32(content) != checksum:
             raise HandoverError("its state is damaged: the checksum differs")
         self._offset, self._end = offset, offset + length
         return content
-
-
-def _write_all(descriptor: int, content: bytes, offset: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _read_all(descriptor: int, length: int, offset: int) -> bytes:
-    parts = []
-    while length and (part := os.pread(descriptor, length, offset)):
-        parts.append(part)
-        length, offset = length - len(part), offset + len(part)
-    return b"".join(parts)

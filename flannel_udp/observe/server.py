@@ -32,10 +32,12 @@ _PAUSE = 0.1  # seconds without accepting, after the kernel refused to
 class Answers(Protocol):
     """The protocol that a server speaks."""
 
-    def is_complete(self, request: bytes) -> bool: ...
+    def is_complete(self, request: bytes) -> bool:
+        return True
 
     def is_slow(self, request: bytes) -> bool:
         """Whether the answer takes so long that others must not wait for it."""
+        return False
 
     def answer(self, request: bytes) -> bytes: ...
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flannel_udp.errors import StatusError
 from flannel_udp.observe.readiness import Status
-from flannel_udp.observe.server import BACKLOG, Server
+from flannel_udp.observe.server import BACKLOG, Answers, Server
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +59,11 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-class _Json:
+class _Json(Answers):
     """Sends the status to whoever connects."""
 
     def __init__(self, status: Callable[[], Status]) -> None:
         self._status = status
-
-    def is_complete(self, _: bytes) -> bool:
-        return True
-
-    def is_slow(self, _: bytes) -> bool:
-        return False
 
     def answer(self, _: bytes) -> bytes:
         return json.dumps(self._status()).encode() + b"\n"
