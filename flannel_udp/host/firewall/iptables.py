@@ -10,21 +10,9 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from typing import Self
 
-from flannel_udp.host.firewall.rules import (
-    FORWARD_COMMENT,
-    KUBE_PROXY_MARK,
-    MASQUERADE_COMMENT,
-    OVERLAY_COMMENT,
-    ZONE,
-    Match,
-    Overlay,
-    Part,
-    Policy,
-    Rule,
-    Verdict,
-)
+from flannel_udp.host.firewall.rules import Comment, Match, Overlay, Part, Policy, Rule, Verdict
 
-_MARK = f"{KUBE_PROXY_MARK:#x}"
+_MARK = Policy.KUBE_PROXY_MARK
 
 # Chains of docker that may drop packets before our jump; DOCKER-USER belongs to the operator.
 _DOCKER_JUMP = re.compile(r"-j DOCKER(?!-USER\b)")
@@ -40,7 +28,7 @@ _REFUSAL = re.compile(r"-j (DROP|REJECT\b.*)")
 _OTHERS_ONLY = re.compile(r"(?<!! )(-i lo |-p (?!udp |all )|--(ct)?state (?!\S*NEW))")
 _PORTS = re.compile(r"(?<!! )--dports? (\S+)")
 _SPAN = re.compile(r"(\d+)(?::(\d+))?")
-_OVERLAY_MARK = re.compile(rf'--comment "{OVERLAY_COMMENT} (\d+) ')
+_OVERLAY_MARK = re.compile(rf'--comment "{Comment.OVERLAY} (\d+) ')
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +55,10 @@ _MASQUERADE = _Place(
     "nat",
     "POSTROUTING",
     "FLANNEL-POSTRTG",
-    MASQUERADE_COMMENT,
-    top=(f'-m mark --mark {_MARK}/{_MARK} -m comment --comment "{MASQUERADE_COMMENT}" -j RETURN',),
+    Comment.MASQUERADE,
+    top=(f'-m mark --mark {_MARK}/{_MARK} -m comment --comment "{Comment.MASQUERADE}" -j RETURN',),
 )
-_FORWARD = _Place("filter", "FORWARD", "FLANNEL-FWD", FORWARD_COMMENT, before_docker=True)
+_FORWARD = _Place("filter", "FORWARD", "FLANNEL-FWD", Comment.FORWARD, before_docker=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,38 +92,37 @@ class Ruleset:
         return self.rules.get(table, {}).get(chain, [])
 
 
-def change(found: Ruleset, policy: Policy) -> str:
+def change(found: Ruleset, policy: Policy, forward_place: _Place = _FORWARD) -> str:
     """What iptables-restore --noflush must read so that ``policy`` holds; "" if it does.
 
     Every table changes at once or not at all, so that no packet passes half of the rules. A policy
     that wants nothing removes our rules, and the chains if no other daemon uses them.
+    ``forward_place`` is where the forward rules belong.
     """
-    masquerade = [_text(_MASQUERADE, each, policy) for each in policy.masquerade_rules()]
-    forward = [_text(_FORWARD, each, policy) for each in policy.forward_rules()]
-    return _transaction(_MASQUERADE, found, policy.network, masquerade) + _transaction(
-        _FORWARD, found, policy.network, forward
+    wanted = (_MASQUERADE, policy.masquerade_rules()), (forward_place, policy.forward_rules())
+    return "".join(
+        _transaction(place, found, policy.network, [_text(place, rule, policy) for rule in rules])
+        for place, rules in wanted
     )
 
 
 def overlay_rules(part: Part, overlay: Overlay) -> dict[tuple[str, str], str]:
     """By table and built-in chain."""
     address, port = overlay.address, overlay.port
-    mark = f'-m comment --comment "{OVERLAY_COMMENT} {port} {part.value}" -j'
+    mark = f'-m comment --comment "{Comment.OVERLAY} {port} {part.value}" -j'
     arriving = f"-d {address}/32 -p udp -m udp --dport {port} {mark}"
     leaving = f"-s {address}/32 -p udp -m udp --sport {port} {mark}"
-    zone, end = f"CT --zone {ZONE}", f"{address}:{port}"
-    rules = (
-        (Part.ZONE, "raw", "PREROUTING", f"{arriving} {zone}"),
-        (Part.ZONE, "raw", "OUTPUT", f"{leaving} {zone}"),
-        (Part.PORT, "nat", "PREROUTING", f"{arriving} DNAT --to-destination {end}"),
-        (Part.PORT, "nat", "POSTROUTING", f"{leaving} SNAT --to-source {end}"),
-    )
-    left_alone = "POSTROUTING" if overlay.is_translated else ""
-    return {
-        (table, chain): rule
-        for each, table, chain, rule in rules
-        if each is part and chain != left_alone
+    zone, end = f"CT --zone {overlay.ZONE}", f"{address}:{port}"
+    rules = {
+        Part.ZONE: {
+            ("raw", "PREROUTING"): f"{arriving} {zone}",
+            ("raw", "OUTPUT"): f"{leaving} {zone}",
+        },
+        Part.PORT: {("nat", "PREROUTING"): f"{arriving} DNAT --to-destination {end}"},
     }
+    if not overlay.is_translated:
+        rules[Part.PORT]["nat", "POSTROUTING"] = f"{leaving} SNAT --to-source {end}"
+    return rules.get(part, {})
 
 
 def overlay_change(
@@ -143,7 +130,7 @@ def overlay_change(
 ) -> str:
     """What iptables-restore --noflush must read so that of the overlay's rules for this port, or
     of one part of them, exactly those wanted are left, first in their chains; "" if it is so."""
-    mark = f'--comment "{OVERLAY_COMMENT} {port} {part.value if part else ""}'
+    mark = f'--comment "{Comment.OVERLAY} {port} {part.value if part else ""}'
     commands: dict[str, list[str]] = {}
     places = {(table, chain) for table, chains in found.rules.items() for chain in chains}
     for table, chain in sorted(places | wanted.keys()):
@@ -164,12 +151,8 @@ def overlay_ports(found: Ruleset) -> set[int]:
 
 def is_only_behind_docker(found: Ruleset, policy: Policy) -> bool:
     """Whether all that must be changed is that docker's chains come before our jump."""
-    if not change(found, policy):
-        return False
-    table, parent = _FORWARD.table, _FORWARD.parent
-    others = [rule for rule in found.of(table, parent) if not _DOCKER_JUMP.search(rule)]
-    chains = {**found.rules.get(table, {}), parent: others}
-    return not change(replace(found, rules={**found.rules, table: chains}), policy)
+    anywhere = replace(_FORWARD, before_docker=False)
+    return bool(change(found, policy)) and not change(found, policy, anywhere)
 
 
 def networks(found: Ruleset) -> set[IPv4Network]:
@@ -294,52 +277,37 @@ def _has_port(rule: str, port: int) -> bool:
 
 
 def _transaction(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> str:
-    commands = (
-        _install(place, found, network, wanted) if wanted else _uninstall(place, found, network)
-    )
+    """With our rules, the chain goes too if none are wanted and no other daemon uses it."""
+    chain, parent = place.chain, place.parent
+    inside, outside = found.of(place.table, chain), found.of(place.table, parent)
+    exists = chain in found.rules.get(place.table, {})
+    old, new = _ours(place, found, network), [(chain, rule) for rule in wanted]
+    tops = [rule for rule in inside if rule in place.top]
+    jumps = [at for at, rule in enumerate(outside) if rule == place.jump]
+    docker_jumps = [at for at, rule in enumerate(outside) if _DOCKER_JUMP.search(rule)]
+    late = place.before_docker and jumps and docker_jumps and docker_jumps[0] < jumps[0]
+    is_last = exists and all(rule in tops or (chain, rule) in old for rule in inside)
+    commands = []
+    if wanted and not exists:
+        commands.append(f"-N {chain}")
+    if old != new:
+        commands += _deletions(old) + [f"-A {chain} {rule}" for rule in wanted]
+    if wanted and not tuple(tops) == place.top == tuple(inside[: len(tops)]):
+        commands += _deletions((chain, rule) for rule in tops)
+        commands += [f"-I {chain} {at} {rule}" for at, rule in enumerate(place.top, 1)]
+    if wanted and (len(jumps) != 1 or late):
+        commands += _deletions((parent, place.jump) for _ in jumps)
+        commands.append(f"-I {parent} {docker_jumps[0] + 1 if late else 1} {place.jump}")
+    if is_last and not wanted:
+        commands += _deletions((parent, place.jump) for _ in jumps)
+        commands += _deletions((chain, rule) for rule in tops)
+        commands.append(f"-X {chain}")
     return _restored(place.table, commands) if commands else ""
 
 
 def _restored(table: str, commands: Iterable[str]) -> str:
     """The transaction as iptables-restore reads it."""
     return "\n".join([f"*{table}", *commands, "COMMIT", ""])
-
-
-def _install(place: _Place, found: Ruleset, network: IPv4Network, wanted: list[str]) -> list[str]:
-    commands = []
-    inside = found.of(place.table, place.chain)
-    if place.chain not in found.rules.get(place.table, {}):
-        commands.append(f"-N {place.chain}")
-    old = _ours(place, found, network)
-    if old != [(place.chain, rule) for rule in wanted]:
-        commands += _deletions(old)
-        commands += [f"-A {place.chain} {rule}" for rule in wanted]
-    if any(inside.count(rule) != 1 for rule in place.top) or inside[: len(place.top)] != [
-        *place.top
-    ]:
-        commands += _deletions((place.chain, rule) for rule in inside if rule in place.top)
-        commands += [f"-I {place.chain} {at} {rule}" for at, rule in enumerate(place.top, 1)]
-    outside = found.of(place.table, place.parent)
-    jumps = [at for at, rule in enumerate(outside) if rule == place.jump]
-    docker_jumps = [at for at, rule in enumerate(outside) if _DOCKER_JUMP.search(rule)]
-    late = place.before_docker and jumps and docker_jumps and docker_jumps[0] < jumps[0]
-    if len(jumps) != 1 or late:
-        commands += _deletions((place.parent, place.jump) for _ in jumps)
-        commands.append(f"-I {place.parent} {docker_jumps[0] + 1 if late else 1} {place.jump}")
-    return commands
-
-
-def _uninstall(place: _Place, found: Ruleset, network: IPv4Network) -> list[str]:
-    old = _ours(place, found, network)
-    commands = _deletions(old)
-    inside = found.of(place.table, place.chain)
-    others = [rule for rule in inside if (place.chain, rule) not in old and rule not in place.top]
-    if place.chain in found.rules.get(place.table, {}) and not others:
-        outside = found.of(place.table, place.parent)
-        commands += _deletions((place.parent, rule) for rule in outside if rule == place.jump)
-        commands += _deletions((place.chain, rule) for rule in inside if rule in place.top)
-        commands.append(f"-X {place.chain}")
-    return commands
 
 
 def _ours(place: _Place, found: Ruleset, network: IPv4Network) -> list[tuple[str, str]]:

@@ -9,23 +9,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from flannel_udp.host.firewall.rules import (
-    FORWARD_COMMENT,
-    KUBE_PROXY_MARK,
-    MASQUERADE_COMMENT,
-    OVERLAY_COMMENT,
-    ZONE,
-    Match,
-    Overlay,
-    Part,
-    Policy,
-    Rule,
-    Verdict,
-)
+from flannel_udp.host.firewall.rules import Comment, Match, Overlay, Part, Policy, Rule, Verdict
 
 TABLE = "flannel-ipv4"
 
-_MARK = f"{KUBE_PROXY_MARK:#x}"
+_MARK = Policy.KUBE_PROXY_MARK
 _CHAIN_OF_A_DAEMON = re.compile(r"(?:postrtg|forward|(?:zone|port)-(?:in|out)|guard)-(\d+)")
 
 Chains = dict[str, list[dict[str, Any]]]  # by name: the chain's own attributes and its rules
@@ -50,11 +38,11 @@ def replacement(wanted: Wanted) -> str:
 
 def traffic_chains(policy: Policy, port: int) -> Wanted:
     """Of --ip-masq and of the forward rules."""
-    masquerade = [_text(rule, policy, MASQUERADE_COMMENT) for rule in policy.masquerade_rules()]
+    masquerade = [_text(rule, policy, Comment.MASQUERADE) for rule in policy.masquerade_rules()]
     if masquerade:
-        mark = f'meta mark & {_MARK} == {_MARK} return comment "{MASQUERADE_COMMENT}"'
+        mark = f'meta mark & {_MARK} == {_MARK} return comment "{Comment.MASQUERADE}"'
         masquerade.insert(0, mark)
-    forward = [_text(rule, policy, FORWARD_COMMENT) for rule in policy.forward_rules()]
+    forward = [_text(rule, policy, Comment.FORWARD) for rule in policy.forward_rules()]
     return {
         f"postrtg-{port}": ("nat hook postrouting priority 100", masquerade),
         f"forward-{port}": ("filter hook forward priority 0", forward),
@@ -68,7 +56,7 @@ def overlay_chains(part: Part, overlay: Overlay) -> Wanted:
     address, port = overlay.address, overlay.port
     arriving = f"ip daddr {address} udp dport {port}"
     leaving = f"ip saddr {address} udp sport {port}"
-    zone, end = f"ct zone set {ZONE}", f"{address}:{port}"
+    zone, end = f"ct zone set {overlay.ZONE}", f"{address}:{port}"
     ours = f"{leaving} meta skuid {overlay.owner} accept"
     source_nat = [] if overlay.is_translated else [f"{leaving} snat to {end}"]
     chains = (
@@ -79,7 +67,7 @@ def overlay_chains(part: Part, overlay: Overlay) -> Wanted:
         (Part.GUARD, "guard", "filter hook postrouting priority 101", [ours, f"{leaving} drop"]),
     )
     return {
-        f"{name}-{port}": (hook, [f'{rule} comment "{OVERLAY_COMMENT}"' for rule in rules])
+        f"{name}-{port}": (hook, [f'{rule} comment "{Comment.OVERLAY}"' for rule in rules])
         for each, name, hook, rules in chains
         if each is part
     }

@@ -37,12 +37,11 @@ class OverlayKeeper:
     def check(self, tools: Sequence[Tool]) -> bool:
         """Write what is missing; returns whether that had been there before. The tools have read
         the rules just now, and the first is preferred."""
-        before = dict(self._kept)
-        written = {part for part in Part if self._keep(part, tools) is Repair.WRITTEN}
-        return any(before.get(part) == self._kept[part] for part in written)
+        restored = {part for part in Part if self._restores(part, tools)}
+        return bool(restored)
 
-    def _keep(self, part: Part, tools: Sequence[Tool]) -> Repair:
-        reason, changes = "", self._changes[part]
+    def _restores(self, part: Part, tools: Sequence[Tool]) -> bool:
+        reason, changes, before = "", self._changes[part], self._kept.pop(part, None)
         for tool in tools:
             if part not in tool.PARTS:
                 continue
@@ -54,8 +53,7 @@ class OverlayKeeper:
                 self.missing.pop(part, None)
                 self._kept[part] = tool.name
                 changes.works("the overlay is kept apart from other connections again")
-                return repair
-        self._kept.pop(part, None)
+                return repair is Repair.WRITTEN and before == tool.name
         self.missing[part] = f"{_WITHOUT[part]} ({reason or 'no tool for it is installed'})"
         changes.failed(self.missing[part])
-        return Repair.NOTHING
+        return False

@@ -11,8 +11,8 @@ from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import iptables
 from flannel_udp.host.firewall.overlay_keeper import OverlayKeeper
 from flannel_udp.host.firewall.rules import Part, Policy
-from flannel_udp.host.firewall.tools import Iptables, Nftables, Repair, Tool, are_installed
-from flannel_udp.log_limits import ChangeLog, Lasting, Seen
+from flannel_udp.host.firewall.tools import Iptables, Nftables, Repair, Tool
+from flannel_udp.log_limits import ChangeLog, Seen
 from flannel_udp.logs import DETAIL
 from flannel_udp.threads import Service
 
@@ -51,20 +51,11 @@ class Firewall(Service):
         self._established = False
         self._problem: str | None = None
         self._complaints: list[str] = []
-        self._complained: Lasting[str] = Lasting(settled=0)
         self._changes = ChangeLog(log)
         self._moves: Seen[str] = Seen(quiet=_DOCKER_START, most=1)
 
     def start(self) -> None:
-        try:
-            self._apply()
-        except FirewallError as error:
-            if self._policy.masquerade:
-                raise
-            if self._wanted:
-                self._failed(error)
-        self._look_for_harmful_rules()
-        self._keep_apart()
+        self._check(must_work=self._policy.masquerade)
         super().start()
 
     def __exit__(self, *_: object) -> None:
@@ -98,15 +89,17 @@ class Firewall(Service):
         while not self._stopping.wait(self._resync):
             self._check()
 
-    def _check(self) -> None:
+    def _check(self, *, must_work: bool = False) -> None:
         repair = Repair.NOTHING
         try:
             repair = self._apply()
         except FirewallError as error:
+            if must_work:
+                raise
             if self._wanted:
                 self._failed(error)
         self._look_for_harmful_rules()
-        if self._keep_apart():
+        if self._overlay and self._overlay.check(self._tools()):
             repair = Repair.WRITTEN
         if self._problem is None:
             self._log(repair)
@@ -126,10 +119,6 @@ class Firewall(Service):
             self._changes.works("the firewall can be used now")
             log.info("firewall rules: %s (%s)", self._wanted, self._writer.name)
         return Repair.NOTHING
-
-    def _keep_apart(self) -> bool:
-        """Whether rules about the overlay's own datagrams had to be restored."""
-        return bool(self._overlay and self._overlay.check(self._tools()))
 
     def _log(self, repair: Repair) -> None:
         if repair is Repair.MOVED_BEFORE_DOCKER:
@@ -168,18 +157,15 @@ class Firewall(Service):
     def _look_for_harmful_rules(self) -> None:
         """Warn once of each rule by which another program harms the overlay."""
         with contextlib.suppress(FirewallError):
-            if not self._other and are_installed(
-                (Iptables if self._nftables else Nftables).PROGRAMS
-            ):
+            if not self._other:
                 self._other = self._open(nftables=not self._nftables)
-            if self._other:
-                self._other.read()
+            self._other.read()
         for tool in self._tools():
             if isinstance(tool, Iptables):
-                self._complaints = iptables.complaints(
-                    tool.last_read, self._policy, nftables=self._nftables
+                known, self._complaints = (
+                    self._complaints,
+                    iptables.complaints(tool.last_read, self._policy, nftables=self._nftables),
                 )
-        begun, _ = self._complained.observe(set(self._complaints), set(), time.monotonic())
-        for complaint in self._complaints:
-            if complaint in begun:
-                log.warning("%s", complaint)
+                for complaint in self._complaints:
+                    if complaint not in known:
+                        log.warning("%s", complaint)

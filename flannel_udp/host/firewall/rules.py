@@ -1,22 +1,19 @@
 """What the firewall must do for one overlay, whichever tool writes it (pure)."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from ipaddress import IPv4Address, IPv4Network
+from typing import ClassVar
 
 MULTICAST = IPv4Network("224.0.0.0/4")
 
-# kube-proxy marks packets that it will translate itself: as in flannel, they are left to it.
-KUBE_PROXY_MARK = 0x4000
 
-MASQUERADE_COMMENT = "flanneld masq"
-FORWARD_COMMENT = "flanneld forward"
-OVERLAY_COMMENT = "flanneld overlay"
+class Comment(StrEnum):
+    """What a rule of ours is for."""
 
-# The conntrack zone of the overlay's own datagrams. Any number but 0, which all connections have
-# by default, would do: programs that number zones start at 1 (Open vSwitch) or 4097 (OpenStack).
-# The daemons of one host share it, because their ports differ.
-ZONE = 8285
+    MASQUERADE = "flanneld masq"
+    FORWARD = "flanneld forward"
+    OVERLAY = "flanneld overlay"
 
 
 class Verdict(Enum):
@@ -60,6 +57,11 @@ class Overlay:
     so a NAT rule of this host may have to change theirs.
     """
 
+    # The conntrack zone of these datagrams. Any number but 0, which all connections have by
+    # default, would do: programs that number zones start at 1 (Open vSwitch) or 4097 (OpenStack).
+    # The daemons of one host share it, because their ports differ.
+    ZONE: ClassVar = 8285
+
     address: IPv4Address
     port: int
     owner: int = 0
@@ -69,6 +71,9 @@ class Overlay:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What one daemon wants: ``masquerade`` is --ip-masq, ``forward`` --iptables-forward-rules."""
+
+    # kube-proxy marks packets that it will translate itself: as in flannel, they are left to it.
+    KUBE_PROXY_MARK: ClassVar = "0x4000"
 
     network: IPv4Network
     subnet: IPv4Network

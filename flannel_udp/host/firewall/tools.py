@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from enum import Enum, auto
 from ipaddress import IPv4Network
-from typing import Protocol
 
 from flannel_udp.errors import FirewallError
 from flannel_udp.host.firewall import iptables, nftables
@@ -39,30 +38,13 @@ class Repair(Enum):
     WRITTEN = auto()
 
 
-class Tool(Protocol):
-    """Writes a policy into the kernel and removes it. Its methods raise FirewallError."""
-
-    name: str
-    PARTS: frozenset[Part]  # of the overlay's own rules, those that it can write
-
-    def read(self) -> object:
-        """What keep_apart compares with; ``apply`` reads too."""
-
-    def apply(self, policy: Policy) -> Repair:
-        """Write the rules that are missing."""
-
-    def keep_apart(self, part: Part, overlay: Overlay) -> Repair:
-        """Write what is missing of one part of the overlay's own rules."""
-
-    def remove(self, policy: Policy) -> None:
-        """Remove the rules of this policy; nothing to do if there are none."""
-
-
 class Iptables:
-    """iptables-save and iptables-restore, by nft or legacy."""
+    """iptables-save and iptables-restore, by nft or legacy. Its methods raise FirewallError, and
+    so do those of Nftables."""
 
     PROGRAMS = ("iptables-restore", "iptables-save")
-    PARTS = frozenset(Part) - {Part.GUARD}  # no chain comes after masquerading
+    # Of the overlay's own rules, those that it can write: no chain comes after masquerading.
+    PARTS = frozenset(Part) - {Part.GUARD}
 
     def __init__(self) -> None:
         self._restore, self._save = map(_find, self.PROGRAMS)
@@ -74,17 +56,20 @@ class Iptables:
         self._is_modern = numbers >= _WAIT_AND_RANDOM_FULLY_SINCE
 
     def read(self) -> Ruleset:
-        """All tables that exist: naming one would make legacy iptables create it."""
+        """What keep_apart compares with. All tables that exist: naming one would make legacy
+        iptables create it."""
         self.last_read = Ruleset.parse(_run([self._save]))
         return self.last_read
 
     def apply(self, policy: Policy) -> Repair:
+        """Read, and write the traffic rules that are missing."""
         for _ in range(_TRIES - 1):
             with contextlib.suppress(FirewallError):
                 return self._apply(policy)
         return self._apply(policy)
 
     def keep_apart(self, part: Part, overlay: Overlay) -> Repair:
+        """Write what is missing of one part of the overlay's own rules."""
         with contextlib.suppress(FirewallError):
             return self._keep_apart(part, overlay)
         self.read()  # another program may have changed the rules
@@ -96,6 +81,7 @@ class Iptables:
         return Repair.WRITTEN if self._write(change) else Repair.NOTHING
 
     def remove(self, policy: Policy) -> None:
+        """Remove the rules of this policy; nothing to do if there are none."""
         self.apply(replace(policy, masquerade=False, forward=False))
         if policy.overlay:
             self.remove_overlay(policy.overlay.port)
@@ -185,6 +171,9 @@ class Nftables:
 
     def _list(self, *what: str) -> str:
         return _run([self._nft, "--json", "--stateless", "list", *what])
+
+
+Tool = Iptables | Nftables
 
 
 def require_tool(*, nftables: bool) -> None:
