@@ -15,7 +15,7 @@ from flannel_udp.errors import DeviceError
 from flannel_udp.host import ports
 from flannel_udp.logs import DETAIL
 from flannel_udp.observe.readiness import Readiness
-from flannel_udp.observe.server import BACKLOG, Server
+from flannel_udp.observe.server import BACKLOG, Answers, Server
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def _listen(address: str, port: int) -> socket.socket:
     return listener
 
 
-class _HTTP:
+class _HTTP(Answers):
     """One request a connection, as the probes of load balancers and Prometheus send it."""
 
     def __init__(self, readiness: Readiness, exposition: Exposition) -> None:
@@ -67,31 +67,19 @@ class _HTTP:
         return b" /metrics" in request.partition(b"\n")[0]
 
     def answer(self, request: bytes) -> bytes:
-        exchange = _Exchange(request)
-        _Handler(exchange, self)
-        return bytes(exchange.answer)
-
-
-class _Exchange:
-    """In the place of a connection: the request is all there, and the answer is kept."""
-
-    def __init__(self, request: bytes) -> None:
-        self._request, self.answer = request, bytearray()
-
-    def makefile(self, *_: object) -> io.BytesIO:
-        return io.BytesIO(self._request)
-
-    def sendall(self, data: bytes) -> None:
-        self.answer += data
+        return _Handler(self, request).answer.getvalue()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     """The texts of /healthz and the first lines of /readyz are flannel's."""
 
-    def __init__(self, exchange: Any, http: _HTTP) -> None:
+    def __init__(self, http: _HTTP, request: bytes) -> None:
+        """Answers at once: the request is all there, and the answer is kept. There is no connection
+        for the base class to set up."""
         self._http = http
-        nobody: Any = None
-        super().__init__(exchange, nobody, nobody)
+        self.rfile, self.wfile = io.BytesIO(request), io.BytesIO()
+        self.answer = self.wfile
+        self.handle_one_request()
 
     def do_GET(self) -> None:
         readiness = self._http.readiness

@@ -1,7 +1,7 @@
 """Gathers the status that the socket, /metrics and the command line show."""
 
 import os
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.backends.pump.ends import names, superpackets
@@ -104,15 +104,10 @@ class StatusReport:
         since = self.reconciler.known_since()
         return [
             {
+                **asdict(peer),
                 "public_ip": str(peer.public_ip),
                 "subnets": [str(subnet) for subnet in subnets.get(peer.public_ip, ())],
                 "age_seconds": round(now - since.get(peer.public_ip, now), 1),
-                "sent_packets": peer.sent_packets,
-                "sent_bytes": peer.sent_bytes,
-                "received_packets": peer.received_packets,
-                "received_bytes": peer.received_bytes,
-                "dropped_packets": peer.dropped_packets,
-                "refuses_gso": peer.refuses_gso,
             }
             for peer in sorted(self.pump.peers(), key=lambda peer: peer.public_ip)
         ]
