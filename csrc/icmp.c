@@ -31,8 +31,8 @@ bool icmp_allow(struct icmp_limits *limits, uint32_t source, uint64_t now_ns)
 {
     /* Its own limit comes first: what that refuses takes nothing from the others. */
     struct limiter *own = &limits->sources[source % ICMP_SOURCES];
-    return limiter_allow(own, ICMP_SOURCE_RATE, ICMP_SOURCE_BURST, now_ns) &&
-           limiter_allow(&limits->all, ICMP_RATE, ICMP_BURST, now_ns);
+    return limiter_take(own, ICMP_SOURCE_RATE, ICMP_SOURCE_BURST, 1, now_ns) &&
+           limiter_take(&limits->all, ICMP_RATE, ICMP_BURST, 1, now_ns);
 }
 
 size_t icmp_net_unreachable(uint8_t reply[ICMP_REPLY_MAX], uint32_t source, const struct packet *packet)

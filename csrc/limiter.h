@@ -11,9 +11,3 @@ struct limiter {
 
 /* Whether so many more events are allowed now: `rate` a second, after a burst of `burst`. If not, none is counted. */
 bool limiter_take(struct limiter *limiter, uint32_t rate, uint32_t burst, uint32_t events, uint64_t now_ns);
-
-/* Whether one more event is allowed now. */
-static inline bool limiter_allow(struct limiter *limiter, uint32_t rate, uint32_t burst, uint64_t now_ns)
-{
-    return limiter_take(limiter, rate, burst, 1, now_ns);
-}

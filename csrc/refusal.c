@@ -20,7 +20,7 @@ bool refusal_add(struct refusal_queue *queue, const struct refusal *refusal, uin
     unsigned read = atomic_load_explicit(&queue->read, memory_order_acquire);
     if (written - read == REFUSAL_RING)
         return false; /* the ring is full: a later refusal of this source is reported */
-    if (!limiter_allow(&queue->limiter, REFUSAL_RATE, REFUSAL_RING, now_ns))
+    if (!limiter_take(&queue->limiter, REFUSAL_RATE, REFUSAL_RING, 1, now_ns))
         return false; /* likewise */
     queue->seen[place].outer_source = refusal->outer_source;
     queue->seen[place].reason = refusal->reason;

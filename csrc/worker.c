@@ -234,27 +234,22 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
-static int watch_fd(int epoll_fd, int fd, enum wake_source source)
-{
-    struct epoll_event event = {.events = WATCHED, .data.u32 = source};
-    return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
-}
-
 /* A new epoll set with these ends, or -errno. */
 static int watch_ends(const struct worker *worker, int tun_fd, int udp_fd)
 {
     int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (epoll_fd < 0)
         return -errno;
-    int error = watch_fd(epoll_fd, tun_fd, WAKE_TUN);
-    if (error == 0)
-        error = watch_fd(epoll_fd, udp_fd, WAKE_UDP);
-    if (error == 0)
-        error = watch_fd(epoll_fd, worker->wake_fd, WAKE_CONTROL);
-    if (error == 0)
-        return epoll_fd;
-    close(epoll_fd);
-    return error;
+    const int fds[] = {[WAKE_TUN] = tun_fd, [WAKE_UDP] = udp_fd, [WAKE_CONTROL] = worker->wake_fd};
+    for (uint32_t source = WAKE_TUN; source <= WAKE_CONTROL; source++) {
+        struct epoll_event event = {.events = WATCHED, .data.u32 = source};
+        if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fds[source], &event) < 0) {
+            int error = -errno;
+            close(epoll_fd);
+            return error;
+        }
+    }
+    return epoll_fd;
 }
 
 /* Joins the worker, which is not running, to these ends. 0 or -errno, and then it has its old ones. */

@@ -10,7 +10,7 @@ enum { SECOND = 1000000000, RATE = 1000, BURST = 50 };
 static size_t burst(struct limiter *limiter, uint64_t now)
 {
     size_t allowed = 0;
-    while (allowed < (size_t)10 * BURST && limiter_allow(limiter, RATE, BURST, now))
+    while (allowed < (size_t)10 * BURST && limiter_take(limiter, RATE, BURST, 1, now))
         allowed++;
     return allowed;
 }
@@ -26,7 +26,7 @@ static void a_burst_is_followed_by_the_rate(void)
         size_t allowed = 0;
         for (size_t step = 0; step < 100000; step++) { /* ten seconds in steps of 100 us */
             now += SECOND / 10000;
-            allowed += limiter_allow(&limiter, RATE, BURST, now);
+            allowed += limiter_take(&limiter, RATE, BURST, 1, now);
         }
         CHECK_EQ(allowed, 10 * RATE);
     }
@@ -46,8 +46,8 @@ static void a_refused_event_does_not_delay_the_next(void)
     uint64_t now = SECOND;
     CHECK_EQ(burst(&limiter, now), BURST);
     for (size_t i = 1; i < SECOND / RATE; i += 1000)
-        CHECK(!limiter_allow(&limiter, RATE, BURST, now + i));
-    CHECK(limiter_allow(&limiter, RATE, BURST, now + SECOND / RATE));
+        CHECK(!limiter_take(&limiter, RATE, BURST, 1, now + i));
+    CHECK(limiter_take(&limiter, RATE, BURST, 1, now + SECOND / RATE));
 }
 
 int main(void)
