@@ -18,7 +18,7 @@ from bench.report import Digest, page
 from flannel_udp.backends.pump.pump import STAT_NAMES
 from flannel_udp.cli import commands, mk_docker_opts
 from flannel_udp.cli.flags import DaemonFlags
-from flannel_udp.cli.main import parse_options
+from flannel_udp.cli.main import _parse
 from flannel_udp.cluster.config import NetworkConfig
 from flannel_udp.etcd import faults as etcd_faults
 from flannel_udp.etcd.faults import BEHIND, CLOSED, NO_ANSWER, Kind
@@ -53,7 +53,7 @@ def test_every_command_exists_and_takes_its_arguments(command: str) -> None:
         if arguments[0] in commands.NAMES and arguments[1:]:
             commands.parser(arguments[0]).parse_args(arguments[1:])
         elif arguments[0] not in (*commands.NAMES, "help", "--help"):
-            parse_options(arguments, {})
+            _parse(arguments, {})
     elif program == "mk-docker-opts":
         mk_docker_opts.parse_arguments(arguments)
     elif program == "make":

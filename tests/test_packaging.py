@@ -18,7 +18,7 @@ from iptables_variants import VARIANTS, use_variant
 
 from flannel_udp.cli import first_etcd
 from flannel_udp.cli.first_etcd import Plan
-from flannel_udp.cli.main import parse_options
+from flannel_udp.cli.main import _parse
 from flannel_udp.lab.lab import Lab
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +143,7 @@ def test_every_variable_in_the_settings_example_is_a_flag() -> None:
     ]
     for name, value in (line.split("=", 1) for line in lines):
         flag = name.removeprefix("FLANNELD_").lower().replace("_", "-")
-        parse_options([f"--{flag}={value}"], {})
+        _parse([f"--{flag}={value}"], {})
 
 
 @pytest.mark.parametrize("iptables", VARIANTS)

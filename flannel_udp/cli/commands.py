@@ -24,7 +24,7 @@ _SUBNET_FILE = "the daemon's --subnet-file"
 class _Command:
     summary: str
     declare: Callable[[FlagParser], None]
-    run: Callable[[argparse.Namespace, Options], int]
+    run: Callable[[argparse.Namespace, Options], int | None]  # None counts as 0
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -41,7 +41,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     try:
         values = parser(name).parse_line(arguments, environ, note_secret)
-        return _COMMANDS[name].run(values, options_of(values))
+        return _COMMANDS[name].run(values, options_of(values)) or 0
     except UsageError as error:
         message = str(error)
         for secret in secrets:
@@ -91,18 +91,16 @@ def _declare_top(flags: FlagParser) -> None:
     flags.add_setting("interval", "SECONDS", "between two refreshes", convert.interval, 1.0)
 
 
-def _top(values: argparse.Namespace, options: Options) -> int:
+def _top(values: argparse.Namespace, options: Options) -> None:
     from flannel_udp.observe import status_socket, top
 
     top.run(partial(status_socket.ask, options.subnet_file), values.interval)
-    return 0
 
 
-def _cleanup(values: argparse.Namespace, options: Options) -> int:
+def _cleanup(values: argparse.Namespace, options: Options) -> None:
     from flannel_udp.cli import cleanup
 
     cleanup.run()
-    return 0
 
 
 def _declare_etcd(flags: FlagParser) -> None:
@@ -130,18 +128,17 @@ def _declare_etcd(flags: FlagParser) -> None:
     flags.add_etcd_prefix()
 
 
-def _etcd(values: argparse.Namespace, options: Options) -> int:
+def _etcd(values: argparse.Namespace, options: Options) -> None:
     folder = values.data_dir.absolute()
     if values.check_version:
         from flannel_udp.etcd import program
 
         program.admit(values.check_version, folder)
-        return 0
+        return
     from flannel_udp.cli import first_etcd
 
     systemd = not values.no_systemd
     first_etcd.run(options, values.network, folder, values.port, systemd=systemd)
-    return 0
 
 
 def _declare_config(flags: FlagParser) -> None:
@@ -157,11 +154,10 @@ def _declare_config(flags: FlagParser) -> None:
     flags.add_etcd_flags()
 
 
-def _config(values: argparse.Namespace, options: Options) -> int:
+def _config(values: argparse.Namespace, options: Options) -> None:
     from flannel_udp.cli import cluster_commands
 
     cluster_commands.config(values.action, values.config, options, force=values.force)
-    return 0
 
 
 def _declare_lease(flags: FlagParser) -> None:
@@ -177,11 +173,10 @@ def _declare_lease(flags: FlagParser) -> None:
     flags.add_etcd_flags()
 
 
-def _lease(values: argparse.Namespace, options: Options) -> int:
+def _lease(values: argparse.Namespace, options: Options) -> None:
     from flannel_udp.cli import cluster_commands
 
     cluster_commands.lease(values.action, values.operands, options, as_json=values.json)
-    return 0
 
 
 def _declare_lab(flags: FlagParser) -> None:
@@ -212,11 +207,10 @@ def _declare_completion(flags: FlagParser) -> None:
     flags.add_argument("shell", choices=("bash", "zsh"), help="the shell that reads the script")
 
 
-def _completion(values: argparse.Namespace, options: Options) -> int:
+def _completion(values: argparse.Namespace, options: Options) -> None:
     from flannel_udp.cli.completion import completion
 
     print(completion(values.shell, parsers()))
-    return 0
 
 
 _COMMANDS = {

@@ -220,10 +220,8 @@ class DaemonFlags(FlagParser):
             convert.number(0, 1_000_000, " microseconds"),
         )
         self._boolean("ip-blackhole-route", "drop packets to our subnet that no container takes")
-        text, kind = (
-            "log more: 1 adds decisions, 2 also every check and call",
-            convert.number(0, 99),
-        )
+        text = "log more: 1 adds decisions, 2 also every check and call"
+        kind = convert.number(0, 99)
         self._value("v", "N", text, kind, dest="verbosity", nargs="?", const=1)
         self._value("log-format", "FORMAT", "text or JSON lines", convert.one_of(LOG_FORMATS))
         self._boolean("version", "print the version", action=_Version)

@@ -21,7 +21,6 @@ from flannel_udp.cli.flags import (
 from flannel_udp.cli.go_flags import SECRETS, SHOWN_CHARACTERS
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.logs import complain, start_logging
-from flannel_udp.options import Options
 
 log = logging.getLogger(__name__)
 
@@ -91,17 +90,8 @@ def _likely_log_format(arguments: Sequence[str], environ: Mapping[str, str]) -> 
     return found[-1] if found else environ.get("FLANNELD_LOG_FORMAT", "")
 
 
-def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
-    """The daemon's options: from the command line, else from a variable, else the default.
-
-    Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0).
-    """
-    values = _parse(argv, environ)
-    _check_kubernetes_flags(values)
-    return options_of(values)
-
-
 def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
+    """Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0)."""
     flags = DaemonFlags()
 
     def refuse(operand: str, flag: str) -> None:

@@ -13,13 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.cli.main import main, parse_options
+from flannel_udp.cli.flags import options_of
+from flannel_udp.cli.main import _check_kubernetes_flags, _parse, main
 from flannel_udp.errors import UsageError
 from flannel_udp.options import Options
 
 
 def parse(*argv: str, **environ: str) -> Options:
-    return parse_options(argv, environ)
+    values = _parse(argv, environ)
+    _check_kubernetes_flags(values)
+    return options_of(values)
 
 
 def program(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
