@@ -44,34 +44,27 @@ def netlink(doing: str) -> Iterator[IPRoute]:
             raise
         raise ShortageError(f"cannot {doing}: {error.strerror}; {ADVICE}") from None
     except NetlinkError as error:
-        if error.code in SHORTAGES:
-            raise ShortageError(f"cannot {doing}: the kernel answered '{error.args[1]}'") from None
+        answer = f"the kernel answered '{error.args[1]}'"
         if error.code in (errno.EPERM, errno.EACCES):
-            raise DeviceError(
-                f"cannot {doing}: not permitted; run as root (CAP_NET_ADMIN)"
-            ) from None
-        raise DeviceError(f"cannot {doing}: the kernel answered '{error.args[1]}'") from None
+            answer = "not permitted; run as root (CAP_NET_ADMIN)"
+        kind = ShortageError if error.code in SHORTAGES else DeviceError
+        raise kind(f"cannot {doing}: {answer}") from None
 
 
 def _open() -> IPRoute:
     until = time.monotonic() + _PATIENCE
     while True:
         try:
-            _reserve()
+            # pyroute2 that runs out of descriptors in the middle writes a traceback to stderr.
+            with ExitStack() as reserved:
+                for _ in range(_DESCRIPTORS):
+                    reserved.callback(os.close, os.eventfd(0))
             # No multicast groups: on a busy host their messages would only fill the receive buffer.
             return IPRoute(groups=0, ext_ack=True)
         except OSError as error:
             if error.errno not in SHORTAGES or time.monotonic() > until:
                 raise
             time.sleep(_RETRY_AFTER)
-
-
-def _reserve() -> None:
-    """Raises OSError if the descriptors do not suffice, because pyroute2 that runs out of them in
-    the middle writes a traceback to stderr."""
-    with ExitStack() as opened:
-        for _ in range(_DESCRIPTORS):
-            opened.callback(os.close, os.eventfd(0))
 
 
 @contextmanager

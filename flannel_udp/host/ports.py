@@ -1,5 +1,6 @@
 """Who has a TCP or UDP port of this host, as proc(5) shows it."""
 
+import os
 import re
 import socket
 from collections.abc import Collection, Iterator
@@ -28,9 +29,10 @@ def listener(port: int) -> str:
     return _program({inode for inode, state in _sockets("tcp", port) if state == _LISTENING})
 
 
-def udp_holder(port: int, ours: Collection[str]) -> str:
-    """A program with a socket on the UDP port whose inode is not among ``ours``; "" if none."""
-    inodes = {inode for inode, _ in _sockets("udp", port)}.difference(ours)
+def udp_holder(port: int, ours: Collection[int]) -> str:
+    """A program with a socket on the UDP port that is not among our descriptors; "" if none."""
+    known = {str(os.fstat(descriptor).st_ino) for descriptor in ours}
+    inodes = {inode for inode, _ in _sockets("udp", port)} - known
     return _program(inodes) if inodes else ""
 
 

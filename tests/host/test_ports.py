@@ -28,7 +28,7 @@ def test_a_udp_port_names_who_has_it_besides_us() -> None:
         s.bind(("::", 0))
         port = s.getsockname()[1]
         assert f", process {os.getpid()}" in ports.udp_holder(port, set())
-        assert ports.udp_holder(port, {str(os.fstat(s.fileno()).st_ino)}) == ""
+        assert ports.udp_holder(port, {s.fileno()}) == ""
     assert ports.udp_holder(port, set()) == ""
 
 

@@ -40,7 +40,7 @@ class PortGuard:
             port = pump.getsockname()[1]
             with contextlib.suppress(OSError):  # the port is taken: its holder is looked for below
                 guard.bind(("0.0.0.0", port))
-            if other := ports.udp_holder(port, {_inode(pump), _inode(guard)}):
+            if other := ports.udp_holder(port, (udp_fd, guard.fileno())):
                 log.warning(
                     "%s has UDP port %d too, on another address of this host: it can send packets"
                     " into the overlay in this host's name; stop it and restart this daemon",
@@ -63,7 +63,3 @@ def _shared(*sockets: socket.socket) -> Iterator[None]:
     finally:
         for each in sockets:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
-
-
-def _inode(each: socket.socket) -> str:
-    return str(os.fstat(each.fileno()).st_ino)
