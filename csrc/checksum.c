@@ -24,20 +24,16 @@ __attribute__((target("avx2"))) static uint64_t add_blocks_avx2(uint64_t sum, co
     return sum + a[0] + a[1] + a[2] + a[3];
 }
 
+#endif
+
 uint64_t checksum_add_payload(uint64_t sum, const void *bytes, size_t length)
 {
-    size_t blocks = length & ~(size_t)63;
-    if (blocks == 0 || !__builtin_cpu_supports("avx2"))
-        return checksum_add(sum, bytes, length);
-    sum = add_blocks_avx2(sum, bytes, blocks);
+    size_t blocks = 0;
+#if defined(__x86_64__)
+    if (length >= 64 && __builtin_cpu_supports("avx2")) {
+        blocks = length & ~(size_t)63;
+        sum = add_blocks_avx2(sum, bytes, blocks);
+    }
+#endif
     return checksum_add(sum, (const uint8_t *)bytes + blocks, length - blocks);
 }
-
-#else
-
-uint64_t checksum_add_payload(uint64_t sum, const void *bytes, size_t length)
-{
-    return checksum_add(sum, bytes, length);
-}
-
-#endif

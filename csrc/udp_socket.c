@@ -84,44 +84,39 @@ static int receive_trial(int fd, const uint8_t sent[TRIAL_BYTES])
     return 0;
 }
 
-/* Sends two datagrams from one socket to the other in one send. Returns which of `promised` work: all if it cannot be
+/* Sends two datagrams in one send from the socket to itself. Returns which of `promised` work: all if it cannot be
  * tried. */
-static unsigned try_between(int from, int to, unsigned promised)
+static unsigned try_with(int fd, unsigned promised)
 {
-    struct sockaddr_in source, target;
-    socklen_t size = sizeof source;
+    struct sockaddr_in own;
+    socklen_t size = sizeof own;
     uint8_t bytes[TRIAL_BYTES], control[UDP_CONTROL_SIZE] __attribute__((aligned(8))) = {0};
     struct iovec iov = {bytes, sizeof bytes};
-    struct mmsghdr message = {
-        .msg_hdr = {.msg_name = &target, .msg_namelen = sizeof target, .msg_iov = &iov, .msg_iovlen = 1}};
-    if (getsockname(from, (struct sockaddr *)&source, &size) < 0 ||
-        getsockname(to, (struct sockaddr *)&target, &size) < 0 ||
-        connect(to, (const struct sockaddr *)&source, size) < 0) /* receive no other sender's datagrams */
+    struct mmsghdr message = {.msg_hdr = {.msg_iov = &iov, .msg_iovlen = 1}};
+    if (getsockname(fd, (struct sockaddr *)&own, &size) < 0 ||
+        connect(fd, (const struct sockaddr *)&own, size) < 0) /* receive no other sender's datagrams */
         return promised;
     for (size_t i = 0; i < sizeof bytes; i++)
         bytes[i] = (uint8_t)i;
     udp_socket_set_segment_size(&message.msg_hdr, control, TRIAL_SIZE);
-    int n = udp_socket_send_batch(from, &message, 1);
+    int n = udp_socket_send_batch(fd, &message, 1);
     if (n < 0)
         return udp_socket_refused_segments(n) ? promised & ~(unsigned)OFFLOAD_UDP_GSO : promised;
     /* Nothing comes: a firewall on lo. Two receives: this kernel merges on physical devices only (5.10 does). */
-    return receive_trial(to, bytes) == -EBADMSG ? 0 : promised;
+    return receive_trial(fd, bytes) == -EBADMSG ? 0 : promised;
 }
 
 /* Tries over loopback what setsockopt has promised. Returns what works: all where lo is down or no socket is left. */
 static unsigned try_segments(unsigned promised)
 {
-    if (!(promised & OFFLOAD_UDP_GSO))
-        return promised; /* UDP_GRO cannot be tried without it */
     unsigned works = promised;
-    int from = udp_socket_open(INADDR_LOOPBACK, 0), to = udp_socket_open(INADDR_LOOPBACK, 0);
-    bool merges = promised & OFFLOAD_UDP_GRO;
-    if (from >= 0 && to >= 0 && (!merges || set_int(to, IPPROTO_UDP, UDP_GRO, 1) == 0))
-        works = try_between(from, to, promised);
-    if (from >= 0)
-        close(from);
-    if (to >= 0)
-        close(to);
+    /* Without UDP_SEGMENT, UDP_GRO cannot be tried. */
+    int fd = promised & OFFLOAD_UDP_GSO ? udp_socket_open(INADDR_LOOPBACK, 0) : -1;
+    if (fd < 0)
+        return promised;
+    if (!(promised & OFFLOAD_UDP_GRO) || set_int(fd, IPPROTO_UDP, UDP_GRO, 1) == 0)
+        works = try_with(fd, promised);
+    close(fd);
     return works;
 }
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,12 @@ class EtcdServer:
             release_reserved(self._data)
 
     def _is_healthy(self) -> bool:
-        connection = http.client.HTTPConnection(self._address, PORT, timeout=2)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
+        with closing(http.client.HTTPConnection(self._address, PORT, timeout=2)) as connection:
+            try:
+                connection.request("GET", "/health")
+                return connection.getresponse().status == 200
+            except OSError:
+                return False
 
     def kill(self) -> None:
         """Simulates a crash."""
