@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/types.h>
 
 #include "prefix.h"
 
@@ -75,10 +74,11 @@ static int add_route(struct tables *tables, const struct pump_route *route)
     return error;
 }
 
-static void withdraw_route(struct tables *tables, uint32_t prefix, uint8_t length)
+/* Withdraws a route of `table`, which is that of the routes or of the addresses. */
+static void withdraw(struct tables *tables, struct route_table *table, const struct pump_route *route)
 {
     uint32_t previous;
-    if (route_table_remove(tables->routes, prefix, length, &previous) == 0)
+    if (route_table_remove(table, route->prefix, (uint8_t)route->length, &previous) == 0 && table == tables->routes)
         peer_table_release(tables->peers, previous);
 }
 
@@ -86,7 +86,7 @@ static int apply(struct tables *tables, const struct pump_route *sorted, size_t 
 {
     for (size_t i = 0; i < count; i++) {
         if (sorted[i].public_ip == 0) {
-            withdraw_route(tables, sorted[i].prefix, (uint8_t)sorted[i].length);
+            withdraw(tables, tables->routes, &sorted[i]);
             continue;
         }
         int error = add_route(tables, &sorted[i]);
@@ -96,32 +96,23 @@ static int apply(struct tables *tables, const struct pump_route *sorted, size_t 
     return 0;
 }
 
-/* The routes that have not the current generation of the table, in *stale, to be freed. Returns their number or
- * -ENOMEM. */
-static ssize_t list_stale(const struct route_table *table, struct pump_route **stale)
+/* Withdraws what has not the current generation of the table. 0 or -ENOMEM. */
+static int withdraw_stale(struct tables *tables, struct route_table *table)
 {
     size_t count = 0;
-    *stale = malloc((table->set.count + 1) * sizeof **stale);
-    if (*stale == NULL)
+    struct pump_route *stale = malloc((table->set.count + 1) * sizeof *stale);
+    if (stale == NULL)
         return -ENOMEM;
     for (size_t i = 0; i < table->set.capacity; i++) {
         const struct route_item *item = &table->set.items[i];
         if (item->used && item->generation != table->generation)
-            (*stale)[count++] = (struct pump_route){.prefix = item->prefix, .length = item->length};
+            stale[count++] = (struct pump_route){.prefix = item->prefix, .length = item->length};
     }
-    return (ssize_t)count;
-}
-
-static int withdraw_stale(struct tables *tables)
-{
-    struct pump_route *stale;
-    ssize_t count = list_stale(tables->routes, &stale);
-    if (count < 0)
-        return (int)count;
-    qsort(stale, (size_t)count, sizeof *stale, compare_changes);
-    int error = apply(tables, stale, (size_t)count);
+    qsort(stale, count, sizeof *stale, compare_changes);
+    for (size_t i = 0; i < count; i++)
+        withdraw(tables, table, &stale[i]);
     free(stale);
-    return error;
+    return 0;
 }
 
 int tables_apply(struct tables *tables, const struct pump_route *sorted, size_t count, bool replace)
@@ -129,30 +120,23 @@ int tables_apply(struct tables *tables, const struct pump_route *sorted, size_t 
     tables->routes->generation += replace;
     int error = apply(tables, sorted, count);
     if (error == 0 && replace)
-        error = withdraw_stale(tables);
+        error = withdraw_stale(tables, tables->routes);
     reclaim(tables);
     return error;
 }
 
 int tables_set_addresses(struct tables *tables, const uint32_t *addresses, size_t count)
 {
-    struct route_table *set = tables->addresses;
-    struct pump_route *stale;
+    struct route_table *table = tables->addresses;
     uint32_t previous;
     int error = 0;
-    set->generation++;
+    table->generation++;
     for (size_t i = 0; i < count && error == 0; i++)
-        error = route_table_insert(set, addresses[i], 32, 0, &previous);
-    if (error < 0)
-        return error;
-    ssize_t stale_count = list_stale(set, &stale);
-    if (stale_count < 0)
-        return (int)stale_count;
-    for (ssize_t i = 0; i < stale_count; i++)
-        (void)route_table_remove(set, stale[i].prefix, 32, &previous); /* it is there: it was listed */
-    free(stale);
+        error = route_table_insert(table, addresses[i], 32, 0, &previous);
+    if (error == 0)
+        error = withdraw_stale(tables, table);
     reclaim(tables);
-    return 0;
+    return error;
 }
 
 uint32_t tables_lookup(const struct tables *tables, uint32_t address)
