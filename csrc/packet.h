@@ -60,16 +60,6 @@ static inline void write_u32(uint8_t *at, uint32_t value)
 /* Fills *packet from a buffer that must hold exactly one packet. After a fault *packet is undefined. */
 enum packet_fault packet_parse(struct packet *packet, const uint8_t *bytes, size_t length);
 
-static inline bool address_is_multicast(uint32_t address)
-{
-    return address >> 28 == 0xe;
-}
-
-static inline bool address_is_loopback(uint32_t address)
-{
-    return address >> 24 == 127;
-}
-
 /* Class E, 240.0.0.0/4. Linux allows its use as unicast addresses; RFC 1122 does not. */
 static inline bool address_is_reserved(uint32_t address)
 {
@@ -79,6 +69,5 @@ static inline bool address_is_reserved(uint32_t address)
 /* An address that one host may have (RFC 1122 3.2.1.3): not this-network, loopback, multicast or broadcast. */
 static inline bool address_is_unicast(uint32_t address)
 {
-    return address >> 24 != 0 && !address_is_loopback(address) && !address_is_multicast(address) &&
-           address != UINT32_MAX;
+    return address >> 24 != 0 && address >> 24 != 127 && address >> 28 != 0xe && address != UINT32_MAX;
 }

@@ -140,7 +140,7 @@ int pump_restart(struct pump *pump, int tun_fd, int udp_fd)
     }
     worker_stop(&pump->worker);
     count_overflows(pump); /* the last ones, if the socket still exists */
-    int error = worker_rejoin(&pump->worker, tun_fd, udp_fd);
+    int error = worker_join(&pump->worker, tun_fd, udp_fd);
     if (error == 0)
         error = worker_start(&pump->worker);
     pthread_mutex_unlock(&pump->lock);

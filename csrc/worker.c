@@ -252,8 +252,18 @@ static int watch_ends(const struct worker *worker, int tun_fd, int udp_fd)
     return epoll_fd;
 }
 
-/* Joins the worker, which is not running, to these ends. 0 or -errno, and then it has its old ones. */
-static int join_ends(struct worker *worker, int tun_fd, int udp_fd)
+int worker_init(struct worker *worker, int tun_fd, int udp_fd)
+{
+    worker->epoll_fd = -1;
+    worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int error = worker->wake_fd < 0 ? -errno : 0;
+    int tunnel_error = tunnel_init(&worker->tunnel);
+    if (error == 0)
+        error = tunnel_error;
+    return error < 0 ? error : worker_join(worker, tun_fd, udp_fd);
+}
+
+int worker_join(struct worker *worker, int tun_fd, int udp_fd)
 {
     struct tunnel_ends ends;
     int error = tunnel_probe(&ends, tun_fd, udp_fd, worker->wanted);
@@ -266,25 +276,6 @@ static int join_ends(struct worker *worker, int tun_fd, int udp_fd)
     worker->epoll_fd = epoll_fd;
     worker->paused = false;
     tunnel_join(&worker->tunnel, &ends);
-    return 0;
-}
-
-int worker_init(struct worker *worker, int tun_fd, int udp_fd)
-{
-    worker->epoll_fd = -1;
-    worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int error = worker->wake_fd < 0 ? -errno : 0;
-    int tunnel_error = tunnel_init(&worker->tunnel);
-    if (error == 0)
-        error = tunnel_error;
-    return error < 0 ? error : join_ends(worker, tun_fd, udp_fd);
-}
-
-int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd)
-{
-    int error = join_ends(worker, tun_fd, udp_fd);
-    if (error < 0)
-        return error;
     uint64_t wakes;
     ssize_t n = read(worker->wake_fd, &wakes, sizeof wakes);
     (void)n; /* EAGAIN: there was no stop */

@@ -39,7 +39,7 @@ int worker_init(struct worker *worker, int tun_fd, int udp_fd);
 
 /* Joins a worker whose thread is stopped or has ended to other ends, ready to start. What waited for the old socket is
  * lost; the counters stay. 0 or -errno; after an error it has its old ends. */
-int worker_rejoin(struct worker *worker, int tun_fd, int udp_fd);
+int worker_join(struct worker *worker, int tun_fd, int udp_fd);
 
 /* Starts the thread, with all signals blocked. 0 or -errno. */
 int worker_start(struct worker *worker);

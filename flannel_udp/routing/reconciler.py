@@ -109,19 +109,13 @@ class Reconciler:
         return since
 
     def _note(self, changes: Changes, revision: int) -> None:
+        """Note what was applied, and wait for the end of the first hold, if any; the lock is
+        held."""
         self._revision = revision
-        self._note_ages(changes)
-        if self._timer is None:
-            self._start_timer()
-
-    def _note_ages(self, changes: Changes) -> None:
         self._since |= dict.fromkeys(changes.added, boottime())
         for subnet in changes.removed:
             self._since.pop(subnet, None)
-
-    def _start_timer(self) -> None:
-        """Wait for the end of the first hold, if any; the lock is held."""
-        if self._closed or self._held.next_end is None:
+        if self._timer or self._closed or self._held.next_end is None:
             return
         wait = min(max(self._held.next_end - boottime(), 0.0), _LONGEST_SLEEP)
         self._timer = threading.Timer(wait, self._expire)
@@ -136,9 +130,8 @@ class Reconciler:
                 ended = self._held.expire(boottime())
                 changes = self._routes.apply(LeaseRemoved(each.lease.key) for each in ended)
                 self._backend.update(changes.added, changes.removed)
-                self._note_ages(changes)
                 self._timer = None
-                self._start_timer()
+                self._note(changes, self._revision)
             _log_holds(HoldChanges(ended=ended))
             _log_routes(changes)
         except Exception as error:
