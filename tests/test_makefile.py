@@ -8,6 +8,8 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from documents import ROOT
@@ -50,15 +52,18 @@ def test_soaks_take_duration_and_seed_from_the_command_line() -> None:
 @pytest.mark.parametrize("target", ["demo", "test", "bench-gate"])
 def test_target_that_needs_root_says_so_before_anything_is_installed(target: str) -> None:
     nobody = ("setpriv", "--reuid=65534", "--clear-groups")
-    result = subprocess.run(
-        [*nobody, "make", "--file=-", target],  # nobody may be unable to read the checkout
-        cwd="/",
-        env={name: value for name, value in os.environ.items() if "MAKE" not in name},
-        input=(ROOT / "Makefile").read_text(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    inherited = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    with tempfile.TemporaryDirectory() as folder:  # make leaves a copy of its input there
+        Path(folder).chmod(0o1777)
+        result = subprocess.run(
+            [*nobody, "make", "--file=-", target],  # nobody may be unable to read the checkout
+            cwd="/",
+            env=inherited | {"TMPDIR": folder},
+            input=(ROOT / "Makefile").read_text(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     (line,) = result.stderr.splitlines()
     assert f"*** make {target} makes network namespaces: run it as root." in line
     assert (result.returncode, result.stdout) == (2, "")
